@@ -1,0 +1,45 @@
+"""Every exception that gaia_fast raises on purpose.
+
+Each derives from `GaiaError` and from the built-in class that a caller would expect, names the module, tensor or file
+at fault, and says what to do about it.
+"""
+
+
+class GaiaError(Exception):
+    """Base of all exceptions of this package."""
+
+
+class InputError(GaiaError, ValueError):
+    """The images are of the wrong type, shape, dtype, device or value."""
+
+
+class ModelError(GaiaError, RuntimeError):
+    """The model is in a state, or of a kind, that cannot be scored."""
+
+
+class LayerError(GaiaError, ValueError):
+    """A layer or head that was asked for does not exist or cannot be inspected."""
+
+
+class BackendError(GaiaError, RuntimeError):
+    """The engine or backend that was forced cannot run here, or a kernel refused its arguments."""
+
+
+class NonFiniteError(GaiaError, ArithmeticError):
+    """A logit or a score came out infinite or NaN; the message names the images."""
+
+
+class CalibrationError(GaiaError, ValueError):
+    """The threshold is missing, or the scores it should come from are unusable."""
+
+
+class WeightsError(GaiaError, ValueError):
+    """A weights file cannot be read or does not fit the network."""
+
+
+class DataError(GaiaError, ValueError):
+    """An image source cannot be read at all (single unreadable images are reported, not raised)."""
+
+
+class ArgumentError(GaiaError, ValueError):
+    """An option has a value that is not one of those allowed."""
