@@ -1,0 +1,93 @@
+// The Python module gaia_fast._kernels: pointers, sizes and strides in, nothing of torch. Arguments are checked by the
+// Python callers in gaia_fast/ops; the interpreter lock is released while a kernel runs.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// (data pointer, (n, k, h, w), strides in elements), as the Python side knows a tensor.
+using Sizes = std::array<int64_t, 4>;
+
+gaia_map make_map(uintptr_t data, int dtype, const Sizes& shape, const Sizes& strides) {
+  return {reinterpret_cast<void*>(data),
+          static_cast<gaia_dtype>(dtype),
+          shape[0],
+          shape[1],
+          shape[2],
+          shape[3],
+          strides[0],
+          strides[1],
+          strides[2],
+          strides[3]};
+}
+
+gaia_moments make_moments(uintptr_t data, int64_t stride_moment, int64_t stride_n) {
+  float* const first = reinterpret_cast<float*>(data);
+  return {first, first + stride_moment, first + 2 * stride_moment, stride_n};
+}
+
+const gaia::cpu::KernelTable* find_level(const std::string& level) {
+  std::string supported;
+  for (auto table = gaia::cpu::supported_tables(); *table != nullptr; ++table) {
+    if (level == (*table)->level) return *table;
+    supported += std::string(supported.empty() ? "" : ", ") + (*table)->level;
+  }
+  throw std::invalid_argument("instruction-set level '" + level + "' does not run here; choose from: " + supported);
+}
+
+const gaia::cpu::KernelTable* initial_level() {
+  const char* forced = std::getenv("GAIA_FAST_CPU_LEVEL");
+  return forced != nullptr && *forced != '\0' ? find_level(forced) : gaia::cpu::supported_tables()[0];
+}
+
+const gaia::cpu::KernelTable* active = nullptr;
+
+}  // namespace
+
+PYBIND11_MODULE(_kernels, m) {
+  m.doc() = "CPU kernels of gaia_fast on raw pointers; use gaia_fast.ops instead.";
+  active = initial_level();
+
+  m.def("cpu_levels", [] {
+    std::vector<std::string> levels;
+    for (auto table = gaia::cpu::supported_tables(); *table != nullptr; ++table) levels.push_back((*table)->level);
+    return levels;
+  });
+  m.def("cpu_level", [] { return std::string(active->level); });
+  m.def("set_cpu_level", [](const std::string& level) { active = find_level(level); });
+
+  m.def("channel_moments", [](uintptr_t g, int dtype, Sizes shape, Sizes strides, uintptr_t out, int64_t stride_moment,
+                              int64_t stride_n, int threads) {
+    py::gil_scoped_release unlocked;
+    active->channel_moments(make_map(g, dtype, shape, strides), make_moments(out, stride_moment, stride_n), threads);
+  });
+
+  m.def("relu_backward_moments", [](uintptr_t g, uintptr_t y, uintptr_t scale, uintptr_t grad_in, int dtype,
+                                    Sizes shape, Sizes g_strides, Sizes y_strides, Sizes grad_in_strides, uintptr_t out,
+                                    int64_t stride_moment, int64_t stride_n, int threads) {
+    py::gil_scoped_release unlocked;
+    const gaia_map y_map = make_map(y, dtype, shape, y_strides);
+    active->relu_backward_moments(
+        make_map(g, dtype, shape, g_strides), y != 0 ? &y_map : nullptr, reinterpret_cast<const float*>(scale),
+        make_map(grad_in, dtype, shape, grad_in_strides), make_moments(out, stride_moment, stride_n), threads);
+  });
+
+  m.def("frobenius",
+        [](uintptr_t moments, int64_t n, int64_t stride_n, const std::vector<int64_t>& offsets,
+           const std::vector<double>& inverse_area, uintptr_t output_component, double p, uintptr_t score) {
+          py::gil_scoped_release unlocked;
+          gaia::cpu::frobenius({reinterpret_cast<const float*>(moments), n, stride_n, offsets.data(),
+                                inverse_area.data(), static_cast<int64_t>(inverse_area.size()),
+                                reinterpret_cast<const float*>(output_component), p, reinterpret_cast<float*>(score)});
+        });
+}

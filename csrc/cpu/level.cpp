@@ -1,0 +1,320 @@
+// channel_moments and relu_backward_moments for one instruction-set level: compiled once per level, with that level's
+// flags and GAIA_LEVEL naming it. See simd.h for why everything but the table is in an anonymous namespace.
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+// The running moments of kLanes interleaved partial rows, or of kLanes channels.
+struct Moments {
+  Vec sum;
+  Vec abs_sum;
+  IntVec nonzero;
+
+  void add(Vec g) {
+    const IntVec magnitude = (IntVec)g & 0x7fffffff;
+    sum += g;
+    abs_sum += (Vec)magnitude;
+    nonzero -= (magnitude != 0);
+  }
+  void merge(const Moments& other) {
+    sum += other.sum;
+    abs_sum += other.abs_sum;
+    nonzero += other.nonzero;
+  }
+};
+
+constexpr Moments kNoMoments = {};
+
+// Length of a chain of float32 additions before it is folded into the next one: keeps the rounding error of long rows
+// near that of pairwise summation.
+constexpr int64_t kChain = 32;
+
+template <class T>
+inline typename T::Storage* at(const gaia_map& map, int64_t n, int64_t k, int64_t h, int64_t w) {
+  return static_cast<typename T::Storage*>(map.data) + n * map.stride_n + k * map.stride_k + h * map.stride_h +
+         w * map.stride_w;
+}
+
+// What the loops below read: a run of consecutive gradient values, as they are ...
+template <class T>
+struct Plain {
+  const typename T::Storage* g;
+
+  Vec vector(int64_t i) const { return T::load(g + i); }
+  Vec part(int64_t i, int64_t count) const { return load_part<T>(g + i, count); }
+  float scalar() const { return T::widen(*g); }
+};
+
+template <class T>
+struct PlainMap {
+  gaia_map g;
+
+  Plain<T> run(int64_t n, int64_t k, int64_t h, int64_t w, bool) const { return {at<T>(g, n, k, h, w)}; }
+};
+
+// ... or masked by the ReLU's output, written on to grad_in as they pass. The scale is one per run (a row of one
+// channel) or one per element (a run over channels).
+template <class T, bool kMasked>
+struct Masked {
+  const typename T::Storage* g;
+  const typename T::Storage* y;
+  typename T::Storage* grad_in;
+  const float* scale;
+  bool scale_per_element;
+
+  static Vec select(Vec g, Vec y) { return (Vec)((IntVec)g & ~(IntVec)(y <= 0.0f)); }
+  Vec scaled(Vec masked, Vec factors) const { return scale == nullptr ? masked : masked * factors; }
+
+  Vec vector(int64_t i) const {
+    Vec masked = T::load(g + i);
+    if constexpr (kMasked) masked = select(masked, T::load(y + i));
+    Vec factors = {};
+    if (scale != nullptr) factors = scale_per_element ? Float32::load(scale + i) : *scale - Vec{};
+    T::store(grad_in + i, scaled(masked, factors));
+    return masked;
+  }
+  Vec part(int64_t i, int64_t count) const {
+    Vec masked = load_part<T>(g + i, count);
+    if constexpr (kMasked) masked = select(masked, load_part<T>(y + i, count));
+    Vec factors = {};
+    if (scale != nullptr) factors = scale_per_element ? load_part<Float32>(scale + i, count) : *scale - Vec{};
+    store_part<T>(grad_in + i, scaled(masked, factors), count);
+    return masked;
+  }
+  float scalar() const {
+    float masked = T::widen(*g);
+    if constexpr (kMasked) masked = T::widen(*y) <= 0.0f ? 0.0f : masked;
+    *grad_in = T::narrow(scale == nullptr ? masked : masked * *scale);
+    return masked;
+  }
+};
+
+template <class T, bool kMasked>
+struct MaskedMap {
+  gaia_map g;
+  gaia_map y;
+  gaia_map grad_in;
+  const float* scale;
+
+  Masked<T, kMasked> run(int64_t n, int64_t k, int64_t h, int64_t w, bool over_channels) const {
+    return {at<T>(g, n, k, h, w), kMasked ? at<T>(y, n, k, h, w) : nullptr, at<T>(grad_in, n, k, h, w),
+            scale == nullptr ? nullptr : scale + k, over_channels};
+  }
+};
+
+void store_moments(const gaia_moments& out, int64_t n, int64_t k, int64_t count, Vec sum, Vec abs_sum, IntVec nonzero) {
+  const int64_t offset = n * out.stride_n + k;
+  const Vec nonzero_float = __builtin_convertvector(nonzero, Vec);
+  float* const targets[3] = {out.sum, out.abs_sum, out.nonzero};
+  const Vec values[3] = {sum, abs_sum, nonzero_float};
+  for (int i = 0; i < 3; ++i) {
+    if (targets[i] == nullptr) continue;
+    if (count == kLanes) {
+      Float32::store(targets[i] + offset, values[i]);
+    } else {
+      store_part<Float32>(targets[i] + offset, values[i], count);
+    }
+  }
+}
+
+template <class Run>
+inline Moments row_moments(const Run& run, int64_t length) {
+  constexpr int64_t kStep = 4 * kLanes;
+  Moments total = kNoMoments;
+  int64_t i = 0;
+  while (i + kStep <= length) {
+    Moments part[4] = {kNoMoments, kNoMoments, kNoMoments, kNoMoments};
+    for (int64_t chain = 0; chain < kChain && i + kStep <= length; ++chain, i += kStep) {
+      for (int u = 0; u < 4; ++u) part[u].add(run.vector(i + u * kLanes));
+    }
+    part[0].merge(part[1]);
+    part[2].merge(part[3]);
+    part[0].merge(part[2]);
+    total.merge(part[0]);
+  }
+  for (; i + kLanes <= length; i += kLanes) total.add(run.vector(i));
+  if (i < length) total.add(run.part(i, length - i));
+  return total;
+}
+
+// Contiguous H x W rows: kLanes channels at a time, whose horizontal sums are taken together.
+template <class Map>
+void moments_over_rows(const Map& map, const gaia_map& shape, const gaia_moments& out, int64_t n, int64_t k,
+                       int64_t count) {
+  Vec sums[kLanes], abs_sums[kLanes];
+  IntVec nonzeros[kLanes];
+  const int64_t length = shape.h * shape.w;
+  for (int64_t r = 0; r < kLanes; ++r) {
+    const Moments row = r < count ? row_moments(map.run(n, k + r, 0, 0, false), length) : kNoMoments;
+    sums[r] = row.sum;
+    abs_sums[r] = row.abs_sum;
+    nonzeros[r] = row.nonzero;
+  }
+  store_moments(out, n, k, count, out.sum != nullptr ? transpose_sum(sums) : Vec{},
+                out.abs_sum != nullptr ? transpose_sum(abs_sums) : Vec{},
+                out.nonzero != nullptr ? transpose_sum(nonzeros) : IntVec{});
+}
+
+// Contiguous channels: kWidth vectors of them are carried over all positions. A whole number of vectors only.
+template <int kWidth, class Map>
+void moments_over_channels(const Map& map, const gaia_map& shape, const gaia_moments& out, int64_t n, int64_t k) {
+  Moments total[kWidth], part[kWidth];
+  for (int u = 0; u < kWidth; ++u) total[u] = part[u] = kNoMoments;
+  int64_t chain = 0;
+  for (int64_t h = 0; h < shape.h; ++h) {
+    for (int64_t w = 0; w < shape.w; ++w) {
+      const auto run = map.run(n, k, h, w, true);
+      for (int u = 0; u < kWidth; ++u) part[u].add(run.vector(u * kLanes));
+      if (++chain == kChain) {
+        for (int u = 0; u < kWidth; ++u) {
+          total[u].merge(part[u]);
+          part[u] = kNoMoments;
+        }
+        chain = 0;
+      }
+    }
+  }
+  for (int u = 0; u < kWidth; ++u) {
+    total[u].merge(part[u]);
+    store_moments(out, n, k + u * kLanes, kLanes, total[u].sum, total[u].abs_sum, total[u].nonzero);
+  }
+}
+
+template <class Map>
+void moments_over_last_channels(const Map& map, const gaia_map& shape, const gaia_moments& out, int64_t n, int64_t k,
+                                int64_t count) {
+  Moments total = kNoMoments, part = kNoMoments;
+  int64_t chain = 0;
+  for (int64_t h = 0; h < shape.h; ++h) {
+    for (int64_t w = 0; w < shape.w; ++w) {
+      part.add(map.run(n, k, h, w, true).part(0, count));
+      if (++chain == kChain) {
+        total.merge(part);
+        part = kNoMoments;
+        chain = 0;
+      }
+    }
+  }
+  total.merge(part);
+  store_moments(out, n, k, count, total.sum, total.abs_sum, total.nonzero);
+}
+
+// Any strides, one value at a time.
+template <class Map>
+void moments_over_strides(const Map& map, const gaia_map& shape, const gaia_moments& out, int64_t n, int64_t k) {
+  double sum = 0.0, abs_sum = 0.0;
+  int64_t nonzero = 0;
+  for (int64_t h = 0; h < shape.h; ++h) {
+    for (int64_t w = 0; w < shape.w; ++w) {
+      const float g = map.run(n, k, h, w, false).scalar();
+      const uint32_t magnitude = float_to_bits(g) & 0x7fffffffu;
+      sum += g;
+      abs_sum += bits_to_float(magnitude);
+      nonzero += magnitude != 0;
+    }
+  }
+  const int64_t offset = n * out.stride_n + k;
+  if (out.sum != nullptr) out.sum[offset] = static_cast<float>(sum);
+  if (out.abs_sum != nullptr) out.abs_sum[offset] = static_cast<float>(abs_sum);
+  if (out.nonzero != nullptr) out.nonzero[offset] = static_cast<float>(nonzero);
+}
+
+enum class Layout { kRows, kChannels, kStrided };
+
+bool has_contiguous_rows(const gaia_map& map) {
+  return (map.w == 1 || map.stride_w == 1) && (map.h == 1 || map.stride_h == map.w);
+}
+
+bool has_contiguous_channels(const gaia_map& map) { return map.k == 1 || map.stride_k == 1; }
+
+Layout common_layout(const gaia_map* const* maps, int count) {
+  bool rows = true, channels = true;
+  for (int i = 0; i < count; ++i) {
+    rows = rows && has_contiguous_rows(*maps[i]);
+    channels = channels && has_contiguous_channels(*maps[i]);
+  }
+  if (channels && (!rows || maps[0]->h * maps[0]->w == 1)) return Layout::kChannels;
+  return rows ? Layout::kRows : Layout::kStrided;
+}
+
+// Below this many elements waking the other threads costs more than they save.
+constexpr int64_t kParallelElements = 1 << 16;
+
+template <class Map>
+void reduce(const Map& map, const gaia_map& shape, Layout layout, const gaia_moments& out, int threads) {
+  // A block is what one call of a function above handles: results do not depend on how blocks meet threads.
+  constexpr int64_t kWidth = sizeof(Vec) == 64 ? 4 : 2;
+  const int64_t block = layout == Layout::kRows ? kLanes : layout == Layout::kChannels ? kWidth * kLanes : 1;
+  const int64_t blocks = (shape.k + block - 1) / block;
+  const int64_t tasks = shape.n * blocks;
+  const bool parallel = threads > 1 && tasks > 1 && shape.n * shape.k * shape.h * shape.w >= kParallelElements;
+#pragma omp parallel for schedule(static) num_threads(threads) if (parallel)
+  for (int64_t task = 0; task < tasks; ++task) {
+    const int64_t n = task / blocks;
+    int64_t k = task % blocks * block;
+    const int64_t count = shape.k - k < block ? shape.k - k : block;
+    if (layout == Layout::kRows) {
+      moments_over_rows(map, shape, out, n, k, count);
+    } else if (layout == Layout::kStrided) {
+      moments_over_strides(map, shape, out, n, k);
+    } else if (count == block) {
+      moments_over_channels<kWidth>(map, shape, out, n, k);
+    } else {
+      const int64_t end = k + count;
+      for (; k + kLanes <= end; k += kLanes) moments_over_channels<1>(map, shape, out, n, k);
+      if (k < end) moments_over_last_channels(map, shape, out, n, k, end - k);
+    }
+  }
+}
+
+template <class T>
+void channel_moments_of(const gaia_map& g, const gaia_moments& out, int threads) {
+  const gaia_map* const maps[] = {&g};
+  reduce(PlainMap<T>{g}, g, common_layout(maps, 1), out, threads);
+}
+
+template <class T>
+void relu_backward_moments_of(const gaia_map& g, const gaia_map* y, const float* scale, const gaia_map& grad_in,
+                              const gaia_moments& out, int threads) {
+  const gaia_map* const maps[] = {&g, &grad_in, y};
+  const Layout layout = common_layout(maps, y == nullptr ? 2 : 3);
+  if (y == nullptr) {
+    reduce(MaskedMap<T, false>{g, g, grad_in, scale}, g, layout, out, threads);
+  } else {
+    reduce(MaskedMap<T, true>{g, *y, grad_in, scale}, g, layout, out, threads);
+  }
+}
+
+void channel_moments(const gaia_map& g, const gaia_moments& out, int threads) {
+  switch (g.dtype) {
+    case GAIA_FLOAT32: return channel_moments_of<Float32>(g, out, threads);
+    case GAIA_FLOAT16: return channel_moments_of<Float16>(g, out, threads);
+    case GAIA_BFLOAT16: return channel_moments_of<BFloat16>(g, out, threads);
+  }
+}
+
+void relu_backward_moments(const gaia_map& g, const gaia_map* y, const float* scale, const gaia_map& grad_in,
+                           const gaia_moments& out, int threads) {
+  switch (g.dtype) {
+    case GAIA_FLOAT32: return relu_backward_moments_of<Float32>(g, y, scale, grad_in, out, threads);
+    case GAIA_FLOAT16: return relu_backward_moments_of<Float16>(g, y, scale, grad_in, out, threads);
+    case GAIA_BFLOAT16: return relu_backward_moments_of<BFloat16>(g, y, scale, grad_in, out, threads);
+  }
+}
+
+#define GAIA_STRING_(x) #x
+#define GAIA_STRING(x) GAIA_STRING_(x)
+#define GAIA_JOIN_(a, b) a##b
+#define GAIA_JOIN(a, b) GAIA_JOIN_(a, b)
+
+}  // namespace
+
+namespace gaia::cpu {
+
+const KernelTable& GAIA_JOIN(GAIA_LEVEL, _table)() {
+  static const KernelTable table = {GAIA_STRING(GAIA_LEVEL), channel_moments, relu_backward_moments};
+  return table;
+}
+
+}  // namespace gaia::cpu
