@@ -26,9 +26,28 @@ struct Moments {
 
 constexpr Moments kNoMoments = {};
 
-// Length of a chain of float32 additions before it is folded into the next one: keeps the rounding error of long rows
-// near that of pairwise summation.
+// Sums of sums: after kChain additions a level is folded into the next one, so that the rounding error of long rows
+// stays near that of pairwise summation. (Not compensated summation: it would turn infinities into NaN.)
 constexpr int64_t kChain = 32;
+
+struct Cascade {
+  Moments level[2] = {kNoMoments, kNoMoments};
+  int64_t chain = 0;
+
+  void add(const Moments& part) {
+    level[0].merge(part);
+    if (++chain == kChain) {
+      level[1].merge(level[0]);
+      level[0] = kNoMoments;
+      chain = 0;
+    }
+  }
+  Moments total() const {
+    Moments all = level[1];
+    all.merge(level[0]);
+    return all;
+  }
+};
 
 template <class T>
 inline typename T::Storage* at(const gaia_map& map, int64_t n, int64_t k, int64_t h, int64_t w) {
@@ -121,7 +140,7 @@ void store_moments(const gaia_moments& out, int64_t n, int64_t k, int64_t count,
 template <class Run>
 inline Moments row_moments(const Run& run, int64_t length) {
   constexpr int64_t kStep = 4 * kLanes;
-  Moments total = kNoMoments;
+  Cascade blocks;
   int64_t i = 0;
   while (i + kStep <= length) {
     Moments part[4] = {kNoMoments, kNoMoments, kNoMoments, kNoMoments};
@@ -131,8 +150,9 @@ inline Moments row_moments(const Run& run, int64_t length) {
     part[0].merge(part[1]);
     part[2].merge(part[3]);
     part[0].merge(part[2]);
-    total.merge(part[0]);
+    blocks.add(part[0]);
   }
+  Moments total = blocks.total();
   for (; i + kLanes <= length; i += kLanes) total.add(run.vector(i));
   if (i < length) total.add(run.part(i, length - i));
   return total;
@@ -159,8 +179,9 @@ void moments_over_rows(const Map& map, const gaia_map& shape, const gaia_moments
 // Contiguous channels: kWidth vectors of them are carried over all positions. A whole number of vectors only.
 template <int kWidth, class Map>
 void moments_over_channels(const Map& map, const gaia_map& shape, const gaia_moments& out, int64_t n, int64_t k) {
-  Moments total[kWidth], part[kWidth];
-  for (int u = 0; u < kWidth; ++u) total[u] = part[u] = kNoMoments;
+  Cascade blocks[kWidth];
+  Moments part[kWidth];
+  for (int u = 0; u < kWidth; ++u) part[u] = kNoMoments;
   int64_t chain = 0;
   for (int64_t h = 0; h < shape.h; ++h) {
     for (int64_t w = 0; w < shape.w; ++w) {
@@ -168,7 +189,7 @@ void moments_over_channels(const Map& map, const gaia_map& shape, const gaia_mom
       for (int u = 0; u < kWidth; ++u) part[u].add(run.vector(u * kLanes));
       if (++chain == kChain) {
         for (int u = 0; u < kWidth; ++u) {
-          total[u].merge(part[u]);
+          blocks[u].add(part[u]);
           part[u] = kNoMoments;
         }
         chain = 0;
@@ -176,26 +197,29 @@ void moments_over_channels(const Map& map, const gaia_map& shape, const gaia_mom
     }
   }
   for (int u = 0; u < kWidth; ++u) {
-    total[u].merge(part[u]);
-    store_moments(out, n, k + u * kLanes, kLanes, total[u].sum, total[u].abs_sum, total[u].nonzero);
+    Moments total = blocks[u].total();
+    total.merge(part[u]);
+    store_moments(out, n, k + u * kLanes, kLanes, total.sum, total.abs_sum, total.nonzero);
   }
 }
 
 template <class Map>
 void moments_over_last_channels(const Map& map, const gaia_map& shape, const gaia_moments& out, int64_t n, int64_t k,
                                 int64_t count) {
-  Moments total = kNoMoments, part = kNoMoments;
+  Cascade blocks;
+  Moments part = kNoMoments;
   int64_t chain = 0;
   for (int64_t h = 0; h < shape.h; ++h) {
     for (int64_t w = 0; w < shape.w; ++w) {
       part.add(map.run(n, k, h, w, true).part(0, count));
       if (++chain == kChain) {
-        total.merge(part);
+        blocks.add(part);
         part = kNoMoments;
         chain = 0;
       }
     }
   }
+  Moments total = blocks.total();
   total.merge(part);
   store_moments(out, n, k, count, total.sum, total.abs_sum, total.nonzero);
 }

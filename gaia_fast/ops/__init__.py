@@ -1,0 +1,17 @@
+"""The kernels as operations on tensors: one folder each, the plain PyTorch reference beside the fast versions.
+
+Semantics that every version shares:
+
+- non-zero means `g != 0` by its bits: -0.0 is zero; subnormals, infinities and NaN are not;
+- a ReLU mask selects, it does not multiply: where `y <= 0` the gradient is 0 whatever `g` holds, and a NaN in `y`
+  passes `g` on, as PyTorch's own ReLU backward does;
+- sums accumulate in float32 (float64 for float64 maps, which only the reference takes); counts are exact up to 2**24
+  positions, and larger maps are refused;
+- results are deterministic bit for bit, and an image's result does not depend on the other images of the batch.
+"""
+
+from gaia_fast.ops.channel_moments import channel_moments
+from gaia_fast.ops.frobenius import frobenius
+from gaia_fast.ops.relu_backward_moments import relu_backward_moments
+
+__all__ = ["channel_moments", "frobenius", "relu_backward_moments"]

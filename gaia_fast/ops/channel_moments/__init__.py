@@ -1,0 +1,38 @@
+"""Channel moments of a gradient: what Eq. 10 and 11 of the paper reduce each map to."""
+
+from torch import Tensor
+
+from gaia_fast.ops import maps
+from gaia_fast.ops.channel_moments.cpu import channel_moments_cpu
+from gaia_fast.ops.channel_moments.reference import channel_moments_reference
+
+IMPLEMENTATIONS = {"torch": channel_moments_reference, "cpu": channel_moments_cpu}
+
+
+def channel_moments(g: Tensor, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
+    """Sum, sum of absolute values and count of non-zeros of each channel of each image, in one read of `g`.
+
+        sum[n, k]     = sum over i, j of g[n, k, i, j]            (H*W times the mean of Eq. 11)
+        abs_sum[n, k] = sum over i, j of |g[n, k, i, j]|
+        nonzero[n, k] = |{(i, j) : g[n, k, i, j] != 0}|           (H*W times the density of Eq. 10)
+
+    Args:
+        g: (N, K, H, W), float32, float16 or bfloat16 (float64 with backend "torch"), any strides.
+        out: optional (3, N, K) tensor to write to, channels consecutive; may be a slice of a wider buffer.
+        backend: a name of `gaia_fast.backends.BACKENDS`; None picks the fastest.
+
+    Returns:
+        (3, N, K) float32 (float64 for float64): sum, abs_sum, nonzero, in this order.
+
+    Raises:
+        BackendError: wrong shapes or dtypes, or a backend that cannot run here.
+
+    Deterministic: the order of summation depends on shape and strides alone.
+    """
+    maps.check_map(g, "g")
+    if out is None:
+        out = maps.moments_buffer(g)
+    else:
+        maps.check_moments(out, g)
+    IMPLEMENTATIONS[maps.backend_name(backend, g)](g, out)
+    return out

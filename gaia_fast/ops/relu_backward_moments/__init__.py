@@ -1,0 +1,54 @@
+"""The backward pass of norm + ReLU fused with the moments of the gradient between the two."""
+
+from torch import Tensor
+
+from gaia_fast.ops import maps
+from gaia_fast.ops.relu_backward_moments.cpu import relu_backward_moments_cpu
+from gaia_fast.ops.relu_backward_moments.reference import relu_backward_moments_reference
+
+IMPLEMENTATIONS = {"torch": relu_backward_moments_reference, "cpu": relu_backward_moments_cpu}
+
+
+def relu_backward_moments(
+    g: Tensor,
+    y: Tensor | None,
+    scale: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The gradient behind a ReLU, its channel moments, and the gradient before the norm, in one pass.
+
+        masked  = where(y <= 0, 0, g)          the gradient at the norm's output, never written
+        moments = channel_moments(masked)
+        grad_in = masked * scale[k]            the gradient at the norm's input
+
+    Args:
+        g: (N, K, H, W) gradient at the ReLU's output; float32, float16 or bfloat16 (float64 with backend "torch"),
+            any strides.
+        y: the ReLU's output (or its input: the mask is the same), like `g`; None for no mask.
+        scale: (K,) float32 (float64 for float64): the derivative of the norm, gamma / sqrt(var + eps); None for 1.
+        out: as in `channel_moments`.
+        backend: a name of `gaia_fast.backends.BACKENDS`; None picks the fastest.
+
+    Returns:
+        grad_in, shaped and typed like `g`, laid out like `y`; and the (3, N, K) moments. The product with `scale` is
+        taken in the moments' dtype and rounded once.
+
+    Raises:
+        BackendError: wrong shapes or dtypes, or a backend that cannot run here.
+
+    Deterministic, as `channel_moments` is.
+    """
+    maps.check_map(g, "g")
+    if y is not None:
+        maps.check_same(y, "y", g.shape, g.dtype, g.device)
+    if scale is not None:
+        maps.check_same(scale, "scale", g.shape[1:2], maps.accumulator_dtype(g.dtype), g.device)
+        scale = scale.contiguous()
+    if out is None:
+        out = maps.moments_buffer(g)
+    else:
+        maps.check_moments(out, g)
+    grad_in = IMPLEMENTATIONS[maps.backend_name(backend, g)](g, y, scale, out)
+    return grad_in, out
