@@ -1,0 +1,70 @@
+"""The decision threshold gamma of Eq. 1, from in-distribution scores."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gaia_fast.errors import CalibrationError
+
+
+def threshold_for(scores: Any, id_tpr: float = 0.95) -> float:
+    """The smallest threshold that accepts at least the share `id_tpr` of in-distribution scores.
+
+    An image is accepted where score <= threshold (Eq. 1: "out" where score > threshold). The threshold is one of the
+    scores, rounded nowhere: of n sorted scores it is number ceil(id_tpr * n).
+
+    Args:
+        scores: (N,) in-distribution scores: tensor, array or sequence of numbers.
+        id_tpr: share of in-distribution images to accept, in (0, 1].
+
+    Raises:
+        CalibrationError: no scores, not finite, not one-dimensional, or a share outside (0, 1].
+    """
+    if not 0 < id_tpr <= 1:
+        raise CalibrationError(f"id_tpr={id_tpr} is not a share of the in-distribution images; use a number in (0, 1]")
+    values = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise CalibrationError(f"calibration needs a non-empty list of scores, got shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise CalibrationError(
+            f"{int((~np.isfinite(values)).sum())} of {values.size} calibration scores are not finite"
+        )
+    # The small slack keeps 0.95 * 20 at 19 although the product is 19.000000000000004 or so.
+    rank = max(math.ceil(id_tpr * values.size - 1e-9), 1)
+    return float(np.sort(values)[rank - 1])
+
+
+def looks_like_scores(source: Any) -> bool:
+    """Returns whether `source` is scores rather than batches of images to be scored."""
+    if isinstance(source, (Tensor, np.ndarray)):
+        return source.ndim == 1
+    return isinstance(source, (list, tuple)) and all(isinstance(each, (int, float, np.floating)) for each in source)
+
+
+def image_batches(source: Iterable[Any]) -> Iterable[Tensor]:
+    """Yields the images of each batch of a loader: a tensor, a sequence whose first item is one, or a mapping with one
+    under "data", "image", "images", "x" or "pixel_values".
+
+    Raises:
+        CalibrationError: a batch of another kind.
+    """
+    if isinstance(source, Tensor):
+        source = [source]
+    for batch in source:
+        images = batch
+        if isinstance(batch, dict):
+            images = next(
+                (batch[key] for key in ("data", "image", "images", "x", "pixel_values") if key in batch), None
+            )
+        elif isinstance(batch, (list, tuple)) and batch:
+            images = batch[0]
+        if not isinstance(images, torch.Tensor):
+            raise CalibrationError(
+                f"a calibration batch is a {type(batch).__name__} without images; give tensors, (images, labels) pairs, "
+                "or mappings with 'data'"
+            )
+        yield images

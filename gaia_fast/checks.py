@@ -1,0 +1,161 @@
+"""What a model, its images and its output must be like before a score means anything."""
+
+import traceback
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gaia_fast.errors import InputError, ModelError, NonFiniteError
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Returns the eager module inside DataParallel, DistributedDataParallel and torch.compile wrappers.
+
+    Scores do not differ: the wrappers split batches, synchronise gradients of parameters or compile, none of which the
+    score depends on. Hooks would not fire inside a compiled module, hence its original.
+
+    Raises:
+        ModelError: not a module, a TorchScript module, or one with compiled parts that cannot be taken out.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif _is_compiled_wrapper(model):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            break
+    for name, module in model.named_modules():
+        where = f"module {name!r}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(f"{where} is a TorchScript module, whose gradients cannot be hooked; pass the eager model")
+        if _is_compiled_wrapper(module) or getattr(module, "_compiled_call_impl", None) is not None:
+            raise ModelError(
+                f"{where} was compiled in place, and hooks do not fire inside compiled code; pass the model as it was "
+                "before .compile() or torch.compile(...)"
+            )
+    return model
+
+
+def _is_compiled_wrapper(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" and hasattr(module, "_orig_mod")
+
+
+def check_model(model: nn.Module) -> None:
+    """Raises ModelError if any part of `model` is in training mode."""
+    for name, module in model.named_modules():
+        if module.training:
+            part = f"module {name!r} of the model" if name else "the model"
+            raise ModelError(
+                f"{part} is in training mode: batch statistics and dropout would make the scores of a batch depend on "
+                "each other and on chance; call model.eval() first"
+            )
+
+
+def check_images(x: Tensor, model: nn.Module) -> None:
+    """Raises InputError unless `x` is a finite floating (N, C, H, W) tensor with the dtype and device of `model`."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"images must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor(...)")
+    if x.ndim != 4:
+        hint = "; for one image use x.unsqueeze(0)" if x.ndim == 3 else ""
+        raise InputError(f"images must be of shape (N, C, H, W), got {tuple(x.shape)}{hint}")
+    if not x.is_floating_point():
+        raise InputError(
+            f"images are {x.dtype}; normalise them to floats as in training, (x.float() / 255 - mean) / std"
+        )
+    if 0 in x.shape[1:]:
+        raise InputError(f"images of shape {tuple(x.shape)} hold no pixels")
+    first = next(chain(model.parameters(), model.buffers()), None)
+    if first is not None:
+        if x.device != first.device:
+            raise InputError(
+                f"images are on {x.device}, the model on {first.device}; move one: x.to({str(first.device)!r})"
+            )
+        if first.is_floating_point() and x.dtype != first.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise InputError(f"images are {x.dtype}, the model's parameters {first.dtype}; use x.to({first.dtype})")
+        if first.is_inference():
+            raise ModelError(
+                "the model's parameters were created under torch.inference_mode() and cannot take part in a gradient; "
+                "create or load the model outside of it"
+            )
+    finite = torch.isfinite(x)
+    if not finite.all():
+        bad = (~finite.flatten(1).all(1)).nonzero().flatten().tolist()
+        raise InputError(f"images {_listed(bad)} of the batch hold infinite or NaN pixels; remove or repair them")
+
+
+def logits_of(output: Any, images: int) -> Tensor:
+    """Returns the (N, C) logits in what a model returned: a tensor, or a mapping or object with `logits`.
+
+    Raises:
+        ModelError: no such tensor.
+    """
+    logits = output
+    if not isinstance(output, Tensor):
+        logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+        if not isinstance(logits, Tensor):
+            raise ModelError(
+                f"the model returned a {type(output).__name__} without `logits`; wrap it in a module that returns the "
+                "(N, C) logits alone"
+            )
+    if logits.ndim != 2 or logits.shape[0] != images or logits.shape[1] == 0:
+        raise ModelError(f"the model returned logits of shape {tuple(logits.shape)} for {images} images; need (N, C)")
+    return logits
+
+
+def check_finite(values: Tensor, what: str, why: str) -> None:
+    """Raises NonFiniteError naming the images whose `values` (N, ...) are not finite."""
+    finite = torch.isfinite(values)
+    if not finite.all():
+        bad = (~finite.flatten(1).all(1) if values.ndim > 1 else ~finite).nonzero().flatten().tolist()
+        raise NonFiniteError(f"{what} of images {_listed(bad)} of the batch is infinite or NaN: {why}")
+
+
+def forward(model: nn.Module, x: Tensor) -> Any:
+    """Returns `model(x)`.
+
+    Raises:
+        ModelError: for a plain RuntimeError of PyTorch or the model, naming the module it arose in. Every other
+            exception passes unchanged.
+    """
+    try:
+        return model(x)
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:
+            raise
+        names = {id(module): name for name, module in model.named_modules()}
+        selves = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+        inside = [names[each] for each in selves if names.get(each)]
+        where = f" in module {inside[-1]!r}" if inside else ""
+        raise ModelError(
+            f"the model failed{where} on {x.dtype} images of shape {tuple(x.shape)}: {error}. If the shape is at "
+            "fault, prepare the images as in training (channels, crop, size)"
+        ) from error
+
+
+def check_output_component(out: Tensor) -> None:
+    """Raises NonFiniteError naming the images whose output component (N,) cannot be divided by."""
+    unusable = (~(out > 0)).nonzero().flatten().tolist()
+    if unusable:
+        raise NonFiniteError(
+            f"the output component of images {_listed(unusable)} of the batch is zero or NaN, so GAIA-A cannot divide by "
+            "it: the logits are all equal, not finite, or one only; fusion='inner' or 'top1' does not divide"
+        )
+
+
+def unreached(names: Sequence[str]) -> str:
+    """Returns the message for inspected layers that no gradient reaches."""
+    listed = ", ".join(repr(name) for name in names[:8])
+    return (
+        f"no gradient reaches the feature map of {listed}: the model's output does not depend on it, or the forward "
+        "pass cuts the gradient (detach, .data, no_grad); leave it out, layers=[...]"
+    )
+
+
+def _listed(indices: Sequence[int], most: int = 8) -> str:
+    more = f", ... ({len(indices)} in all)" if len(indices) > most else ""
+    return ", ".join(str(index) for index in indices[:most]) + more

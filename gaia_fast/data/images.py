@@ -1,0 +1,207 @@
+"""Images from a folder or an `.npz`, where one bad image never stops the others."""
+
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gaia_fast.data.presets import PRESETS, Preset
+from gaia_fast.errors import ArgumentError, DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+# Named, so that no other reader of Pillow's is ever tried on a file that only claims to be an image.
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that go through the network together.
+
+    Attributes:
+        names: paths relative to the folder, with forward slashes, or indices into the archive.
+        images: float32 (B, 3, H, W).
+        labels: int64 (B,), or None where the source has none.
+    """
+
+    names: list[str]
+    images: Tensor
+    labels: Tensor | None
+
+
+class ImageSource(Dataset[Tensor]):
+    """Images by index, each float32 (3, H, W), prepared by a preset.
+
+    Indexing raises a DataError on an unreadable image; `batches` leaves it out and notes it in `unreadable`.
+
+    Attributes:
+        names: one per image, see `Batch`.
+        labels: int64 (N,), or None.
+        preset: what prepares each picture.
+    """
+
+    def __init__(
+        self,
+        names: list[str],
+        pictures: Sequence[Path] | np.ndarray,
+        preset: Preset,
+        labels: Tensor | None = None,
+    ) -> None:
+        self.names = names
+        self.labels = labels
+        self.preset = preset
+        self._pictures = pictures
+        self._unreadable: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Tensor:
+        index = range(len(self))[index]
+        picture = self._pictures[index]
+        try:
+            return self.preset(_open(picture) if isinstance(picture, Path) else picture)
+        # Pillow's decoders raise whatever damaged bytes make them trip over.
+        except Exception as error:
+            raise DataError(
+                f"{self.names[index]} cannot be read: {_reason(error)}. Replace it, or iterate over `batches`, which "
+                "leaves such images out."
+            ) from error
+
+    @property
+    def unreadable(self) -> list[tuple[str, str]]:
+        """(name, reason) of each image that `batches` has left out so far, in order."""
+        return [(self.names[index], reason) for index, reason in sorted(self._unreadable.items())]
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """The readable images in order, in batches.
+
+        A batch ends after `batch_size` images, and also where the size of the images changes (which only the preset
+        `none` lets happen), because images of different sizes cannot be stacked.
+
+        Raises:
+            ArgumentError: batch_size is less than 1.
+        """
+        if batch_size < 1:
+            raise ArgumentError(f"batch_size is {batch_size}; it must be at least 1.")
+        return self._batches(batch_size)
+
+    def _batches(self, batch_size: int) -> Iterator[Batch]:
+        indices: list[int] = []
+        images: list[Tensor] = []
+        for index in range(len(self)):
+            try:
+                image = self[index]
+            except DataError as error:
+                self._unreadable[index] = _reason(error.__cause__ or error)
+                continue
+            if images and image.shape != images[0].shape:
+                yield self._stack(indices, images)
+                indices, images = [], []
+            indices.append(index)
+            images.append(image)
+            if len(images) == batch_size:
+                yield self._stack(indices, images)
+                indices, images = [], []
+        if images:
+            yield self._stack(indices, images)
+
+    def _stack(self, indices: list[int], images: list[Tensor]) -> Batch:
+        labels = None if self.labels is None else self.labels[indices]
+        return Batch([self.names[index] for index in indices], torch.stack(images), labels)
+
+
+def load_images(path: str | os.PathLike[str], preset: str | Preset) -> ImageSource:
+    """The images of a folder (any depth), of one image file, or of an `.npz`.
+
+    Folders: .png, .jpg, .jpeg, .bmp and .webp in any case, sorted by path; linked folders are not entered. Only the
+    first frame is read, an alpha channel is dropped, and an EXIF orientation is ignored: classifiers are trained on
+    folders read that way.
+
+    Archives: `x` uint8 (N, H, W, 3), and `y` integer (N,) if there are labels. Nothing in them is unpickled.
+
+    Args:
+        path: the folder or file.
+        preset: a name in `PRESETS`, or a `Preset`.
+
+    Raises:
+        DataError: nothing is there, no image is in it, or the archive is damaged or holds something else.
+        ArgumentError: no preset has this name.
+    """
+    if isinstance(preset, str):
+        if preset not in PRESETS:
+            raise ArgumentError(f"There is no preset '{preset}'; choose one of {', '.join(PRESETS)}.")
+        preset = PRESETS[preset]
+    path = Path(path)
+    if path.is_dir():
+        return _from_folder(path, preset)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist. Give a folder of images, an image or an .npz.")
+    if path.suffix.lower() == ".npz":
+        return _from_npz(path, preset)
+    if path.suffix.lower() in SUFFIXES:
+        return ImageSource([path.name], [path], preset)
+    raise DataError(f"{path} is neither an image ({', '.join(SUFFIXES)}) nor an .npz. Give one of these, or a folder.")
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the message; Pillow's "cannot identify" repeats the path or an object's address."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path, formats=_FORMATS) as image:
+        image.load()
+        return image
+
+
+def _unlisted(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be listed ({error.strerror}). Allow it to be read, or move it away.")
+
+
+def _from_folder(folder: Path, preset: Preset) -> ImageSource:
+    names = sorted(
+        (Path(parent) / file).relative_to(folder).as_posix()
+        for parent, _, files in os.walk(folder, onerror=_unlisted)
+        for file in files
+        if file.lower().endswith(SUFFIXES)
+    )
+    if not names:
+        raise DataError(f"{folder} holds no image. Put {', '.join(SUFFIXES)} files into it or a folder below it.")
+    return ImageSource(names, [folder / name for name in names], preset)
+
+
+def _from_npz(path: Path, preset: Preset) -> ImageSource:
+    wanted = (
+        "Save it by numpy.savez(path, x=images) with images uint8 (N, H, W, 3), and y=labels (N,) if there are any."
+    )
+    try:
+        # Not a zip, numpy would take it for a single array or a pickle.
+        with zipfile.ZipFile(path):
+            pass
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: np.asarray(archive[name]) for name in ("x", "y") if name in archive.files}
+            held = ", ".join(archive.files) or "nothing"
+    # zlib, zipfile and numpy each report damage in their own way.
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as an .npz ({_reason(error)}). {wanted}") from error
+
+    if "x" not in arrays:
+        raise DataError(f"{path} has no array 'x', only {held}. {wanted}")
+    x, y = arrays["x"], arrays.get("y")
+    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != 3 or 0 in x.shape[1:]:
+        raise DataError(f"{path}: 'x' is {x.dtype} {x.shape}. {wanted}")
+    if len(x) == 0:
+        raise DataError(f"{path}: 'x' holds no image. {wanted}")
+    if y is not None and (y.dtype.kind not in "iu" or y.shape != (len(x),)):
+        raise DataError(f"{path}: 'y' is {y.dtype} {y.shape} for {len(x)} images; labels are integers (N,). {wanted}")
+    labels = None if y is None else torch.from_numpy(y.astype(np.int64))
+    return ImageSource([str(index) for index in range(len(x))], x, preset, labels)

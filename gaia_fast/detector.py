@@ -1,0 +1,260 @@
+"""GaiaA and GaiaZ: what a user touches."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gaia_fast import backends, calibration, checks, hooks, layers, reference
+from gaia_fast.backends import Choice
+from gaia_fast.capture import ForwardHooks
+from gaia_fast.errors import ArgumentError, CalibrationError
+from gaia_fast.measurement import FeatureMap, Measurement
+from gaia_fast.method import Method
+from gaia_fast.plan import Plan
+
+ENGINES = ("reference", "hooks")
+
+
+@dataclass(frozen=True)
+class GaiaOutput:
+    """The prediction and its score, from one call; unpacks as `logits, score`.
+
+    Attributes:
+        logits: (N, C), detached, in the model's dtype.
+        score: (N,) float32; larger = more out of distribution.
+        matrix: (N, L, K_max), the zero-padded abnormality matrix Lambda, where it was asked for.
+    """
+
+    logits: Tensor
+    score: Tensor
+    matrix: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.logits
+        yield self.score
+
+
+class _Detector:
+    """What GaiaA and GaiaZ share: checks, the choice of engine and backend, the threshold."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        layer_names: Sequence[str] | None,
+        head: str | nn.Module | None,
+        engine: str,
+        backend: str,
+    ) -> None:
+        if engine not in ("auto", *ENGINES):
+            raise ArgumentError(f"engine={engine!r} does not exist; choose from {('auto', *ENGINES)}")
+        self.model = checks.unwrap(model)
+        self.method = method
+        self.threshold: float | None = None
+        self._asked_for = layer_names is not None
+        self._layers = layers.inspected_layers(self.model, layer_names) if method.needs_maps else []
+        self._requested_head = layers.find_module(self.model, head) if isinstance(head, str) else head
+        self._head: layers.Head | None = None
+        self._engine = engine
+        self._backend = backend
+        first = next(self.model.parameters(), torch.empty(0))
+        backends.choose(backend, first.device, first.dtype)  # a forced backend that cannot run says so at once
+
+    def score(self, x: Tensor, *, return_matrix: bool = False) -> GaiaOutput:
+        """Predicts and scores a batch in one call.
+
+        Args:
+            x: (N, C, H, W) images, prepared as in training, of the model's dtype and device; N may be 0.
+            return_matrix: also return Lambda.
+
+        Returns:
+            GaiaOutput: logits (N, C), score (N,) float32, detached; larger score = more out of distribution.
+
+        Raises:
+            GaiaError: of the kind that fits. The model is left as it was, whatever happens.
+        """
+        checks.check_model(self.model)
+        checks.check_images(x, self.model)
+        if x.shape[0] == 0:
+            # Many models cannot run on no images at all; one blank image tells them the number of classes.
+            blank = self._measure(x.new_zeros((1, *x.shape[1:])))
+            matrix = blank.matrix()[:0] if return_matrix else None
+            return GaiaOutput(blank.logits[:0], blank.score[:0], matrix)
+        measured = self._measure(x)
+        return GaiaOutput(measured.logits, measured.score, measured.matrix() if return_matrix else None)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Returns the (N,) float32 scores alone; larger = more out of distribution. See `score`."""
+        return self.score(x).score
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.predict(x)
+
+    def calibrate(self, loader_or_scores: Iterable[Any], id_tpr: float = 0.95) -> "_Detector":
+        """Sets `threshold` so that at least the share `id_tpr` of in-distribution images is accepted.
+
+        Args:
+            loader_or_scores: in-distribution scores (1-D tensor, array or list), or batches of in-distribution images:
+                a tensor, or an iterable of tensors, (images, labels) pairs or mappings with "data".
+            id_tpr: the share to accept.
+
+        Returns:
+            The detector itself.
+
+        Raises:
+            CalibrationError: nothing to calibrate on. GaiaError: as `score`.
+        """
+        scores: Any = loader_or_scores
+        if not calibration.looks_like_scores(loader_or_scores):
+            found = [self.predict(images).cpu() for images in calibration.image_batches(loader_or_scores)]
+            scores = torch.cat(found) if found else []
+        self.threshold = calibration.threshold_for(scores, id_tpr)
+        return self
+
+    def is_ood(self, x: Tensor) -> Tensor:
+        """Returns the (N,) bool decisions score > threshold (Eq. 1); CalibrationError before `calibrate`."""
+        if self.threshold is None:
+            raise CalibrationError(
+                "there is no threshold yet: call calibrate(...) with in-distribution images or scores, or set .threshold"
+            )
+        return self.predict(x) > self.threshold
+
+    def plan(self, x: Tensor) -> Plan:
+        """Returns what will be done on batches like `x`: inspected maps, head, engine, backend, and why. Prints."""
+        checks.check_model(self.model)
+        checks.check_images(x, self.model)
+        images = x if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
+        head = self._find_head(images)
+        engine, backend = self._choose(x)
+        return Plan(
+            self.method,
+            type(self.model).__name__,
+            tuple(x.shape),
+            self._observe(images),
+            head.name if head else None,
+            head.last_name if head else None,
+            engine,
+            backend,
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, {self.method}, threshold={self.threshold})"
+
+    def _choose(self, x: Tensor) -> tuple[Choice, Choice]:
+        """The engine and the backend for a batch."""
+        if self._engine == "reference":
+            if self._backend not in ("auto", "torch"):
+                raise ArgumentError(
+                    f"engine='reference' uses no kernels, so backend={self._backend!r} means nothing; use backend='torch'"
+                )
+            return Choice("reference", "asked for"), Choice("torch", "the reference uses no kernels")
+        why = "asked for" if self._engine == "hooks" else "fastest that takes any eager model"
+        return Choice("hooks", why), backends.choose(self._backend, x.device, x.dtype)
+
+    def _measure(self, x: Tensor) -> Measurement:
+        engine, backend = self._choose(x)
+        if engine.name == "reference":
+            measured = self._measure_by_reference(x)
+        else:
+            head = self._find_head(x)
+            measured = hooks.measure(self.model, x, self.method, self._layers, self._asked_for, head, backend.name)
+        checks.check_finite(measured.logits, "a logit", "the model overflows on them; use a wider dtype")
+        checks.check_finite(measured.score, "the score", "the gradients overflow; use a wider dtype")
+        return measured
+
+    def _measure_by_reference(self, x: Tensor) -> Measurement:
+        names = [layer.name for layer in self._layers] if self._asked_for else None
+        if self.method.name == "gaia-z":
+            found = reference.gaia_z(self.model, x, names, p=self.method.p)
+        else:
+            found = reference.gaia_a(
+                self.model, x, names, self._requested_head, self.method.fusion, self.method.statistic, p=self.method.p
+            )
+        widths = [FeatureMap(str(index), each.shape[1], 1, 1) for index, each in enumerate(found.abnormality)]
+        packed = torch.cat(found.abnormality, dim=1)
+        return Measurement(found.logits, found.score.float(), tuple(widths), packed, (1.0,) * len(widths))
+
+    @torch.no_grad()
+    def _find_head(self, x: Tensor) -> layers.Head | None:
+        if not (self.method.needs_inner_component or self.method.needs_output_component):
+            return None
+        if self._head is None:
+            self._head = layers.find_head(
+                self.model, x, self._requested_head, lambda output: checks.logits_of(output, x.shape[0])
+            )
+        return self._head
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor) -> tuple[FeatureMap, ...]:
+        seen: list[FeatureMap] = []
+        names = layers.MapNames()
+
+        def see(layer: layers.InspectedLayer, output: Tensor) -> None:
+            if layers.is_feature_map(output, layer, x.shape[0], self._asked_for):
+                seen.append(FeatureMap(names.next(layer), *output.shape[1:]))
+
+        with ForwardHooks() as watching:
+            for layer in self._layers:
+                module, at_input = layer.hooked
+                watching.on_map(module, at_input, lambda _, output, layer=layer: see(layer, output))
+            checks.forward(self.model, x)
+        return tuple(seen)
+
+
+class GaiaZ(_Detector):
+    """GAIA-Z: the density of non-zero attribution gradients of the top-1 logit (Eq. 10 and 12).
+
+    Args:
+        model: a trained classifier in eval mode; it is never changed. DataParallel, DistributedDataParallel and
+            torch.compile wrappers are taken off.
+        layers: the modules whose feature maps are inspected, by name; a container stands for the normalisation layers
+            below it; None for every normalisation layer.
+        p: order of the norm that aggregates (Fig. 4).
+        engine: "hooks", "reference", or "auto".
+        backend: "torch", "cpu", or "auto".
+
+    Raises:
+        LayerError, ModelError, ArgumentError, BackendError: see the messages.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers: Sequence[str] | None = None,
+        p: float = 2.0,
+        engine: str = "auto",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(model, Method("gaia-z", p=p), layers, None, engine, backend)
+
+
+class GaiaA(_Detector):
+    """GAIA-A: the channel-wise average gradient, inner component over output component (Eq. 8, 9, 11 and 12).
+
+    Args:
+        model, layers, p, engine, backend: as in `GaiaZ`.
+        head: the final linear or 1x1-convolution module, or its name; None finds it on the first call.
+        fusion: "division", "inner", "output" or "top1" (Table 3).
+        statistic: "abs_mean" (Eq. 11) or "mean_abs".
+
+    Raises:
+        LayerError, ModelError, ArgumentError, BackendError: see the messages.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layers: Sequence[str] | None = None,
+        head: str | nn.Module | None = None,
+        fusion: str = "division",
+        statistic: str = "abs_mean",
+        p: float = 2.0,
+        engine: str = "auto",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(model, Method("gaia-a", fusion, statistic, p), layers, head, engine, backend)

@@ -1,0 +1,216 @@
+"""Which feature maps are inspected, and where the head is."""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from gaia_fast.capture import ForwardHooks
+from gaia_fast.errors import LayerError
+
+# Normalisation layers that torchvision and timm derive from nn.Module itself.
+_FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
+
+
+@dataclass(frozen=True)
+class InspectedLayer:
+    """A module whose feature map A^l is inspected.
+
+    The map is the module's output; for a layer that normalises and activates in one module (timm's BatchNormAct2d),
+    it is what the first module inside it reads, so that the map lies before the activation as everywhere else.
+    """
+
+    name: str
+    module: nn.Module
+
+    @property
+    def hooked(self) -> tuple[nn.Module, bool]:
+        """The module to hook, and whether the map is its input rather than its output."""
+        inner = next(self.module.children(), None) if is_normalisation(self.module) else None
+        return (self.module, False) if inner is None else (inner, True)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where GAIA-A's two components meet.
+
+    Attributes:
+        name, module: the final linear or 1x1-convolution module; Phi is what it reads.
+        last_name, last_module: the last module before it that returns a 4-D tensor: A_last is its output.
+        asked_for: whether the user named it, rather than it being found.
+    """
+
+    name: str
+    module: nn.Module
+    last_name: str
+    last_module: nn.Module
+    asked_for: bool = False
+
+
+def is_normalisation(module: nn.Module) -> bool:
+    """Returns whether `module` is a normalisation layer whose output can be a (N, K, H, W) feature map."""
+    if isinstance(module, (_BatchNorm, nn.GroupNorm, _InstanceNorm)):
+        return not isinstance(module, nn.BatchNorm1d)
+    return any(base.__name__ in _FROZEN_NORMS for base in type(module).__mro__)
+
+
+def inspected_layers(model: nn.Module, layers: Sequence[str] | None = None) -> list[InspectedLayer]:
+    """Returns the modules to inspect, in the model's own order, each once.
+
+    Args:
+        model: the classifier.
+        layers: None for every normalisation layer; or names of modules, where a name of a container stands for every
+            normalisation layer below it.
+
+    Raises:
+        LayerError: a name that matches nothing (near matches are listed), or nothing to inspect.
+    """
+    if isinstance(layers, str):
+        layers = [layers]
+    if layers is None:
+        found = [InspectedLayer(name, module) for name, module in _norms_below("", model)]
+        if not found:
+            raise LayerError(
+                f"{type(model).__name__} has no normalisation layer (BatchNorm2d, GroupNorm, ...) to inspect; name the "
+                f"modules whose feature maps are to be inspected, layers=[...]. It has: {_some(_names(model))}"
+            )
+        return found
+    if not layers:
+        raise LayerError("layers=[] inspects nothing; pass module names, or None for every normalisation layer")
+    chosen: dict[int, None] = {}
+    for name in layers:
+        module = find_module(model, name)
+        below = [] if is_normalisation(module) else list(_norms_below(name, module))
+        chosen.update((id(each), None) for _, each in (below or [(name, module)]))
+    return [InspectedLayer(name, module) for name, module in model.named_modules() if id(module) in chosen]
+
+
+def find_module(model: nn.Module, name: str) -> nn.Module:
+    """Returns the module called `name`; LayerError, with near matches, where there is none."""
+    modules = dict(model.named_modules())
+    if name in modules and name:
+        return modules[name]
+    near = difflib.get_close_matches(name, modules, n=5, cutoff=0.5) or [n for n in modules if name and name in n][:5]
+    hint = f"did you mean {_some(near)}?" if near else f"it has: {_some(_names(model))}"
+    raise LayerError(f"{type(model).__name__} has no module named {name!r}; {hint}")
+
+
+def _norms_below(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, each in module.named_modules(prefix=prefix):
+        if is_normalisation(each):
+            yield name, each
+
+
+def _names(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_modules() if name]
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    listed = ", ".join(repr(name) for name in names[:most])
+    return f"{listed}, ... ({len(names)} in all)" if len(names) > most else listed or "no submodules"
+
+
+def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None, logits_of: Callable[[object], Tensor]) -> Head:
+    """Finds the head, and with it A_last, by watching one forward pass.
+
+    The head is the last linear or 1x1-convolution module whose output is the logits (the same memory, so a view of it
+    counts). A_last is the output of the last module that had returned a 4-D tensor when the head was entered: the rule
+    that gives the authors' choice for all three of their networks.
+
+    Args:
+        model: the classifier, in eval mode; run once under no_grad by the caller.
+        x: (N, C, H, W) images.
+        head: a module of the model, or its name, to use instead of searching.
+        logits_of: takes the logits out of what the model returns.
+
+    Raises:
+        LayerError: no such module, or none found.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    asked = find_module(model, head) if isinstance(head, str) else head
+    if asked is not None and asked not in names:
+        raise LayerError(f"head={type(asked).__name__}(...) is not a module of {type(model).__name__}; pass its name")
+
+    last: list[nn.Module] = []
+    before: dict[nn.Module, nn.Module | None] = {}
+    outputs: dict[nn.Module, Tensor] = {}  # kept alive, so that no memory is handed out twice
+
+    def entered(module: nn.Module, _: object) -> None:
+        before[module] = last[-1] if last else None
+
+    def left(module: nn.Module, output: object) -> None:
+        if isinstance(output, Tensor):
+            if output.ndim == 4:
+                last[:] = [module]
+            if module in before:
+                outputs.pop(module, None)
+                outputs[module] = output
+
+    with ForwardHooks() as hooks:
+        for module in names:
+            if module is model:
+                continue
+            if module is asked or (asked is None and _can_be_head(module)):
+                hooks.before(module, entered)
+            hooks.after(module, left)
+        logits = logits_of(model(x))
+
+    if asked is not None:
+        found: nn.Module | None = asked if asked in before else None
+        if found is None:
+            raise LayerError(f"the head {names[asked]!r} was not called in the forward pass; name the one that is")
+    else:
+        same = [module for module, output in outputs.items() if shares_memory(output, logits)]
+        found = same[-1] if same else None
+    if found is None:
+        raise LayerError(
+            f"no linear or 1x1-convolution module of {type(model).__name__} returns the logits themselves; name the one "
+            f"that makes them: head=... (among {_some([names[module] for module in outputs])})"
+        )
+    last_module = before[found]
+    if last_module is None:
+        raise LayerError(f"no module returns a 4-D feature map before the head {names[found]!r}; GAIA-A needs one")
+    return Head(names[found], found, names[last_module], last_module, asked is not None)
+
+
+def _can_be_head(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return all(size == 1 for size in module.kernel_size)
+    return isinstance(module, nn.Linear)
+
+
+def shares_memory(a: Tensor, b: Tensor) -> bool:
+    """Returns whether one tensor is the other or a view of it."""
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+class MapNames:
+    """Names the feature maps of one forward pass: a module called again gets "name (call 2)"."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, int] = {}
+
+    def next(self, layer: InspectedLayer) -> str:
+        call = self._calls[layer.name] = self._calls.get(layer.name, 0) + 1
+        return layer.name if call == 1 else f"{layer.name} (call {call})"
+
+
+def is_feature_map(output: object, layer: InspectedLayer, images: int, asked_for: bool) -> bool:
+    """Returns whether what a layer gave is a floating (N, K, H, W) map with positions.
+
+    Raises:
+        LayerError: it is not, and the layer was asked for by name.
+    """
+    if isinstance(output, Tensor) and output.ndim == 4 and output.is_floating_point() and output.shape[0] == images:
+        return True
+    if asked_for:
+        what = (
+            f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        )
+        raise LayerError(
+            f"layer {layer.name!r} gives {what} for {images} images, not a (N, K, H, W) feature map; leave it out"
+        )
+    return False

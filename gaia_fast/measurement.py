@@ -1,0 +1,59 @@
+"""What an engine hands back: the logits, the score, and the abnormality matrix it was made from."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """An inspected feature map A^l: its layer's name, K_l channels, H_l x W_l positions."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def area(self) -> int:
+        return self.height * self.width
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One batch, measured.
+
+    Attributes:
+        logits: (N, C), in the model's dtype.
+        score: (N,) float32.
+        maps: the inspected maps, in the order in which the model made them.
+        packed: (N, sum of K_l): the rows of Lambda without padding, before the two factors below.
+        inverse_area: the factor of each layer.
+        output_component: (N,), what each image's row is divided by; None for 1.
+    """
+
+    logits: Tensor
+    score: Tensor
+    maps: tuple[FeatureMap, ...]
+    packed: Tensor
+    inverse_area: tuple[float, ...]
+    output_component: Tensor | None = None
+
+    def abnormality(self) -> list[Tensor]:
+        """Returns E[eps | A^kl] of each layer, (N, K_l) float32 (float64 for float64 models)."""
+        columns = self.packed.abs().split([each.channels for each in self.maps], dim=1)
+        eps = [column * factor for column, factor in zip(columns, self.inverse_area, strict=True)]
+        if self.output_component is not None:
+            eps = [each / self.output_component.unsqueeze(1) for each in eps]
+        return eps
+
+    def matrix(self) -> Tensor:
+        """Returns the abnormality matrix Lambda of Eq. 12, zero-padded: (N, L, K_max)."""
+        return padded_matrix(self.abnormality())
+
+
+def padded_matrix(abnormality: list[Tensor]) -> Tensor:
+    """Returns (N, L, K_max): each (N, K_l) of `abnormality` as a row, padded with zeros."""
+    widest = max(each.shape[1] for each in abnormality)
+    return torch.stack([torch.nn.functional.pad(each, (0, widest - each.shape[1])) for each in abnormality], dim=1)

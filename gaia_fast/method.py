@@ -1,0 +1,52 @@
+"""Which of the paper's two measurements is computed, with its options; what every engine is asked for."""
+
+from dataclasses import dataclass
+
+from gaia_fast.errors import ArgumentError
+
+FUSIONS = ("division", "inner", "output", "top1")
+STATISTICS = ("abs_mean", "mean_abs")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One measurement of the paper and its options.
+
+    Attributes:
+        name: "gaia-z" (zero-deflation, Eq. 10) or "gaia-a" (channel-wise average, Eq. 8, 9 and 11).
+        fusion: for GAIA-A, the rows of Table 3: "division" (inner / output), "inner" (d Phi / dA alone), "output"
+            (1 / the output component alone: the component itself falls on OOD images, the score must rise), "top1"
+            (gradient of the top-1 logit, no log-softmax, nothing divided).
+        statistic: for GAIA-A, "abs_mean" (|mean of h|, Eq. 11) or "mean_abs" (mean of |h|).
+        p: order of the norm that aggregates Lambda (Eq. 12 and Fig. 4); 2 is the paper's choice.
+
+    Raises:
+        ArgumentError: an option that does not exist.
+    """
+
+    name: str
+    fusion: str = "division"
+    statistic: str = "abs_mean"
+    p: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.fusion not in FUSIONS:
+            raise ArgumentError(f"fusion={self.fusion!r} does not exist; choose from {FUSIONS}")
+        if self.statistic not in STATISTICS:
+            raise ArgumentError(f"statistic={self.statistic!r} does not exist; choose from {STATISTICS}")
+        if not self.p >= 1:
+            raise ArgumentError(f"p={self.p} gives no norm; it must be at least 1")
+
+    @property
+    def needs_output_component(self) -> bool:
+        return self.name == "gaia-a" and self.fusion in ("division", "output")
+
+    @property
+    def needs_inner_component(self) -> bool:
+        """Whether d Phi / dA is taken, so that the head must be known."""
+        return self.name == "gaia-a" and self.fusion in ("division", "inner")
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether the gradient at the inspected maps is taken at all."""
+        return not (self.name == "gaia-a" and self.fusion == "output")

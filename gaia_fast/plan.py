@@ -1,0 +1,50 @@
+"""What a detector will do on a given batch, and why: a value that prints as a table."""
+
+from dataclasses import dataclass
+
+from gaia_fast.backends import Choice
+from gaia_fast.measurement import FeatureMap
+from gaia_fast.method import Method
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The inspected maps, the head, the engine and the backend of a detector for one kind of input.
+
+    Attributes:
+        method: the measurement and its options.
+        model: the model's class name.
+        images: the shape of the example batch.
+        maps: the inspected maps, in the order in which the model makes them.
+        head, last: module names of the head and of the source of A_last; None where the method needs none.
+        engine, backend: what was picked, and why.
+    """
+
+    method: Method
+    model: str
+    images: tuple[int, ...]
+    maps: tuple[FeatureMap, ...]
+    head: str | None
+    last: str | None
+    engine: Choice
+    backend: Choice
+
+    @property
+    def channels(self) -> int:
+        """The number of entries of Lambda without its padding, sum of K_l."""
+        return sum(each.channels for each in self.maps)
+
+    def __str__(self) -> str:
+        options = f", fusion {self.method.fusion}, statistic {self.method.statistic}" if self.head else ""
+        lines = [
+            f"{self.method.name}{options}, p = {self.method.p:g}, on {self.model} with images {self.images}",
+            f"engine   {self.engine.name}: {self.engine.why}",
+            f"backend  {self.backend.name}: {self.backend.why}",
+        ]
+        if self.head is not None:
+            lines += [f"head     {self.head}: Phi is its input", f"A_last   output of {self.last}"]
+        width = max([len(each.name) for each in self.maps] + [len("layer")])
+        lines.append(f"{'layer':<{width}}  channels  map")
+        lines += [f"{each.name:<{width}}  {each.channels:>8}  {each.height}x{each.width}" for each in self.maps]
+        lines.append(f"{len(self.maps)} layers, {self.channels} channels")
+        return "\n".join(lines)
