@@ -64,7 +64,7 @@ def image_batches(source: Iterable[Any]) -> Iterable[Tensor]:
             images = batch[0]
         if not isinstance(images, torch.Tensor):
             raise CalibrationError(
-                f"a calibration batch is a {type(batch).__name__} without images; give tensors, (images, labels) pairs, "
-                "or mappings with 'data'"
+                f"a calibration batch is a {type(batch).__name__} without images; give tensors, (images, labels) "
+                "pairs, or mappings with 'data'"
             )
         yield images

@@ -142,8 +142,8 @@ def check_output_component(out: Tensor) -> None:
     unusable = (~(out > 0)).nonzero().flatten().tolist()
     if unusable:
         raise NonFiniteError(
-            f"the output component of images {_listed(unusable)} of the batch is zero or NaN, so GAIA-A cannot divide by "
-            "it: the logits are all equal, not finite, or one only; fusion='inner' or 'top1' does not divide"
+            f"the output component of images {_listed(unusable)} of the batch is zero or NaN, so GAIA-A cannot divide "
+            "by it: the logits are all equal, not finite, or one only; fusion='inner' or 'top1' does not divide"
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -118,7 +119,8 @@ class _Detector:
         """Returns the (N,) bool decisions score > threshold (Eq. 1); CalibrationError before `calibrate`."""
         if self.threshold is None:
             raise CalibrationError(
-                "there is no threshold yet: call calibrate(...) with in-distribution images or scores, or set .threshold"
+                "there is no threshold yet: call calibrate(...) with in-distribution images or scores, or set "
+                ".threshold"
             )
         return self.predict(x) > self.threshold
 
@@ -148,7 +150,7 @@ class _Detector:
         if self._engine == "reference":
             if self._backend not in ("auto", "torch"):
                 raise ArgumentError(
-                    f"engine='reference' uses no kernels, so backend={self._backend!r} means nothing; use backend='torch'"
+                    f"engine='reference' uses no kernels, so backend={self._backend!r} means nothing; use 'torch'"
                 )
             return Choice("reference", "asked for"), Choice("torch", "the reference uses no kernels")
         why = "asked for" if self._engine == "hooks" else "fastest that takes any eager model"
@@ -192,14 +194,14 @@ class _Detector:
         seen: list[FeatureMap] = []
         names = layers.MapNames()
 
-        def see(layer: layers.InspectedLayer, output: Tensor) -> None:
+        def see(layer: layers.InspectedLayer, _: nn.Module, output: Tensor) -> None:
             if layers.is_feature_map(output, layer, x.shape[0], self._asked_for):
                 seen.append(FeatureMap(names.next(layer), *output.shape[1:]))
 
         with ForwardHooks() as watching:
             for layer in self._layers:
                 module, at_input = layer.hooked
-                watching.on_map(module, at_input, lambda _, output, layer=layer: see(layer, output))
+                watching.on_map(module, at_input, partial(see, layer))
             checks.forward(self.model, x)
         return tuple(seen)
 

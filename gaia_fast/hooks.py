@@ -5,6 +5,8 @@ alone: no weight gradient is computed and nothing upstream runs. Each inspected 
 an identity whose backward reduces the gradient that passes to its channel moments, keeps those and nothing else.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
@@ -16,7 +18,10 @@ from gaia_fast.errors import LayerError, ModelError
 from gaia_fast.layers import Head, InspectedLayer, MapNames, is_feature_map, is_normalisation, shares_memory
 from gaia_fast.measurement import FeatureMap, Measurement
 from gaia_fast.method import Method
-from gaia_fast.ops import channel_moments, frobenius, maps, relu_backward_moments
+from gaia_fast.ops import maps
+from gaia_fast.ops.channel_moments import channel_moments
+from gaia_fast.ops.frobenius import frobenius
+from gaia_fast.ops.relu_backward_moments import relu_backward_moments
 
 # Autograd nodes of norms, none of which keeps its output for the backward pass: a tap may take that output over.
 _NORM_NODES = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "NativeGroupNormBackward0")
@@ -118,7 +123,7 @@ class _Recording:
             module, at_input = layer.hooked
             if not at_input and _has_constant_scale(layer.module):
                 hooks.before(module, self._before_norm)
-            hooks.on_map(module, at_input, lambda _, output, layer=layer: self._tap(layer, output, asked_for))
+            hooks.on_map(module, at_input, partial(self._tap, layer, asked_for))
 
     def watch_head(self, hooks: ForwardHooks, head: Head) -> None:
         hooks.before(head.module, lambda _, phi: setattr(self, "phi", phi))
@@ -132,7 +137,7 @@ class _Recording:
             self.norm_input = x
             torch.set_grad_enabled(False)
 
-    def _tap(self, layer: InspectedLayer, output: object, asked_for: bool) -> Tensor | None:
+    def _tap(self, layer: InspectedLayer, asked_for: bool, _: nn.Module, output: object) -> Tensor | None:
         norm_input, self.norm_input = self.norm_input, None
         if norm_input is not None:
             torch.set_grad_enabled(True)
@@ -182,11 +187,7 @@ class _Recording:
             return self._result(logits, torch.ones_like(out).unsqueeze(1), out, method)
 
         moments = self._moments(logits, method)
-        if method.name == "gaia-z":
-            row = maps.NONZERO
-        else:
-            row = maps.SUM if method.statistic == "abs_mean" else maps.ABS_SUM
-        return self._result(logits, moments[row], out if method.fusion == "division" else None, method)
+        return self._result(logits, moments[_moment(method)], out if method.fusion == "division" else None, method)
 
     def _output_component(self, logits: Tensor, method: Method) -> Tensor:
         with torch.enable_grad():
@@ -219,6 +220,13 @@ class _Recording:
         inverse_area = tuple(1.0 / each.area for each in inspected)
         score = frobenius(packed, widths, inverse_area, out, method.p, backend=self.sink.backend).float()
         return Measurement(logits.detach(), score, inspected, packed, inverse_area, out)
+
+
+def _moment(method: Method) -> int:
+    """Which of the three moments the method's eps is made of."""
+    if method.name == "gaia-z":
+        return maps.NONZERO
+    return maps.SUM if method.statistic == "abs_mean" else maps.ABS_SUM
 
 
 def _has_constant_scale(module: nn.Module) -> bool:

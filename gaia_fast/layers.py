@@ -167,8 +167,8 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None, logits_
         found = same[-1] if same else None
     if found is None:
         raise LayerError(
-            f"no linear or 1x1-convolution module of {type(model).__name__} returns the logits themselves; name the one "
-            f"that makes them: head=... (among {_some([names[module] for module in outputs])})"
+            f"no linear or 1x1-convolution module of {type(model).__name__} returns the logits themselves; name the "
+            f"one that makes them: head=... (among {_some([names[module] for module in outputs])})"
         )
     last_module = before[found]
     if last_module is None:
@@ -207,10 +207,9 @@ def is_feature_map(output: object, layer: InspectedLayer, images: int, asked_for
     if isinstance(output, Tensor) and output.ndim == 4 and output.is_floating_point() and output.shape[0] == images:
         return True
     if asked_for:
-        what = (
-            f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        )
+        shape = f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
         raise LayerError(
-            f"layer {layer.name!r} gives {what} for {images} images, not a (N, K, H, W) feature map; leave it out"
+            f"layer {layer.name!r} gives a {type(output).__name__}{shape} for {images} images, not a (N, K, H, W) feature "
+            "map; leave it out"
         )
     return False

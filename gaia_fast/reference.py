@@ -6,6 +6,7 @@ abnormality matrix, eps its entries.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -125,7 +126,7 @@ def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Hea
     checks.check_images(x, model)
     trace, names = _Trace(), MapNames()
 
-    def see(layer: InspectedLayer, output: Tensor) -> None:
+    def see(layer: InspectedLayer, _: nn.Module, output: Tensor) -> None:
         # A gradient edge, not the tensor: an in-place ReLU behind the layer would change what the tensor stands for.
         if is_feature_map(output, layer, x.shape[0], layers is not None):
             trace.names.append(names.next(layer))
@@ -134,7 +135,7 @@ def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Hea
     with ForwardHooks() as hooks:
         for layer in inspected_layers(model, layers):
             module, at_input = layer.hooked
-            hooks.on_map(module, at_input, lambda _, output, layer=layer: see(layer, output))
+            hooks.on_map(module, at_input, partial(see, layer))
         if head is not None:
             hooks.before(head.module, lambda _, phi: setattr(trace, "phi", phi))
             hooks.after(head.last_module, lambda _, last: setattr(trace, "last", get_gradient_edge(last)))
