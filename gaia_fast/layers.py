@@ -209,7 +209,7 @@ def is_feature_map(output: object, layer: InspectedLayer, images: int, asked_for
     if asked_for:
         shape = f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
         raise LayerError(
-            f"layer {layer.name!r} gives a {type(output).__name__}{shape} for {images} images, not a (N, K, H, W) feature "
-            "map; leave it out"
+            f"layer {layer.name!r} gives a {type(output).__name__}{shape} for {images} images, not a (N, K, H, W) "
+            "feature map; leave it out"
         )
     return False
