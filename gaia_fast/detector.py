@@ -177,16 +177,14 @@ class _Detector:
             )
         widths = [FeatureMap(str(index), each.shape[1], 1, 1) for index, each in enumerate(found.abnormality)]
         packed = torch.cat(found.abnormality, dim=1)
-        return Measurement(found.logits, found.score.float(), tuple(widths), packed, (1.0,) * len(widths))
+        return Measurement(found.logits, found.score.float(), tuple(widths), packed)
 
     @torch.no_grad()
     def _find_head(self, x: Tensor) -> layers.Head | None:
         if not (self.method.needs_inner_component or self.method.needs_output_component):
             return None
         if self._head is None:
-            self._head = layers.find_head(
-                self.model, x, self._requested_head, lambda output: checks.logits_of(output, x.shape[0])
-            )
+            self._head = layers.find_head(self.model, x, self._requested_head)
         return self._head
 
     @torch.no_grad()

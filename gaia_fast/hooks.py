@@ -217,9 +217,9 @@ class _Recording:
     def _result(self, logits: Tensor, packed: Tensor, out: Tensor | None, method: Method) -> Measurement:
         inspected = tuple(self.sink.maps) or (FeatureMap("output component", 1, 1, 1),)
         widths = [each.channels for each in inspected]
-        inverse_area = tuple(1.0 / each.area for each in inspected)
+        inverse_area = [1.0 / each.area for each in inspected]
         score = frobenius(packed, widths, inverse_area, out, method.p, backend=self.sink.backend).float()
-        return Measurement(logits.detach(), score, inspected, packed, inverse_area, out)
+        return Measurement(logits.detach(), score, inspected, packed, out)
 
 
 def _moment(method: Method) -> int:

@@ -1,13 +1,14 @@
 """Which feature maps are inspected, and where the head is."""
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from gaia_fast import checks
 from gaia_fast.capture import ForwardHooks
 from gaia_fast.errors import LayerError
 
@@ -113,7 +114,7 @@ def _some(names: Sequence[str], most: int = 12) -> str:
     return f"{listed}, ... ({len(names)} in all)" if len(names) > most else listed or "no submodules"
 
 
-def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None, logits_of: Callable[[object], Tensor]) -> Head:
+def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head:
     """Finds the head, and with it A_last, by watching one forward pass.
 
     The head is the last linear or 1x1-convolution module whose output is the logits (the same memory, so a view of it
@@ -124,7 +125,6 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None, logits_
         model: the classifier, in eval mode; run once under no_grad by the caller.
         x: (N, C, H, W) images.
         head: a module of the model, or its name, to use instead of searching.
-        logits_of: takes the logits out of what the model returns.
 
     Raises:
         LayerError: no such module, or none found.
@@ -156,7 +156,7 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None, logits_
             if module is asked or (asked is None and _can_be_head(module)):
                 hooks.before(module, entered)
             hooks.after(module, left)
-        logits = logits_of(model(x))
+        logits = checks.logits_of(checks.forward(model, x), x.shape[0])
 
     if asked is not None:
         found: nn.Module | None = asked if asked in before else None

@@ -28,8 +28,7 @@ class Measurement:
         logits: (N, C), in the model's dtype.
         score: (N,) float32.
         maps: the inspected maps, in the order in which the model made them.
-        packed: (N, sum of K_l): the rows of Lambda without padding, before the two factors below.
-        inverse_area: the factor of each layer.
+        packed: (N, sum of K_l): the rows of Lambda without padding, before the division by each map's H_l * W_l.
         output_component: (N,), what each image's row is divided by; None for 1.
     """
 
@@ -37,13 +36,12 @@ class Measurement:
     score: Tensor
     maps: tuple[FeatureMap, ...]
     packed: Tensor
-    inverse_area: tuple[float, ...]
     output_component: Tensor | None = None
 
     def abnormality(self) -> list[Tensor]:
         """Returns E[eps | A^kl] of each layer, (N, K_l) float32 (float64 for float64 models)."""
         columns = self.packed.abs().split([each.channels for each in self.maps], dim=1)
-        eps = [column * factor for column, factor in zip(columns, self.inverse_area, strict=True)]
+        eps = [column / each.area for column, each in zip(columns, self.maps, strict=True)]
         if self.output_component is not None:
             eps = [each / self.output_component.unsqueeze(1) for each in eps]
         return eps

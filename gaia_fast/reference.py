@@ -83,7 +83,7 @@ def gaia_a(
         checks.check_model(model)
         checks.check_images(x, model)
         with torch.no_grad():
-            where = find_head(model, x, head, lambda output: checks.logits_of(output, x.shape[0]))
+            where = find_head(model, x, head)
     trace = _record(model, x, layers, where)
 
     out = None
