@@ -1,0 +1,56 @@
+"""The threshold: which score it is, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from gaia_fast.calibration import image_batches, looks_like_scores, threshold_for
+from gaia_fast.errors import CalibrationError
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "rank"), [(20, 0.95, 19), (100, 0.95, 95), (3, 0.5, 2), (7, 1.0, 7), (5, 0.01, 1), (1, 0.95, 1)]
+)
+def test_the_rank_of_the_threshold(count: int, share: float, rank: int) -> None:
+    scores = np.random.default_rng(0).permutation(np.arange(1.0, count + 1))
+    assert threshold_for(scores, share) == rank
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.95, 0.99])
+def test_at_least_the_share_is_accepted_and_no_smaller_threshold_would_do(share: float) -> None:
+    scores = torch.randn(137, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with ties
+    threshold = threshold_for(scores, share)
+    assert (scores.double() <= threshold).double().mean() >= share
+    assert (scores.double() < threshold).double().mean() < share
+
+
+@pytest.mark.parametrize("bad", [[], [[1.0]], [1.0, math.nan], [math.inf], torch.zeros(2, 2)])
+def test_unusable_scores(bad: object) -> None:
+    with pytest.raises(CalibrationError):
+        threshold_for(bad)
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.01, 95, math.nan])
+def test_unusable_shares(share: float) -> None:
+    with pytest.raises(CalibrationError, match="id_tpr"):
+        threshold_for([1.0, 2.0], share)
+
+
+def test_scores_and_batches_are_told_apart() -> None:
+    assert looks_like_scores(torch.zeros(3))
+    assert looks_like_scores(np.zeros(3))
+    assert looks_like_scores([1.0, np.float32(2.0), 3])
+    assert not looks_like_scores(torch.zeros(2, 3, 4, 4))
+    assert not looks_like_scores([torch.zeros(2, 3, 4, 4)])
+    assert not looks_like_scores(iter([1.0]))
+
+
+def test_batches_of_every_kind() -> None:
+    x = torch.zeros(2, 3, 4, 4)
+    for source in (x, [x], [(x, 1)], [[x]], [{"data": x}], [{"pixel_values": x}]):
+        assert [each.shape for each in image_batches(source)] == [x.shape]
+    for bad in ([{"label": x}], ["a.png"], [None], [()]):
+        with pytest.raises(CalibrationError, match="without images"):
+            list(image_batches(bad))
