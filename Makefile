@@ -1,0 +1,66 @@
+# The two commands that need nothing but Python 3.10 or newer, a C++ compiler and CMake's wheel from the package index:
+#   make demo   installs into .venv and runs the demo
+#   make test   installs into .venv, lints and runs every test
+# PYTHON names another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt Makefile \
+	$(shell find csrc gaia_fast -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.safetensors')
+
+.PHONY: demo test lint unit dev bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/gaia-fast demo
+
+test: lint unit
+
+# Tests run against the installed package: the source tree holds no compiled extension, and pytest does not add it to the path.
+unit: $(VENV)/test-tools
+	$(BIN)/pytest
+
+lint: $(VENV)/test-tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and pinned: left to itself, the index's newest build brings gigabytes of CUDA libraries along.
+$(VENV)/torch: constraints.txt | $(VENV)/bin/pip
+	$(PIP) -c constraints.txt torch
+	touch $@
+
+# One wheel, built without torch in sight. build/lib would carry files into it that the source no longer has.
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	rm -rf build/lib* build/bdist* build/wheel *.egg-info
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	$(PIP) --force-reinstall --no-deps build/wheel/*.whl
+	$(PIP) -c constraints.txt "$$(echo build/wheel/*.whl)[plot]"
+	touch $@
+
+# torchvision and timm without their dependencies: torchvision's would replace torch.
+$(VENV)/test-tools: $(VENV)/installed
+	$(PIP) -c constraints.txt "$$(echo build/wheel/*.whl)[test,lint]" pyyaml
+	$(PIP) -c constraints.txt --no-deps torchvision timm
+	touch $@
+
+# For work on the code: the extension is built into the source tree, which is put on the path.
+dev: $(VENV)/test-tools
+	$(PIP) -c constraints.txt cmake ninja pybind11
+	$(BIN)/pip uninstall --quiet --yes gaia-fast
+	$(BIN)/cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+		-DCMAKE_PREFIX_PATH=$$($(BIN)/python -m pybind11 --cmakedir) -DCMAKE_INSTALL_PREFIX=$(CURDIR)
+	$(BIN)/cmake --build build/dev
+	$(BIN)/cmake --install build/dev
+	$(BIN)/python -c "import site; open(site.getsitepackages()[0] + '/gaia_fast_dev.pth', 'w').write('$(CURDIR)')"
+
+bench: $(VENV)/test-tools
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest benchmarks --benchmark-disable-gc -q
+
+clean:
+	rm -rf $(VENV) build *.egg-info
