@@ -5,11 +5,12 @@ import warnings
 
 import pytest
 import torch
-import torchvision_schemas  # noqa: F401  (before torchvision)
 from torch import nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.errors import LayerError
+
+import torchvision_schemas  # noqa: F401  (before torchvision)
 
 torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed (see `make test`)")
 timm = pytest.importorskip("timm", reason="timm is not installed (see `make test`)")
@@ -38,7 +39,8 @@ def create(name: str) -> nn.Module:
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # googlenet announces another initialisation
-        model = torchvision.models.get_model(architecture) if library == "torchvision" else timm.create_model(architecture)
+        factory = torchvision.models.get_model if library == "torchvision" else timm.create_model
+        model = factory(architecture)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)

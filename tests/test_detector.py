@@ -7,6 +7,7 @@ from torch import Tensor, nn
 import gaia_fast
 from gaia_fast import GaiaA, GaiaError, GaiaOutput, GaiaZ
 from gaia_fast.errors import ArgumentError, BackendError, CalibrationError, InputError, ModelError, NonFiniteError
+
 from zoo import Pooled, build, conv_norm, images
 
 DETECTORS = [GaiaA, GaiaZ]
@@ -205,7 +206,8 @@ def test_calibrate_on_scores_and_on_images_agree(detector: type) -> None:
         [(x, torch.zeros(20))],
         iter([{"data": x}]),
     ):
-        assert scorer.calibrate(source, id_tpr=0.9).threshold == pytest.approx(scores.sort().values[17].item(), rel=1e-5)
+        threshold = scorer.calibrate(source, id_tpr=0.9).threshold
+        assert threshold == pytest.approx(scores.sort().values[17].item(), rel=1e-5)
 
 
 def test_decisions() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaError, GaiaZ, reference
 from gaia_fast.errors import LayerError, ModelError
+
 from zoo import ZOO, Pooled, build, conv_norm, image_size, images
 
 SCORE_TOLERANCE = 1e-5  # what the project promises for float32, relative to float64

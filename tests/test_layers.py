@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.errors import LayerError
 from gaia_fast.layers import find_head, inspected_layers, is_normalisation
+
 from zoo import NormAct, Pooled, build, conv_norm, image_size, images
 
 

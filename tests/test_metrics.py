@@ -40,6 +40,14 @@ def test_both_directions_of_fpr95():
     assert found.fpr95_ood_positive == 0.5  # 19 of 20 flagged from 50.5 on; 51, 52, ... 100 are too
 
 
+@pytest.mark.parametrize(("n_id", "n_ood"), [(40, 30), (540, 500), (37, 11)])
+def test_no_share_is_rounded_to_more_than_one(n_id, n_ood):
+    found = ood_metrics(np.arange(n_id), n_id + np.arange(n_ood))
+    assert (found.auroc, found.fpr95_id_positive, found.fpr95_ood_positive) == (1, 0, 0)
+    for aupr in (found.aupr_in, found.aupr_out):
+        assert 1 - 1e-12 < aupr <= 1
+
+
 def test_all_scores_equal():
     found = ood_metrics([1.0, 1.0], [1.0, 1.0])
     assert (found.auroc, found.aupr_in, found.aupr_out) == (0.5, 0.5, 0.5)

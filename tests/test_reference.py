@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from gaia_fast import reference
 from gaia_fast.errors import LayerError
+
 from zoo import build, images
 
 FLOAT64 = torch.float64

@@ -182,7 +182,8 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
 
 
 def images(count: int, size: int = 16, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, size, size, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def image_size(name: str) -> int:

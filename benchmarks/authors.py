@@ -1,0 +1,58 @@
+"""The authors' way of scoring, as their paper and code have it: full backward passes, weight gradients and all.
+
+Written here from DESIGN's description of it, as the peer that the engines are timed against.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from gaia_fast.layers import find_head, inspected_layers
+
+
+class Authors:
+    """Scores as the authors do: the mean of eps^2 over all channels (the same ranking as the norm)."""
+
+    def __init__(self, model: nn.Module, layers: list[str] | None = None) -> None:
+        self.model = model
+        self.layers = inspected_layers(model, layers)
+
+    def _forward(self, x: Tensor, modules: list[nn.Module]) -> tuple[Tensor, list[Tensor]]:
+        kept: list[Tensor] = []
+
+        def keep(module: nn.Module, args: object, output: Tensor) -> Tensor:
+            output.retain_grad()
+            kept.append(output)
+            return output.clone()  # an in-place ReLU must not change what is kept
+
+        handles = [module.register_forward_hook(keep) for module in modules]
+        try:
+            return self.model(x), kept
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def gaia_z(self, x: Tensor) -> Tensor:
+        logits, maps = self._forward(x, [layer.module for layer in self.layers])
+        self.model.zero_grad()
+        logits.max(dim=1).values.sum().backward()
+        return self._mean_square([(each.grad != 0).float().mean((2, 3)) for each in maps])
+
+    def gaia_a(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            head = find_head(self.model, x[:1], None)
+        logits, maps = self._forward(x, [head.last_module])
+        self.model.zero_grad()
+        torch.log_softmax(logits, dim=1).sum().backward()
+        out = maps[-1].grad.mean((2, 3)).abs().mean(1, keepdim=True).sqrt()
+
+        features: list[Tensor] = []
+        handle = head.module.register_forward_pre_hook(lambda _, args: features.append(args[0]))
+        _, maps = self._forward(x, [layer.module for layer in self.layers])
+        handle.remove()
+        self.model.zero_grad()
+        features[0].sum().backward()
+        return self._mean_square([each.grad.mean((2, 3)).abs() / out for each in maps])
+
+    def _mean_square(self, abnormality: list[Tensor]) -> Tensor:
+        self.model.zero_grad()
+        return torch.cat(abnormality, dim=1).square().mean(1)
