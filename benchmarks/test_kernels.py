@@ -38,7 +38,7 @@ def test_channel_moments(shape: tuple[int, ...], layout: str, dtype: torch.dtype
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_relu_backward_moments(shape: tuple[int, ...], layout: str, dtype: torch.dtype, against: Callable) -> None:
-    """Bytes: one read each of g and y, one write of grad_in. Baseline: threshold_backward, the reductions, a product."""
+    """Bytes: one read each of g and y, one write of grad_in. Baseline: threshold_backward, reductions, a product."""
     g, y = gradient(shape, layout, dtype, 0), gradient(shape, layout, dtype, 1)
     scale = torch.rand(shape[1])
     typed = scale.to(dtype).view(1, -1, 1, 1)
