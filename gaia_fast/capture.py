@@ -2,9 +2,11 @@
 
 import threading
 from collections.abc import Callable
+from itertools import chain
 from types import TracebackType
 from typing import Any
 
+import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -48,8 +50,19 @@ class ForwardHooks:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             return callback(module, output) if threading.get_ident() == self._thread else None
 
+        hook.of_gaia_fast = True  # type: ignore[attr-defined]
         self._handles.append(module.register_forward_hook(hook))
 
     def on_map(self, module: nn.Module, at_input: bool, callback: Callable[[nn.Module, Tensor], Tensor | None]) -> None:
         """Calls `callback(module, map)` with the module's input or output; a tensor returned replaces it."""
         (self.before if at_input else self.after)(module, callback)
+
+
+def has_other_hooks(module: nn.Module) -> bool:
+    """Returns whether anyone else's hook may change what `module` returns, or wants to see its gradients."""
+    after = chain(module._forward_hooks.values(), torch_module._global_forward_hooks.values())
+    return (
+        any(not hasattr(hook, "of_gaia_fast") for hook in after)
+        or bool(module._backward_hooks or module._backward_pre_hooks)
+        or bool(torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks)
+    )

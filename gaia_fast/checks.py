@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gaia_fast.errors import InputError, ModelError, NonFiniteError
 
@@ -46,14 +47,22 @@ def _is_compiled_wrapper(module: nn.Module) -> bool:
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises ModelError if any part of `model` is in training mode."""
+    """Raises ModelError if any part of `model` is in training mode, or takes statistics of the batch in eval mode."""
     for name, module in model.named_modules():
         if module.training:
-            part = f"module {name!r} of the model" if name else "the model"
             raise ModelError(
-                f"{part} is in training mode: batch statistics and dropout would make the scores of a batch depend on "
-                "each other and on chance; call model.eval() first"
+                f"{_part(name)} is in training mode: batch statistics and dropout would make the scores of a batch depend "
+                "on each other and on chance; call model.eval() first"
             )
+        if isinstance(module, _BatchNorm) and module.running_var is None:
+            raise ModelError(
+                f"{_part(name)} has no running statistics, so the scores of a batch would depend on each other; train it "
+                "with track_running_stats=True, or use a norm over each image alone"
+            )
+
+
+def _part(name: str) -> str:
+    return f"module {name!r} of the model" if name else "the model"
 
 
 def check_images(x: Tensor, model: nn.Module) -> None:

@@ -201,6 +201,8 @@ class _Detector:
                 module, at_input = layer.hooked
                 watching.on_map(module, at_input, partial(see, layer))
             checks.forward(self.model, x)
+        if self._layers:
+            names.check_called(self._layers, self._asked_for)
         return tuple(seen)
 
 

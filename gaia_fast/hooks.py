@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gaia_fast import checks
-from gaia_fast.capture import ForwardHooks
+from gaia_fast.capture import ForwardHooks, has_other_hooks
 from gaia_fast.errors import LayerError, ModelError
 from gaia_fast.layers import Head, InspectedLayer, MapNames, is_feature_map, is_normalisation, shares_memory
 from gaia_fast.measurement import FeatureMap, Measurement
@@ -60,6 +60,8 @@ def measure(
         if head is not None:
             recording.watch_head(hooks, head)
         logits = checks.logits_of(checks.forward(model, x), x.shape[0])
+    if method.needs_maps:
+        recording.names.check_called(layers, asked_for)
     if head is not None and not head.asked_for and not shares_memory(recording.head_output, logits):
         raise ModelError(
             f"the logits no longer come from the head {head.name!r} found on the first call; name the head, head=..."
@@ -177,8 +179,6 @@ class _Recording:
     # ---- the backward pass
 
     def finish(self, logits: Tensor, method: Method) -> Measurement:
-        if method.needs_maps and not self.sink.maps:
-            raise LayerError("no inspected layer was called in the forward pass; name others, layers=[...]")
         if not logits.requires_grad:
             raise LayerError(checks.unreached([each.name for each in self.sink.maps]))
         out = self._output_component(logits, method) if method.needs_output_component else None
@@ -230,8 +230,8 @@ def _moment(method: Method) -> int:
 
 
 def _has_constant_scale(module: nn.Module) -> bool:
-    """Whether the module's derivative is one factor a channel: BatchNorm2d itself, on its running statistics."""
-    return type(module) is nn.BatchNorm2d and module.running_var is not None
+    """Whether the module's derivative is one factor a channel: BatchNorm2d itself, and nothing of the user's in it."""
+    return type(module) is nn.BatchNorm2d and "forward" not in vars(module) and not has_other_hooks(module)
 
 
 def _is_own(layer: InspectedLayer, output: Tensor) -> bool:

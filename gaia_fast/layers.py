@@ -197,6 +197,15 @@ class MapNames:
         call = self._calls[layer.name] = self._calls.get(layer.name, 0) + 1
         return layer.name if call == 1 else f"{layer.name} (call {call})"
 
+    def check_called(self, layers: Sequence[InspectedLayer], asked_for: bool) -> None:
+        """Raises LayerError unless a map was named, and one of every layer if they were asked for by name."""
+        missed = [layer.name for layer in layers if layer.name not in self._calls]
+        if missed and (asked_for or not self._calls):
+            raise LayerError(
+                f"the layers {_some(missed)} were not called in the forward pass (or run inside compiled code, where "
+                "hooks do not fire); name others, layers=[...]"
+            )
+
 
 def is_feature_map(output: object, layer: InspectedLayer, images: int, asked_for: bool) -> bool:
     """Returns whether what a layer gave is a floating (N, K, H, W) map with positions.

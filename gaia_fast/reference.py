@@ -124,7 +124,7 @@ def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Hea
     model = checks.unwrap(model)
     checks.check_model(model)
     checks.check_images(x, model)
-    trace, names = _Trace(), MapNames()
+    trace, names, inspected = _Trace(), MapNames(), inspected_layers(model, layers)
 
     def see(layer: InspectedLayer, _: nn.Module, output: Tensor) -> None:
         # A gradient edge, not the tensor: an in-place ReLU behind the layer would change what the tensor stands for.
@@ -133,7 +133,7 @@ def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Hea
             trace.maps.append(get_gradient_edge(output))
 
     with ForwardHooks() as hooks:
-        for layer in inspected_layers(model, layers):
+        for layer in inspected:
             module, at_input = layer.hooked
             hooks.on_map(module, at_input, partial(see, layer))
         if head is not None:
@@ -142,8 +142,7 @@ def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Hea
         # Cloned twice: the first clone leaves the caller's tensor alone, the second may be changed in place.
         images = x.detach().clone().requires_grad_().clone()
         trace.logits = checks.logits_of(checks.forward(model, images), x.shape[0])
-    if not trace.maps:
-        raise LayerError("no inspected layer was called in the forward pass; name others, layers=[...]")
+    names.check_called(inspected, layers is not None)
     return trace
 
 

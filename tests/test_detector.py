@@ -104,6 +104,12 @@ def test_a_model_in_training_mode(detector: type) -> None:
         detector(build("vgg_like").train())(images(2))
 
 
+def test_a_norm_over_the_batch_even_in_eval_mode(detector: type) -> None:
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU())
+    with pytest.raises(ModelError, match=r"'trunk.1' .* no running statistics"):
+        detector(Pooled(trunk, 4).eval())(images(2))
+
+
 def test_scores_that_overflow_are_not_returned(detector: type) -> None:
     model = build("strided_shortcut")
     model.fc.weight.data.fill_(float("inf"))

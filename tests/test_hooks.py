@@ -289,6 +289,35 @@ def test_hooks_of_the_user_still_fire() -> None:
     assert seen == [torch.Size((2, 8, 16, 16))]
 
 
+def test_hooks_of_the_user_that_change_a_norm_s_output_count() -> None:
+    """The engine's short cut through BatchNorm2d would not see the factor."""
+    model, x = build("strided_shortcut"), images(2)
+    plain = GaiaA(model, fusion="inner")(x)
+    model.get_submodule("residual.1").register_forward_hook(lambda _, __, out: out * 2)
+    truth = reference.gaia_a(copy.deepcopy(model).double(), x.double(), fusion="inner").score
+    assert relative_error(GaiaA(model, fusion="inner")(x), truth) < SCORE_TOLERANCE
+    assert relative_error(plain, truth) > 0.01
+
+
+def test_a_norm_whose_forward_was_replaced_counts() -> None:
+    model, x = build("strided_shortcut"), images(2)
+    norm = model.get_submodule("residual.1")
+    plain = norm.forward
+    norm.forward = lambda x: plain(x) * 2
+    truth = reference.gaia_a(model, x, fusion="inner").score
+    assert relative_error(GaiaA(model, fusion="inner")(x), truth) < SCORE_TOLERANCE
+
+
+def test_gradient_hooks_of_the_user_on_a_norm_still_fire() -> None:
+    model, x = build("smooth"), images(2)
+    seen: list[torch.Size] = []
+    norm = model.get_submodule("trunk.4")
+    handle = norm.register_full_backward_hook(lambda _, grad_in, grad_out: seen.append(grad_in[0].shape))
+    GaiaZ(model)(x)
+    handle.remove()
+    assert seen == [torch.Size((2, 8, 16, 16))]
+
+
 def test_threads_do_not_see_each_other_s_pass() -> None:
     model = build("resnet34")
     batches = [images(2, 32, seed=seed) for seed in range(4)]

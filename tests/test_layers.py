@@ -87,6 +87,17 @@ def test_a_layer_asked_for_must_give_a_map() -> None:
         GaiaZ(build("vgg_like"), layers=["classifier.0"])(images(2))
 
 
+def test_a_layer_asked_for_must_be_called() -> None:
+    model = build("vgg_like")
+    model.spare = nn.BatchNorm2d(3).eval()
+    assert len(GaiaZ(model).plan(images(1)).maps) == 2  # by default, what is not called is not inspected
+    for engine in ("hooks", "reference"):
+        with pytest.raises(LayerError, match="'spare' were not called"):
+            GaiaZ(model, layers=["features", "spare"], engine=engine)(images(1))
+    with pytest.raises(LayerError, match="'spare' were not called"):
+        GaiaZ(model, layers=["features", "spare"]).plan(images(1))
+
+
 def test_norms_that_give_no_map_are_passed_over_by_default() -> None:
     class GroupsOfVectors(Pooled):
         def __init__(self) -> None:
