@@ -51,13 +51,13 @@ def check_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if module.training:
             raise ModelError(
-                f"{_part(name)} is in training mode: batch statistics and dropout would make the scores of a batch depend "
-                "on each other and on chance; call model.eval() first"
+                f"{_part(name)} is in training mode: batch statistics and dropout would make the scores of a batch "
+                "depend on each other and on chance; call model.eval() first"
             )
         if isinstance(module, _BatchNorm) and module.running_var is None:
             raise ModelError(
-                f"{_part(name)} has no running statistics, so the scores of a batch would depend on each other; train it "
-                "with track_running_stats=True, or use a norm over each image alone"
+                f"{_part(name)} has no running statistics, so the scores of a batch would depend on each other; train "
+                "it with track_running_stats=True, or use a norm over each image alone"
             )
 
 

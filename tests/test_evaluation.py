@@ -140,3 +140,12 @@ def test_measure_times(model):
     assert timing.forward_ms > 0
     assert timing.ratios["gaia-z"] > 1  # a score includes the forward pass
     assert (timing.images, timing.repeats, timing.threads) == (2, 3, torch.get_num_threads())
+
+
+def test_times_are_medians_of_ratios_without_the_first_turn(model, monkeypatch):
+    # Plain, then scored, turn by turn; the first turn warms up.
+    seconds = iter([100, 100, 1, 2, 10, 30, 2, 20])
+    monkeypatch.setattr(evaluation, "_seconds", lambda run: next(seconds))
+    timing = evaluation.measure_times({"gaia-z": GaiaZ(model)}, held_out_digits()[0][:1], repeats=3)
+    assert timing.forward_ms == 2000
+    assert timing.ratios == {"gaia-z": 3}

@@ -56,6 +56,7 @@ def test_all_scores_equal():
     axes = plots._figure(4, 3).subplots()
     plots._histogram(axes, compare(same, {"same": same}), "gaia-z", "same")
     assert [sum(bar.get_height() for bar in container) for container in axes.containers] == [1, 1]
+    assert all(bar.get_width() > 0 for container in axes.containers for bar in container)
 
 
 def test_overview(tmp_path, evaluation):
