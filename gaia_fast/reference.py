@@ -46,7 +46,7 @@ def gaia_z(model: nn.Module, x: Tensor, layers: Sequence[str] | None = None, *, 
     trace = _record(model, x, layers)
     top1 = trace.logits.max(dim=1).values
     gradients = _gradients(top1.sum(), trace)
-    abnormality = [(g != 0).to(x.dtype).mean((2, 3)) for g in gradients]
+    abnormality = [(g != 0).to(g.dtype).mean((2, 3)) for g in gradients]
     return Reference(_norm(abnormality, p), abnormality, trace.logits.detach())
 
 
@@ -90,7 +90,7 @@ def gaia_a(
     if method.needs_output_component:
         log_softmax = torch.log_softmax(trace.logits, dim=1)
         (g,) = torch.autograd.grad(log_softmax.sum(), [trace.last], retain_graph=True)
-        out = g.mean((2, 3)).abs().mean(1).sqrt()
+        out = g.to(torch.promote_types(g.dtype, torch.float32)).mean((2, 3)).abs().mean(1).sqrt()
         checks.check_output_component(out)
     if fusion == "output":
         abnormality = [1 / out.unsqueeze(1)]  # type: ignore[union-attr]
@@ -151,7 +151,8 @@ def _gradients(target: Tensor, trace: _Trace) -> list[Tensor]:
     unused = [name for name, g in zip(trace.names, gradients, strict=True) if g is None]
     if unused:
         raise LayerError(checks.unreached(unused))
-    return list(gradients)
+    # Half-precision gradients keep their values, but densities and means of them need more than 8 or 11 bits.
+    return [g.to(torch.promote_types(g.dtype, torch.float32)) for g in gradients]
 
 
 def _norm(abnormality: list[Tensor], p: float) -> Tensor:

@@ -1,0 +1,47 @@
+"""The command line `gaia-fast`: one file per command; what they compute lives in modules that know nothing of click."""
+
+import errno
+from typing import Any
+
+import click
+
+from gaia_fast._version import __version__
+from gaia_fast.cli.demo import demo as demo_command
+from gaia_fast.cli.evaluate import evaluate as evaluate_command
+from gaia_fast.cli.layers import layers as layers_command
+from gaia_fast.cli.score import score as score_command
+from gaia_fast.cli.validate import validate as validate_command
+from gaia_fast.errors import GaiaError
+
+
+class _Group(click.Group):
+    """Turns the errors that a user can mend into one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GaiaError as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+        except OSError as error:
+            # A closed pipe (| head) is no error of anybody's: click ends quietly on it.
+            if error.errno == errno.EPIPE:
+                raise
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done; 1 an error, or a validation that failed; 2 wrong usage; 3 done, but some images could "
+    "not be read: they are named on stderr and left out.",
+)
+@click.version_option(__version__, prog_name="gaia-fast")
+def main() -> None:
+    """Tells how far out of distribution images are for a PyTorch classifier (GAIA). Larger score = further out.
+
+    `gaia-fast demo` needs no arguments.
+    """
+
+
+for _command in (score_command, evaluate_command, validate_command, layers_command, demo_command):
+    main.add_command(_command)

@@ -1,0 +1,109 @@
+"""`gaia-fast evaluate`: how well the methods separate OOD sets from the in-distribution one."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from gaia_fast import evaluation, plots
+from gaia_fast.cli import output
+from gaia_fast.cli.options import (
+    FOLDER,
+    DetectorOptions,
+    ModelOptions,
+    batch_size_option,
+    detector_options,
+    json_option,
+    model_options,
+    preset_option,
+)
+from gaia_fast.data import load_images
+from gaia_fast.errors import ArgumentError
+
+_PLOTS = Path("gaia-evaluation")
+
+
+@click.command()
+@click.option("--id", "id_path", required=True, metavar="PATH", help="In-distribution images.")
+@click.option(
+    "--ood", "ood", required=True, multiple=True, metavar="NAME=PATH", help="Images of an OOD set; repeatable."
+)
+@model_options
+@preset_option
+@detector_options()
+@batch_size_option
+@click.option(
+    "--plots", "folder", type=FOLDER, help=f"Folder of the histogram pictures, one per OOD set.  [default: {_PLOTS}]"
+)
+@click.option("--no-plots", is_flag=True, help="Draw no pictures.")
+@json_option
+def evaluate(
+    id_path: str,
+    ood: tuple[str, ...],
+    model: ModelOptions,
+    preset: str,
+    detectors: DetectorOptions,
+    batch_size: int,
+    folder: Path | None,
+    no_plots: bool,
+    json_file: Path | None,
+) -> None:
+    """Measures how well the scores separate OOD sets from in-distribution (ID) images.
+
+    Each PATH is a folder of images (any depth), one image, or an .npz with x uint8 (N, H, W, 3) and, for the accuracy
+    on the ID images, y integer (N,). Two FPR95 are told apart: with ID positive, the share of OOD images accepted at
+    the threshold that accepts 95 % of ID images (the paper's); with OOD positive, the share of ID images flagged at
+    the threshold that flags 95 % of OOD images. All shares are fractions of one. The exit code is 3 if images could
+    not be read.
+    """
+    if no_plots and folder is not None:
+        raise click.UsageError("give --plots or --no-plots, not both")
+    paths = _named_paths(ood)
+    pictures = _picture_folder(folder, no_plots)
+    chosen = detectors.build(model.load())
+    id_source = load_images(id_path, preset)
+    sources = {name: load_images(path, preset) for name, path in paths.items()}
+
+    with output.progress("scoring", len(id_source) + sum(len(each) for each in sources.values())) as advance:
+        found = evaluation.evaluate(chosen, id_source, sources, batch_size, advance)
+
+    output.print_evaluation(found)
+    click.echo(output.accuracy_line(found))
+    for sentence in evaluation.weak_spots(found):
+        click.echo(sentence)
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        for name in sources:
+            plots.save_histograms(pictures / f"{name}.png", found, name)
+        click.echo(f"histograms: {', '.join(str(pictures / f'{name}.png') for name in sources)}")
+    output.write_json(json_file, output.evaluation_record(found))
+    left_out = {"id": found.id_set, **found.ood_sets}
+    for name, scored in left_out.items():
+        output.report_unreadable(scored.unreadable, f"{name}: ")
+    output.finish(sum(len(scored.unreadable) for scored in left_out.values()))
+
+
+def _named_paths(values: Sequence[str]) -> dict[str, str]:
+    paths: dict[str, str] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not equals or not path or not re.fullmatch(r"[\w.+-]+", name):
+            raise click.UsageError(
+                f"--ood {value}: write NAME=PATH, with letters, digits and . + - _ in NAME, which names the picture too"
+            )
+        if name in paths:
+            raise click.UsageError(f"--ood {value}: there is a set {name!r} already")
+        paths[name] = path
+    return paths
+
+
+def _picture_folder(folder: Path | None, no_plots: bool) -> Path | None:
+    if no_plots:
+        return None
+    if plots.missing():
+        if folder is not None:
+            raise ArgumentError(f"--plots: {plots.missing()}")
+        output.note(f"no histograms: {plots.missing()}")
+        return None
+    return folder or _PLOTS

@@ -1,0 +1,151 @@
+"""What commands print and write: tables, progress, JSON, names of unreadable images, exit codes."""
+
+import contextlib
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gaia_fast._version import __version__
+from gaia_fast.evaluation import BASELINE, Evaluation
+
+UNREADABLE = 3  # exit code: done, but some images could not be read
+
+TITLES = {BASELINE: "baseline: maximum softmax probability (MSP), no GAIA"}
+
+
+def note(message: str) -> None:
+    """Prints a line for people, to stderr: stdout is for results."""
+    click.echo(message, err=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> None:
+    """Prints a table to stdout; of its columns, the first `texts` hold text and the others numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < texts else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # Names such as "[red]" or ":smile:" are names; a file or pipe has no width to fit.
+    width = None if sys.stdout.isatty() else 140
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
+
+
+@contextlib.contextmanager
+def progress(what: str, images: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, on a terminal only; yields what is called with each number of images done."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=images)
+        yield lambda done: bar.advance(task, done)
+
+
+def write_json(path: Path | None, results: dict[str, Any]) -> None:
+    """Writes the results of the running command with its options and the versions at work, if there is a path."""
+    if path is None:
+        return
+    ctx = click.get_current_context()
+    record = {
+        "command": ctx.info_name,
+        "options": ctx.params,
+        "versions": {
+            "gaia_fast": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        **results,
+    }
+    # default=str is for the paths among the options; NaN would be no JSON.
+    path.write_text(json.dumps(record, indent=2, default=str, allow_nan=False) + "\n")
+
+
+def report_unreadable(unreadable: Sequence[tuple[str, str]], where: str = "") -> None:
+    """Names the images that were left out, each on a line of stderr."""
+    for name, reason in unreadable:
+        note(f"unreadable: {where}{name}: {' '.join(reason.split())}")
+
+
+def finish(unreadable: int) -> None:
+    """Ends the command, with the exit code that says whether images were left out."""
+    if unreadable:
+        note(f"{unreadable} unreadable images were left out")
+        click.get_current_context().exit(UNREADABLE)
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Prints a table per method, and one of the baseline."""
+    columns = (
+        "OOD set",
+        "n ID",
+        "n OOD",
+        "AUROC",
+        "FPR95, ID positive\n(OOD accepted)",
+        "FPR95, OOD positive\n(ID flagged)",
+        "AUPR in",
+        "AUPR out",
+    )
+    for method, result in evaluation.results.items():
+        title = f"{TITLES.get(method, method)}; threshold {result.threshold:.6g} (accepts 95 % of ID images)"
+        rows = [
+            (
+                name,
+                str(each.n_id),
+                str(each.n_ood),
+                *(
+                    f"{value:.4f}"
+                    for value in (
+                        each.auroc,
+                        each.fpr95_id_positive,
+                        each.fpr95_ood_positive,
+                        each.aupr_in,
+                        each.aupr_out,
+                    )
+                ),
+            )
+            for name, each in result.metrics.items()
+        ]
+        print_table(title, columns, rows)
+
+
+def accuracy_line(evaluation: Evaluation) -> str:
+    """How well the ID images are classified, where that is known."""
+    accuracy = evaluation.id_set.accuracy
+    count = len(evaluation.id_set.names)
+    if accuracy is None:
+        return f"accuracy on the {count} ID images: unknown, they have no labels"
+    return f"accuracy on the {count} ID images: {accuracy:.2%}"
+
+
+def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
+    """The evaluation for JSON; the baseline stands beside the results of the methods."""
+    metrics = {
+        method: {name: asdict(each) for name, each in result.metrics.items()}
+        for method, result in evaluation.results.items()
+    }
+    return {
+        "baseline": {BASELINE: metrics.pop(BASELINE)},
+        "results": metrics,
+        "threshold": {method: result.threshold for method, result in evaluation.results.items()},
+        "id_accuracy": evaluation.id_set.accuracy,
+        "unreadable": {
+            "id": unreadable_record(evaluation.id_set.unreadable),
+            "ood": {name: unreadable_record(each.unreadable) for name, each in evaluation.ood_sets.items()},
+        },
+    }
+
+
+def unreadable_record(unreadable: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """The unreadable images of one source for JSON."""
+    return [{"image": name, "reason": reason} for name, reason in unreadable]

@@ -1,0 +1,111 @@
+"""`gaia-fast validate`: every engine and backend against float64, on the user's own model and images."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from torch import Tensor, nn
+
+from gaia_fast import validation
+from gaia_fast.cli import output
+from gaia_fast.cli.options import (
+    DetectorOptions,
+    ModelOptions,
+    batch_size_option,
+    detector_options,
+    json_option,
+    model_options,
+    preset_option,
+)
+from gaia_fast.data import ImageSource, load_images
+from gaia_fast.evaluation import model_input
+from gaia_fast.validation import TOLERANCE, Check, Validation
+
+
+@click.command()
+@click.argument("images")
+@model_options
+@preset_option
+@detector_options(engines=False)
+@batch_size_option
+@click.option("--limit", type=click.IntRange(1), default=64, show_default=True, help="Use the first so many images.")
+@json_option
+def validate(
+    images: str,
+    model: ModelOptions,
+    preset: str,
+    detectors: DetectorOptions,
+    batch_size: int,
+    limit: int,
+    json_file: Path | None,
+) -> None:
+    """Checks every engine and backend on your model and IMAGES against plain PyTorch in float64.
+
+    A row passes if no score is off by more than its limit (relative): 1e-5 for gaia-a and 1e-4 for gaia-z, or twice
+    the error that plain PyTorch itself makes in the model's own dtype, whichever is larger. For gaia-z the number of
+    non-zero gradients of every channel must also be exactly that of plain PyTorch in the model's dtype. Backends that
+    cannot run here are listed with the reason. The exit code is 1 if a row fails, and 3 if all pass but images could
+    not be read.
+    """
+    network = model.load(trained=False)
+    source = load_images(images, preset)
+    with output.progress("validating", min(limit, len(source))) as advance:
+
+        def batches() -> Iterator[Tensor]:
+            for x in _first(source, limit, batch_size, network):
+                yield x
+                advance(x.shape[0])
+
+        found = validation.validate(network, batches(), detectors.methods, detectors.layers, **detectors.gaia_a)
+
+    _print(found)
+    output.write_json(
+        json_file,
+        {
+            "passed": found.passed,
+            "tolerance": TOLERANCE,
+            **asdict(found),
+            "unreadable": output.unreadable_record(source.unreadable),
+        },
+    )
+    output.report_unreadable(source.unreadable)
+    if not found.passed:
+        click.get_current_context().exit(1)
+    output.finish(len(source.unreadable))
+
+
+def _first(source: ImageSource, limit: int, batch_size: int, network: nn.Module) -> Iterator[Tensor]:
+    left = limit
+    for batch in source.batches(min(batch_size, limit)):
+        yield model_input(network, batch.images[:left])
+        left -= len(batch.names)
+        if left <= 0:
+            return
+
+
+def _print(found: Validation) -> None:
+    output.print_table(
+        f"{found.images} images, {found.dtype}, against the float64 reference",
+        ("method", "engine", "backend", "result", "largest relative error", "limit", "wrong counts"),
+        [_row(check) for check in found.checks],
+        texts=4,
+    )
+    for check in found.checks:
+        if check.reason:
+            click.echo(f"{check.method}, {check.engine}, {check.backend}: {check.reason}")
+    for method, error in found.own_error.items():
+        click.echo(f"{method}: plain PyTorch in {found.dtype} is itself off by {error:.2g} from float64")
+    if found.float64_counts is not None:
+        click.echo(
+            f"gaia-z: {found.float64_counts} of {found.channels} channel counts differ between plain PyTorch in "
+            f"{found.dtype} and in float64 (activations that are zero to rounding)"
+        )
+    click.echo("passed" if found.passed else "FAILED")
+
+
+def _row(check: Check) -> tuple[str, ...]:
+    result = {True: "pass", False: "FAIL", None: "cannot run here"}[check.passed]
+    error, limit = (f"{each:.2g}" if each is not None else "-" for each in (check.score_error, check.limit))
+    counts = "-" if check.wrong_counts is None else str(check.wrong_counts)
+    return check.method, check.engine, check.backend, result, error, limit, counts

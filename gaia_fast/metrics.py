@@ -1,0 +1,83 @@
+"""How well scores tell OOD images from in-distribution (ID) ones. Larger score = more OOD, in every function."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor
+
+from gaia_fast.calibration import threshold_for
+from gaia_fast.errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class OodMetrics:
+    """The separation of one OOD set from the ID set; all shares are fractions of one.
+
+    Attributes:
+        auroc: the probability that an OOD image scores higher than an ID image, ties counted half.
+        fpr95_id_positive: the share of OOD images accepted (score <= t) at the smallest t that accepts 95 % of ID
+            images: the paper's FPR95.
+        fpr95_ood_positive: the share of ID images flagged at the highest threshold that flags 95 % of OOD images: the
+            FPR95 of libraries that take OOD as positive.
+        aupr_in: average precision with ID positive.
+        aupr_out: average precision with OOD positive.
+        n_id: number of ID images.
+        n_ood: number of OOD images.
+    """
+
+    auroc: float
+    fpr95_id_positive: float
+    fpr95_ood_positive: float
+    aupr_in: float
+    aupr_out: float
+    n_id: int
+    n_ood: int
+
+
+def ood_metrics(id_scores: Any, ood_scores: Any) -> OodMetrics:
+    """The metrics of two sets of scores.
+
+    Args:
+        id_scores: (N,) scores of ID images: tensor, array or sequence of numbers.
+        ood_scores: (M,) scores of OOD images.
+
+    Raises:
+        CalibrationError: a set is empty, not one-dimensional, or holds infinite or NaN scores.
+    """
+    inside = _usable(id_scores, "in-distribution")
+    outside = _usable(ood_scores, "OOD")
+    scores = np.concatenate([inside, outside])
+    is_ood = np.concatenate([np.zeros(inside.size, dtype=int), np.ones(outside.size, dtype=int)])
+    return OodMetrics(
+        auroc=float(roc_auc_score(is_ood, scores)),
+        fpr95_id_positive=_false_positives(inside, outside),
+        fpr95_ood_positive=_false_positives(-outside, -inside),
+        aupr_in=_average_precision(1 - is_ood, -scores),
+        aupr_out=_average_precision(is_ood, scores),
+        n_id=inside.size,
+        n_ood=outside.size,
+    )
+
+
+def _average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
+    # A sum of shares that scikit-learn does not keep from rounding to more than one.
+    return min(float(average_precision_score(positive, scores)), 1.0)
+
+
+def _false_positives(positive: np.ndarray, negative: np.ndarray, tpr: float = 0.95) -> float:
+    """The share of negatives accepted, value <= t, at the smallest t that accepts the share `tpr` of positives."""
+    return float((negative <= threshold_for(positive, tpr)).mean())
+
+
+def _usable(scores: Any, which: str) -> np.ndarray:
+    values = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise CalibrationError(f"the {which} scores have the shape {values.shape}; metrics need a non-empty list")
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise CalibrationError(
+            f"{bad} of {values.size} {which} scores are infinite or NaN; find the images they are of"
+        )
+    return values

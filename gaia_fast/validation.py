@@ -1,0 +1,219 @@
+"""Whether every engine and backend that runs here gives the right scores on the user's own model and images."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from gaia_fast import backends, checks, reference
+from gaia_fast.detector import ENGINES
+from gaia_fast.errors import BackendError, DataError, GaiaError, ModelError
+from gaia_fast.evaluation import METHODS, Detector, make_detector
+from gaia_fast.reference import Reference
+
+# Largest relative error of a float32 score. GAIA-Z counts: one activation that is zero to rounding moves its score.
+TOLERANCE = {"gaia-a": 1e-5, "gaia-z": 1e-4}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One method on one engine and backend.
+
+    Attributes:
+        method, engine, backend: which.
+        passed: the score error is at most `limit` and no count differs; None where it cannot run here.
+        reason: why it cannot run here, or why it failed; empty where it passed.
+        score_error: largest relative error of a score against the float64 reference; None where there is no score.
+        limit: the largest error that passes.
+        wrong_counts: GAIA-Z: how many channels, over all images, have another number of non-zero gradients than the
+            reference in the model's own dtype; None for GAIA-A, which counts nothing.
+    """
+
+    method: str
+    engine: str
+    backend: str
+    passed: bool | None
+    reason: str
+    score_error: float | None = None
+    limit: float | None = None
+    wrong_counts: int | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """All checks of a model on some images.
+
+    Attributes:
+        images: how many there were.
+        dtype: the model's.
+        own_error: by method, the largest relative error of plain PyTorch (the reference in the model's own dtype)
+            against float64: what rounding alone does to this model.
+        float64_counts: GAIA-Z: how many channels, over all images, count otherwise in float64 than in the model's own
+            dtype, because an activation is zero to rounding; None where GAIA-Z was not asked for.
+        channels: GAIA-Z: how many channels, over all images, were compared.
+        checks: one per method, engine and backend.
+    """
+
+    images: int
+    dtype: str
+    own_error: dict[str, float]
+    float64_counts: int | None
+    channels: int | None
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed and at least one ran."""
+        ran = [check.passed for check in self.checks if check.passed is not None]
+        return bool(ran) and all(ran)
+
+
+def validate(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    methods: Sequence[str] = METHODS,
+    layers: Mapping[str, Sequence[str] | None] | None = None,
+    *,
+    head: str | None = None,
+    fusion: str = "division",
+    statistic: str = "abs_mean",
+) -> Validation:
+    """Compares every engine and backend with the reference on a float64 copy of the model.
+
+    A check passes with a score error of at most TOLERANCE, or of twice the error of plain PyTorch in the model's own
+    dtype where that is more; for GAIA-Z the counts of non-zero gradients must also be those of that reference.
+
+    Args:
+        model: the classifier, in eval mode; it is not changed.
+        batches: (N, C, H, W) images of the model's dtype and device.
+        methods: of `METHODS`.
+        layers: by method, as in `GaiaZ`; None for every normalisation layer.
+        head, fusion, statistic: as in `GaiaA`; the head by name.
+
+    Raises:
+        DataError: no images. GaiaError: as the reference, if it cannot run.
+    """
+    model = checks.unwrap(model)
+    layers = layers or {}
+    gaia_a = {"head": head, "fusion": fusion, "statistic": statistic}
+    truth_model = _float64(model)
+    rows = [row for method in methods for row in _rows(method, model, layers.get(method), gaia_a)]
+    own_error = dict.fromkeys(methods, 0.0)
+    images = channels = float64_counts = 0
+    dtype = ""
+
+    for x in batches:
+        images, dtype = images + x.shape[0], str(x.dtype).removeprefix("torch.")
+        for method in methods:
+            truth = _reference(method, truth_model, x.double(), layers.get(method), gaia_a)
+            own = _reference(method, model, x, layers.get(method), gaia_a)
+            own_error[method] = max(own_error[method], _relative_error(own.score, truth.score))
+            areas: list[int] = []
+            if method == "gaia-z":
+                plan = make_detector(method, model, layers=layers.get(method)).plan(x)
+                areas = [each.area for each in plan.maps]
+                float64_counts += _count_differences(own.abnormality, truth.abnormality, areas)
+                channels += x.shape[0] * plan.channels
+            for row in rows:
+                if row.method == method:
+                    row.run(x, truth, own, areas)
+    if images == 0:
+        raise DataError("there are no images to validate on; give at least one that can be read")
+
+    results = [row.check(max(TOLERANCE[row.method], 2 * own_error[row.method])) for row in rows]
+    counted = "gaia-z" in methods
+    return Validation(
+        images, dtype, own_error, float64_counts if counted else None, channels if counted else None, results
+    )
+
+
+@dataclass
+class _Row:
+    """A check under way: what has been seen so far."""
+
+    method: str
+    engine: str
+    backend: str
+    detector: Detector | None
+    unavailable: str = ""
+    failures: list[str] = field(default_factory=list)
+    score_error: float = 0.0
+    wrong_counts: int = 0
+
+    def run(self, x: Tensor, truth: Reference, own: Reference, areas: Sequence[int]) -> None:
+        """Adds a batch; `areas` of the maps for GAIA-Z."""
+        if self.detector is None or self.failures:
+            return
+        try:
+            out = self.detector.score(x, return_matrix=self.method == "gaia-z")
+        except GaiaError as error:
+            self.failures.append(f"{type(error).__name__}: {error}")
+            return
+        self.score_error = max(self.score_error, _relative_error(out.score, truth.score))
+        if out.matrix is not None:
+            found = [out.matrix[:, index, : each.shape[1]] for index, each in enumerate(own.abnormality)]
+            self.wrong_counts += _count_differences(found, own.abnormality, areas)
+
+    def check(self, limit: float) -> Check:
+        """The result, once all batches were run."""
+        if self.detector is None:
+            return Check(self.method, self.engine, self.backend, None, self.unavailable)
+        if self.failures:
+            return Check(self.method, self.engine, self.backend, False, self.failures[0], limit=limit)
+        reasons = []
+        if not self.score_error <= limit:
+            reasons.append(f"the score is off by {self.score_error:.2g}, more than {limit:.2g}")
+        if self.wrong_counts:
+            reasons.append(f"{self.wrong_counts} channels have a wrong count")
+        counts = self.wrong_counts if self.method == "gaia-z" else None
+        why = "; ".join(reasons)
+        return Check(self.method, self.engine, self.backend, not why, why, self.score_error, limit, counts)
+
+
+def _rows(method: str, model: nn.Module, layers: Sequence[str] | None, gaia_a: Mapping[str, str | None]) -> list[_Row]:
+    rows = []
+    for engine in ENGINES:
+        # The reference uses no kernels, so it has but one backend.
+        for backend in ("torch",) if engine == "reference" else backends.available():
+            try:
+                detector = make_detector(method, model, layers=layers, engine=engine, backend=backend, **gaia_a)  # type: ignore[arg-type]
+            except BackendError as error:
+                rows.append(_Row(method, engine, backend, None, str(error)))
+            else:
+                rows.append(_Row(method, engine, backend, detector))
+    return rows
+
+
+def _reference(
+    method: str, model: nn.Module, x: Tensor, layers: Sequence[str] | None, gaia_a: Mapping[str, str | None]
+) -> Reference:
+    if method == "gaia-z":
+        return reference.gaia_z(model, x, layers)
+    return reference.gaia_a(model, x, layers, **gaia_a)  # type: ignore[arg-type]
+
+
+def _float64(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model).double()
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied to float64, which the reference needs ({type(error).__name__}: "
+            f"{error}); give a model that copy.deepcopy(model).double() takes"
+        ) from error
+
+
+def _relative_error(score: Tensor, truth: Tensor) -> float:
+    error = (score.double() - truth.double()).abs() / truth.double().abs().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(error.max()) if error.numel() else 0.0
+
+
+def _count_differences(found: Sequence[Tensor], expected: Sequence[Tensor], areas: Sequence[int]) -> int:
+    """How many densities (N, K_l) stand for another count of positions; a list entry per map."""
+    different = 0
+    for a, b, area in zip(found, expected, areas, strict=True):
+        # Counts are whole numbers: less than half of one is the rounding of the densities, which bfloat16 rounds most.
+        rounding = 2 * area * max(torch.finfo(each.dtype).eps for each in (a, b))
+        different += int(((a.double() - b.double()).abs() * area > max(rounding, 0.05)).sum())
+    return different

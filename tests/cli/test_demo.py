@@ -1,0 +1,78 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gaia_fast import evaluation, plots
+from gaia_fast.cli.demo import _times
+from gaia_fast.data import ImageSource
+from gaia_fast.data.digits import OOD_PICTURES
+from gaia_fast.evaluation import Timing
+
+
+@pytest.fixture(autouse=True)
+def fewer_images(monkeypatch):
+    """Thirty images of each set, to be quick."""
+    sources = evaluation.digits_sources
+
+    def first(source: ImageSource) -> ImageSource:
+        labels = None if source.labels is None else source.labels[:30]
+        return ImageSource(source.names[:30], source._pictures[:30], source.preset, labels)
+
+    def fewer():
+        id_source, ood = sources()
+        return first(id_source), {name: first(source) for name, source in ood.items()}
+
+    monkeypatch.setattr(evaluation, "digits_sources", fewer)
+    save = plots.save_overview
+    monkeypatch.setattr(
+        plots,
+        "save_overview",
+        lambda path, found, pictures: save(path, found, {k: p[:30] for k, p in pictures.items()}),
+    )
+
+
+def test_demo(run, tmp_path):
+    found = run("demo", "--out", tmp_path / "new" / "folder", "--json", "out.json")
+    assert found.exit_code == 0
+    assert "gaia-a: 6 layers from layer3.0.bn1 to layer4.0.shortcut.1, 288 channels" in found.stdout
+    assert "gaia-z: 12 layers" in found.stdout
+    assert "MSP (baseline, no GAIA)" in found.stdout
+    assert "on 'mirrored' the maximum softmax probability alone does better" in found.stdout
+    with open("out.json") as file:
+        record = json.load(file)
+    assert record["id_accuracy"] > 0.95
+    for method in ("gaia-a", "gaia-z"):
+        assert set(record["results"][method]) == set(OOD_PICTURES)
+        assert record["timing"]["ratios"][method] > 1
+    for name, metrics in record["results"]["gaia-z"].items():
+        assert f"{metrics['auroc']:.3f} / {metrics['fpr95_id_positive']:.3f}" in found.stdout
+        assert (metrics["auroc"] < 0.8) == (f"gaia-z separates '{name}'" in found.stdout)
+    assert f"measured on this machine just now ({record['timing']['threads']} threads, batch of 30" in found.stdout
+    with Image.open(tmp_path / "new" / "folder" / "demo.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_says_where_the_time_went():
+    text = _times(Timing(forward_ms=8, ratios={"gaia-a": 1.25, "gaia-z": 4}, images=64, repeats=11, threads=2))
+    assert "plain forward pass 8.00 ms" in text
+    assert "gaia-a with its prediction 1.25x, so 20% of it goes to the score" in text
+    assert "gaia-z with its prediction 4.00x, so 75% of it goes to the score" in text
+    assert "measured on this machine just now (2 threads, batch of 64" in text
+
+
+def test_says_plainly_where_it_fails(run, monkeypatch):
+    monkeypatch.setattr(plots, "missing", lambda: "not needed here")
+    monkeypatch.setattr(evaluation, "weak_spots", lambda found: ["it fails at dusk"])
+    assert "Where the methods fail:\nit fails at dusk" in run("demo").stdout
+    monkeypatch.setattr(evaluation, "weak_spots", lambda found: [])
+    assert "No method has an AUROC below 0.8" in run("demo").stdout
+
+
+def test_without_matplotlib(run, monkeypatch):
+    monkeypatch.setattr(plots, "missing", lambda: "matplotlib is not here")
+    found = run("demo")
+    assert found.exit_code == 0
+    assert "no picture: matplotlib is not here" in found.stderr
+    assert "picture: " not in found.stdout

@@ -1,0 +1,119 @@
+import dataclasses
+import json
+
+import pytest
+from PIL import Image
+
+from gaia_fast import GaiaA, plots
+from gaia_fast.data.digits import held_out_digits, noise_pictures, prepare
+from gaia_fast.metrics import ood_metrics
+from gaia_fast.models import digits_resnet
+
+DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
+KEYS = {"auroc", "fpr95_id_positive", "fpr95_ood_positive", "aupr_in", "aupr_out", "n_id", "n_ood"}
+
+
+def read(path="out.json"):
+    with open(path) as file:
+        return json.load(file)
+
+
+def test_json_table_and_pictures(run, digits_npz, noise_npz, digits_folder, tmp_path):
+    found = run(
+        "evaluate", *DIGITS, "--id", digits_npz, "--ood", f"noise={noise_npz}", "--ood", f"same={digits_folder}",
+        "--layers", "gaia-a=layer3,layer4", "--json", "out.json",
+    )  # fmt: skip
+    assert found.exit_code == 0
+    record = read()
+    assert set(record["results"]) == {"gaia-a", "gaia-z"}
+    for method in record["results"].values():
+        assert set(method) == {"noise", "same"}
+        for name, count in (("noise", 30), ("same", 6)):
+            assert set(method[name]) == KEYS
+            assert (method[name]["n_id"], method[name]["n_ood"]) == (40, count)
+            assert all(0 <= method[name][key] <= 1 for key in KEYS - {"n_id", "n_ood"})
+    assert set(record["baseline"]) == {"msp"}
+    assert set(record["threshold"]) == {"gaia-a", "gaia-z", "msp"}
+    assert record["id_accuracy"] > 0.9
+    assert record["unreadable"] == {"id": [], "ood": {"noise": [], "same": []}}
+    assert record["options"]["ood"] == [f"noise={noise_npz}", f"same={digits_folder}"]
+
+    detector = GaiaA(digits_resnet(pretrained=True), layers=["layer3", "layer4"])
+    id_scores, ood_scores = (detector.predict(x) for x in (held_out_digits()[0][:40], prepare(noise_pictures()[:30])))
+    expected = dataclasses.asdict(ood_metrics(id_scores, ood_scores))
+    assert record["results"]["gaia-a"]["noise"] == pytest.approx(expected)
+
+    for words in ("gaia-a; threshold", "gaia-z; threshold", "baseline: maximum softmax probability", "ID positive"):
+        assert words in found.stdout
+    assert f"{expected['auroc']:.4f}" in found.stdout
+    assert "accuracy on the 40 ID images: " in found.stdout
+    # The set that is the ID set in part cannot be told from it, and the output says so.
+    assert "gaia-z separates 'same'" in found.stdout
+    for name in ("noise", "same"):
+        with Image.open(f"gaia-evaluation/{name}.png") as picture:
+            assert picture.size[0] > 500
+
+
+def test_no_plots_and_one_method(run, digits_folder, noise_npz, tmp_path):
+    found = run(
+        "evaluate", *DIGITS, "--id", digits_folder, "--ood", f"n={noise_npz}", "--method", "gaia-z", "--no-plots",
+        "--json", "out.json",
+    )  # fmt: skip
+    assert found.exit_code == 0
+    assert list(read()["results"]) == ["gaia-z"]
+    assert read()["id_accuracy"] is None
+    assert "unknown, they have no labels" in found.stdout
+    assert not (tmp_path / "cwd" / "gaia-evaluation").exists()
+    assert "histograms" not in found.stdout
+
+
+def test_plots_go_where_they_are_asked_for(run, digits_npz, noise_npz, tmp_path):
+    arguments = ("evaluate", *DIGITS, "--id", digits_npz, "--ood", f"n={noise_npz}", "--method", "gaia-z")
+    assert run(*arguments, "--plots", tmp_path / "x" / "y").exit_code == 0
+    assert [path.name for path in (tmp_path / "x" / "y").iterdir()] == ["n.png"]
+
+
+def test_without_matplotlib(run, digits_npz, noise_npz, monkeypatch):
+    monkeypatch.setattr(plots, "missing", lambda: "matplotlib is not here")
+    arguments = ("evaluate", *DIGITS, "--id", digits_npz, "--ood", f"n={noise_npz}", "--method", "gaia-z")
+    found = run(*arguments)
+    assert found.exit_code == 0
+    assert "no histograms: matplotlib is not here" in found.stderr
+    found = run(*arguments, "--plots", "folder")
+    assert (found.exit_code, found.stderr) == (1, "Error: --plots: matplotlib is not here\n")
+
+
+def test_unreadable_images_in_any_set(run, digits_npz, damaged_folder):
+    found = run(
+        "evaluate", *DIGITS, "--id", digits_npz, "--ood", f"other={damaged_folder}", "--method", "gaia-z",
+        "--no-plots", "--json", "out.json",
+    )  # fmt: skip
+    assert found.exit_code == 3
+    assert read()["results"]["gaia-z"]["other"]["n_ood"] == 6
+    assert [each["image"] for each in read()["unreadable"]["ood"]["other"]] == ["a/broken.png", "zero.jpg"]
+    assert "unreadable: other: a/broken.png: " in found.stderr
+    assert "2 unreadable images were left out" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ood", "noise.npz"), "write NAME=PATH"),
+        (("--ood", "a/b=noise.npz"), "write NAME=PATH"),
+        (("--ood", "a=x", "--ood", "a=y"), "a set 'a' already"),
+        (("--ood", "a=x", "--plots", "p", "--no-plots"), "not both"),
+        ((), "--ood"),
+        (("--ood", "a=x", "--layers", "gaia-b=layer3"), "'gaia-b' is not among the methods"),
+        (("--ood", "a=x", "--method", "gaia-b"), "gaia-b"),
+    ],
+)
+def test_wrong_usage(run, digits_npz, options, message):
+    found = run("evaluate", *DIGITS, "--id", digits_npz, *options)
+    assert found.exit_code == 2
+    assert message in found.stderr
+
+
+def test_set_that_does_not_exist(run, digits_npz):
+    found = run("evaluate", *DIGITS, "--id", digits_npz, "--ood", "a=absent")
+    assert found.exit_code == 1
+    assert found.stderr.startswith("Error: absent does not exist")

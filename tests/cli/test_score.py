@@ -1,0 +1,182 @@
+import csv
+import importlib.util
+import io
+import json
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from gaia_fast import GaiaA, GaiaZ
+from gaia_fast.calibration import threshold_for
+from gaia_fast.data.digits import held_out_digits
+from gaia_fast.models import digits_resnet
+
+DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Scores and classes of the first 40 held-out digits."""
+    out = GaiaZ(digits_resnet(pretrained=True)).score(held_out_digits()[0][:40])
+    return out.score.numpy(), out.logits.argmax(1).tolist()
+
+
+def test_csv_on_stdout(run, digits_npz, expected):
+    found = run("score", digits_npz, *DIGITS)
+    assert found.exit_code == 0
+    rows = rows_of(found.stdout)
+    assert list(rows[0]) == ["image", "predicted", "score"]
+    assert [row["image"] for row in rows] == [str(index) for index in range(40)]
+    assert [int(row["predicted"]) for row in rows] == expected[1]
+    # Written so that the very float32 numbers come back.
+    assert np.array_equal(np.array([row["score"] for row in rows], dtype=np.float32), expected[0])
+    assert "gaia-z: 40 images scored" in found.stderr
+
+
+def test_method_and_its_options(run, digits_npz):
+    found = run(
+        "score", digits_npz, *DIGITS, "--method", "gaia-a", "--layers", "layer3,layer4", "--fusion", "inner",
+        "--statistic", "mean_abs", "--head", "linear", "--engine", "reference", "--batch-size", "64",
+    )  # fmt: skip
+    detector = GaiaA(
+        digits_resnet(pretrained=True), layers=["layer3", "layer4"], fusion="inner", statistic="mean_abs",
+        engine="reference",
+    )  # fmt: skip
+    scores = np.array([row["score"] for row in rows_of(found.stdout)], dtype=np.float32)
+    assert np.array_equal(scores, detector.predict(held_out_digits()[0][:40]).numpy())
+
+
+def test_csv_file_and_json(run, digits_folder, expected):
+    found = run("score", digits_folder, *DIGITS, "--out", "rows.csv", "--threshold", "9.7", "--json", "out.json")
+    assert found.exit_code == 0
+    assert found.stdout == ""
+    with open("rows.csv") as file:
+        rows = rows_of(file.read())
+    assert [row["image"] for row in rows] == ["a/0.png", "a/1.png", "a/2.png", "b/3.png", "b/4.png", "b/5.png"]
+    above = expected[0][:6] > 9.7
+    assert 0 < above.sum() < 6
+    assert [row["is_ood"] for row in rows] == [str(bool(each)).lower() for each in above]
+    with open("out.json") as file:
+        record = json.load(file)
+    assert record["command"] == "score"
+    assert record["options"]["arch"] == "digits_resnet"
+    assert record["versions"]["gaia_fast"]
+    assert (record["method"], record["threshold"], record["count"], record["unreadable"]) == ("gaia-z", 9.7, 6, [])
+    assert [image["is_ood"] for image in record["images"]] == above.tolist()
+    assert [image["image"] for image in record["images"]] == [row["image"] for row in rows]
+
+
+def test_parquet(run, digits_npz, expected, monkeypatch):
+    monkeypatch.setattr("gaia_fast.cli.score._ROWS_AT_ONCE", 20)
+    found = run("score", digits_npz, *DIGITS, "--out", "rows.parquet", "--threshold", "9.7", "--batch-size", "7")
+    assert found.exit_code == 0
+    table = parquet.read_table("rows.parquet").to_pydict()
+    assert list(table) == ["image", "predicted", "score", "is_ood"]
+    assert table["image"] == [str(index) for index in range(40)]
+    assert table["predicted"] == expected[1]
+    assert table["score"] == pytest.approx(expected[0].tolist(), rel=1e-6)
+    assert table["is_ood"] == [score > 9.7 for score in table["score"]]
+    assert parquet.ParquetFile("rows.parquet").num_row_groups == 2
+
+
+def test_parquet_without_pyarrow(run, digits_npz, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
+    found = run("score", digits_npz, *DIGITS, "--out", "rows.parquet")
+    assert found.exit_code == 1
+    assert "gaia-fast[parquet]" in found.stderr
+
+
+@pytest.mark.parametrize(("tpr", "accepted"), [((), 38), (("--id-tpr", "0.5"), 20), (("--id-tpr", "1"), 40)])
+def test_calibration(run, digits_npz, expected, tpr, accepted):
+    found = run("score", digits_npz, *DIGITS, "--calibrate-on", digits_npz, *tpr, "--json", "out.json")
+    assert found.exit_code == 0
+    assert [row["is_ood"] for row in rows_of(found.stdout)].count("false") == accepted
+    with open("out.json") as file:
+        record = json.load(file)
+    assert record["threshold"] == threshold_for(expected[0], accepted / 40)
+    assert record["calibration"] == {"images": 40, "unreadable": []}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--threshold", "1", "--calibrate-on", "x"), "--threshold or --calibrate-on, not both"),
+        (("--id-tpr", "0.9"), "needs --calibrate-on"),
+        (("--calibrate-on", "x", "--id-tpr", "0"), "--id-tpr"),
+        (("--out", "rows.txt"), ".csv or .parquet"),
+        (("--layers", "gaia-a=layer3"), "'gaia-a' is not among the methods gaia-z"),
+        (("--layers", ","), "names no module"),
+    ],
+)
+def test_wrong_usage(run, digits_npz, options, message):
+    found = run("score", digits_npz, *DIGITS, *options)
+    assert found.exit_code == 2
+    assert message in found.stderr
+
+
+def test_unreadable_images_are_named_and_left_out(run, damaged_folder, expected):
+    found = run("score", damaged_folder, *DIGITS, "--batch-size", "2", "--json", "out.json")
+    assert found.exit_code == 3
+    rows = rows_of(found.stdout)
+    assert [int(row["predicted"]) for row in rows] == expected[1][:6]
+    lines = found.stderr.splitlines()
+    assert [line.split(": ")[1] for line in lines if line.startswith("unreadable: ")] == ["a/broken.png", "zero.jpg"]
+    assert "2 unreadable images were left out" in lines
+    with open("out.json") as file:
+        assert [each["image"] for each in json.load(file)["unreadable"]] == ["a/broken.png", "zero.jpg"]
+
+
+def test_unreadable_calibration_images_count_too(run, damaged_folder, digits_npz):
+    found = run("score", digits_npz, *DIGITS, "--calibrate-on", damaged_folder)
+    assert found.exit_code == 3
+    assert len(rows_of(found.stdout)) == 40
+    assert f"unreadable: {damaged_folder}: a/broken.png" in found.stderr
+
+
+def test_rows_come_while_images_are_read(run, digits_npz, monkeypatch):
+    """The rows of a batch are in the file before the next batch is scored."""
+    right, rows = GaiaZ.score, []
+
+    def score(self, x, **options):
+        with open("rows.csv") as file:
+            rows.append(len(rows_of(file.read())))
+        if len(rows) == 3:
+            raise OSError("the power went")
+        return right(self, x, **options)
+
+    monkeypatch.setattr(GaiaZ, "score", score)
+    found = run("score", digits_npz, *DIGITS, "--batch-size", "10", "--out", "rows.csv")
+    assert (found.exit_code, found.stderr) == (1, "Error: the power went\n")
+    assert rows == [0, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"), [("absent", "absent does not exist"), ("cwd.txt", "neither an image"), (".", "no image")]
+)
+def test_images_that_are_none(run, images, message):
+    with open("cwd.txt", "w") as file:
+        file.write("text")
+    found = run("score", images, *DIGITS)
+    assert found.exit_code == 1
+    assert message in found.stderr.lower()
+    assert found.stderr.count("\n") == 1
+
+
+def test_near_miss_of_a_layer(run, digits_npz):
+    found = run("score", digits_npz, *DIGITS, "--layers", "layr3")
+    assert found.exit_code == 1
+    assert "no module named 'layr3'; did you mean 'layer3'" in found.stderr
+    assert found.stdout == ""
+
+
+def test_model_that_does_not_take_the_images(run, digits_npz, tmp_path):
+    found = run("score", digits_npz, "--arch", "digits_resnet", "--preset", "cifar10")
+    # Digits of 8x8 pixels are smaller than the crop: each is unreadable, none stops the command.
+    assert found.exit_code == 3
+    assert "40 unreadable images were left out" in found.stderr

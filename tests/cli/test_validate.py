@@ -1,0 +1,77 @@
+import dataclasses
+import json
+
+import pytest
+
+from gaia_fast import GaiaZ
+
+DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
+
+
+def read():
+    with open("out.json") as file:
+        return json.load(file)
+
+
+def test_passes(run, digits_npz):
+    found = run("validate", digits_npz, *DIGITS, "--limit", "5", "--batch-size", "3", "--json", "out.json")
+    assert found.exit_code == 0
+    assert found.stdout.splitlines()[-1] == "passed"
+    record = read()
+    assert record["passed"] is True
+    assert record["images"] == 5
+    ran = [check for check in record["checks"] if check["passed"] is not None]
+    assert {(check["method"], check["engine"]) for check in ran} >= {
+        (method, engine) for method in ("gaia-a", "gaia-z") for engine in ("reference", "hooks")
+    }
+    assert all(check["score_error"] <= check["limit"] for check in ran)
+    for check in record["checks"]:
+        if check["passed"] is None:
+            assert f"{check['method']}, {check['engine']}, {check['backend']}: {check['reason']}" in found.stdout
+    assert "plain PyTorch in float32 is itself off by" in found.stdout
+    assert f"of {record['channels']} channel counts differ" in found.stdout
+
+
+def test_limit_is_64_images_by_default(run, digits_npz):
+    assert run("validate", digits_npz, *DIGITS, "--method", "gaia-z", "--json", "out.json").exit_code == 0
+    assert read()["images"] == 40
+    assert read()["options"]["limit"] == 64
+
+
+@pytest.mark.parametrize("folder", ["digits_folder", "damaged_folder"])
+def test_wrong_scores_fail(run, folder, request, monkeypatch):
+    right = GaiaZ.score
+
+    def score(self, x, **options):
+        out = right(self, x, **options)
+        return dataclasses.replace(out, score=out.score * 1.001) if self._backend == "torch" else out
+
+    monkeypatch.setattr(GaiaZ, "score", score)
+    found = run("validate", request.getfixturevalue(folder), *DIGITS, "--json", "out.json")
+    assert found.exit_code == 1  # also where images are unreadable: a failure weighs more
+    assert found.stdout.splitlines()[-1] == "FAILED"
+    assert "FAIL" in found.stdout
+    assert read()["passed"] is False
+    assert {check["method"] for check in read()["checks"] if check["passed"] is False} == {"gaia-z"}
+
+
+def test_unreadable_images(run, damaged_folder):
+    found = run("validate", damaged_folder, *DIGITS, "--method", "gaia-a", "--layers", "layer4", "--json", "out.json")
+    assert found.exit_code == 3
+    assert read()["images"] == 6
+    assert read()["float64_counts"] is None
+    assert "unreadable: a/broken.png" in found.stderr
+
+
+def test_layers_and_options_reach_the_checks(run, digits_folder):
+    arguments = ("validate", digits_folder, *DIGITS, "--json", "out.json", "--limit", "2")
+    assert run(*arguments, "--layers", "gaia-z=layer4", "--fusion", "top1").exit_code == 0
+    assert read()["channels"] == 2 * 3 * 64
+    assert read()["options"]["fusion"] == "top1"
+    found = run(*arguments, "--layers", "laier4")
+    assert found.exit_code == 1
+    assert "did you mean 'layer4'" in found.stderr
+
+
+def test_engines_are_not_chosen(run, digits_folder):
+    assert run("validate", digits_folder, *DIGITS, "--engine", "hooks").exit_code == 2
