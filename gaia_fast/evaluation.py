@@ -1,7 +1,5 @@
 """Scores of whole image sets, and how well they separate OOD sets from the in-distribution (ID) one. Prints nothing."""
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast.calibration import threshold_for
-from gaia_fast.data import PRESETS, ImageSource
-from gaia_fast.data.digits import OOD_PICTURES, held_out_pictures
+from gaia_fast.data import ImageSource
 from gaia_fast.detector import GaiaA, GaiaZ
 from gaia_fast.errors import ArgumentError, DataError, NonFiniteError
 from gaia_fast.metrics import OodMetrics, ood_metrics
@@ -229,71 +226,3 @@ def weak_spots(evaluation: Evaluation, below: float = 0.8) -> list[str]:
                 f"method here (at best {best:.3f})"
             )
     return sentences
-
-
-def digits_sources() -> tuple[ImageSource, dict[str, ImageSource]]:
-    """The demo's images: the held-out digits with their labels, and the OOD sets by name."""
-    pictures, labels = held_out_pictures()
-    ood = {name: _gray_source(make()) for name, make in OOD_PICTURES.items()}
-    return _gray_source(pictures, torch.from_numpy(labels).long()), ood
-
-
-def _gray_source(pictures: np.ndarray, labels: Tensor | None = None) -> ImageSource:
-    names = [str(index) for index in range(len(pictures))]
-    return ImageSource(names, np.repeat(pictures[..., None], 3, axis=3), PRESETS["digits"], labels)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What scores cost beside the plain prediction, measured here and now.
-
-    Attributes:
-        forward_ms: median time of the model's plain forward pass under no_grad.
-        ratios: by method, the median over the repeats of prediction and score together over the forward pass alone.
-        images: size of the batch.
-        repeats: number of interleaved repeats.
-        threads: number of threads that PyTorch used.
-    """
-
-    forward_ms: float
-    ratios: dict[str, float]
-    images: int
-    repeats: int
-    threads: int
-
-
-def measure_times(detectors: Mapping[str, Detector], x: Tensor, repeats: int = 11) -> Timing:
-    """Times the plain forward pass and each detector in turns, so that a slow moment hits all of them; CPU only.
-
-    Args:
-        detectors: at least one, by method; all of the same model.
-        x: (N, C, H, W) images, ready for the model.
-        repeats: number of turns, after one that warms up.
-    """
-    model = next(iter(detectors.values())).model
-
-    def forward() -> None:
-        with torch.no_grad():
-            model(x)
-
-    forward_times, ratios = [], {method: [] for method in detectors}  # type: ignore[var-annotated]
-    for turn in range(repeats + 1):
-        plain = _seconds(forward)
-        own = {method: _seconds(lambda: detector.score(x)) for method, detector in detectors.items()}  # noqa: B023
-        if turn:
-            forward_times.append(plain)
-            for method, seconds in own.items():
-                ratios[method].append(seconds / plain)
-    return Timing(
-        forward_ms=1000 * statistics.median(forward_times),
-        ratios={method: statistics.median(each) for method, each in ratios.items()},
-        images=x.shape[0],
-        repeats=repeats,
-        threads=torch.get_num_threads(),
-    )
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start

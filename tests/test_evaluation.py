@@ -5,7 +5,7 @@ from torch import nn
 
 from gaia_fast import GaiaA, GaiaZ, evaluation
 from gaia_fast.data import PRESETS, ImageSource
-from gaia_fast.data.digits import held_out_digits
+from gaia_fast.data.digits import digits_sources, held_out_digits
 from gaia_fast.errors import ArgumentError, DataError, NonFiniteError
 from gaia_fast.evaluation import MethodResult, ScoredSet, compare, make_detector, score_set, weak_spots
 from gaia_fast.models import digits_resnet
@@ -18,7 +18,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def sources():
-    id_source, ood = evaluation.digits_sources()
+    id_source, ood = digits_sources()
     return id_source, ood
 
 
@@ -132,20 +132,3 @@ def test_evaluate_on_the_demos_images(model, sources):
         assert (metrics.n_id, metrics.n_ood) == (60, 40)
         assert metrics.auroc > 0.97
     assert list(found.results) == ["gaia-z", "msp"]
-
-
-def test_measure_times(model):
-    x = held_out_digits()[0][:2]
-    timing = evaluation.measure_times({"gaia-z": GaiaZ(model)}, x, repeats=3)
-    assert timing.forward_ms > 0
-    assert timing.ratios["gaia-z"] > 1  # a score includes the forward pass
-    assert (timing.images, timing.repeats, timing.threads) == (2, 3, torch.get_num_threads())
-
-
-def test_times_are_medians_of_ratios_without_the_first_turn(model, monkeypatch):
-    # Plain, then scored, turn by turn; the first turn warms up.
-    seconds = iter([100, 100, 1, 2, 10, 30, 2, 20])
-    monkeypatch.setattr(evaluation, "_seconds", lambda run: next(seconds))
-    timing = evaluation.measure_times({"gaia-z": GaiaZ(model)}, held_out_digits()[0][:1], repeats=3)
-    assert timing.forward_ms == 2000
-    assert timing.ratios == {"gaia-z": 3}

@@ -8,10 +8,11 @@ import click
 from gaia_fast import evaluation, plots
 from gaia_fast.cli import output
 from gaia_fast.cli.options import FOLDER, json_option
-from gaia_fast.data.digits import OOD_PICTURES, held_out_pictures
-from gaia_fast.evaluation import BASELINE, Evaluation, Timing
+from gaia_fast.data import digits
+from gaia_fast.evaluation import BASELINE, Evaluation
 from gaia_fast.models import digits_resnet
 from gaia_fast.plan import Plan
+from gaia_fast.timing import Timing, measure_times
 
 _TIMED_IMAGES = 64
 
@@ -39,7 +40,7 @@ def demo(folder: Path, json_file: Path | None) -> None:
         "gaia-a": evaluation.make_detector("gaia-a", model, layers=["layer3", "layer4"]),
         "gaia-z": evaluation.make_detector("gaia-z", model),
     }
-    id_source, sources = evaluation.digits_sources()
+    id_source, sources = digits.digits_sources()
     x = next(id_source.batches(_TIMED_IMAGES)).images
     for method, detector in detectors.items():
         click.echo(_compact(method, detector.plan(x)))
@@ -56,14 +57,16 @@ def demo(folder: Path, json_file: Path | None) -> None:
         "\n" + "\n".join(["Where the methods fail:", *weak] if weak else ["No method has an AUROC below 0.8 here."])
     )
 
-    timing = evaluation.measure_times(detectors, x)
+    timing = measure_times(detectors, x)
     click.echo()
     click.echo(_times(timing))
     if plots.missing():
         output.note(f"no picture: {plots.missing()}")
     else:
         path = folder / "demo.png"
-        pictures = {"held-out digits": held_out_pictures()[0]} | {name: make() for name, make in OOD_PICTURES.items()}
+        pictures = {"held-out digits": digits.held_out_pictures()[0]} | {
+            name: make() for name, make in digits.OOD_PICTURES.items()
+        }
         plots.save_overview(path, found, pictures)
         click.echo(f"picture: {path}")
     output.write_json(json_file, {**output.evaluation_record(found), "timing": asdict(timing)})

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits, load_sample_image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from gaia_fast.data.images import ImageSource
 from gaia_fast.data.presets import PRESETS
 
 _COUNT = 500  # pictures in each set that is drawn or generated
@@ -123,3 +124,15 @@ OOD_PICTURES: dict[str, Callable[[], np.ndarray]] = {
 def ood_set(name: str) -> Tensor:
     """`OOD_PICTURES[name]` as network input: float32 (N, 3, 32, 32)."""
     return prepare(OOD_PICTURES[name]())
+
+
+def digits_sources() -> tuple[ImageSource, dict[str, ImageSource]]:
+    """The demo's images: the held-out digits with their labels, and the OOD sets by name."""
+    pictures, labels = held_out_pictures()
+    ood = {name: _gray_source(make()) for name, make in OOD_PICTURES.items()}
+    return _gray_source(pictures, torch.from_numpy(labels).long()), ood
+
+
+def _gray_source(pictures: np.ndarray, labels: Tensor | None = None) -> ImageSource:
+    names = [str(index) for index in range(len(pictures))]
+    return ImageSource(names, np.repeat(pictures[..., None], 3, axis=3), PRESETS["digits"], labels)

@@ -6,15 +6,15 @@ from PIL import Image
 
 from gaia_fast import evaluation, plots
 from gaia_fast.cli.demo import _times
-from gaia_fast.data import ImageSource
+from gaia_fast.data import ImageSource, digits
 from gaia_fast.data.digits import OOD_PICTURES
-from gaia_fast.evaluation import Timing
+from gaia_fast.timing import Timing
 
 
 @pytest.fixture(autouse=True)
 def fewer_images(monkeypatch):
     """Thirty images of each set, to be quick."""
-    sources = evaluation.digits_sources
+    sources = digits.digits_sources
 
     def first(source: ImageSource) -> ImageSource:
         labels = None if source.labels is None else source.labels[:30]
@@ -24,7 +24,7 @@ def fewer_images(monkeypatch):
         id_source, ood = sources()
         return first(id_source), {name: first(source) for name, source in ood.items()}
 
-    monkeypatch.setattr(evaluation, "digits_sources", fewer)
+    monkeypatch.setattr(digits, "digits_sources", fewer)
     save = plots.save_overview
     monkeypatch.setattr(
         plots,
