@@ -5,6 +5,7 @@ asking for them gets a reason.
 """
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -22,7 +23,8 @@ try:
     _kernels_missing = ""
 except ImportError as error:
     kernels = None
-    _kernels_missing = f"the C++ extension gaia_fast._kernels did not import ({error}); reinstall gaia-fast"
+    _advice = "change GAIA_FAST_CPU_LEVEL" if os.environ.get("GAIA_FAST_CPU_LEVEL") else "reinstall gaia-fast"
+    _kernels_missing = f"the C++ extension gaia_fast._kernels did not import ({error}); {_advice}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype) -> Choice:
     obstacle = _cpu_obstacle(device, dtype)
     if not obstacle:
         return Choice("cpu", "asked for" if requested == "cpu" else "maps on the CPU: the C++ kernels are fastest")
-    if requested == "cpu":
+    if requested == "cpu" or (kernels is None and os.environ.get("GAIA_FAST_CPU_LEVEL")):
         raise BackendError(f"backend='cpu' cannot run here: {obstacle}")
     return Choice("torch", f"plain PyTorch reductions, because {obstacle}")
 

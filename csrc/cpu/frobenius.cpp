@@ -18,6 +18,17 @@ double layer_power_sum(const float* moments, int64_t columns, double factor, Pow
   return (partial[0] + partial[1]) + (partial[2] + partial[3]);
 }
 
+// The same, with the largest entry in the sum's place (p = infinity). A NaN must not lose against it.
+double layer_maximum(const float* moments, int64_t columns, double factor) {
+  double largest = 0.0;
+  for (int64_t j = 0; j < columns; ++j) {
+    const double e = std::fabs(static_cast<double>(moments[j]) * factor);
+    if (!(e <= largest)) largest = e;
+    if (std::isnan(largest)) break;
+  }
+  return largest;
+}
+
 }  // namespace
 
 void frobenius(const gaia_packed& packed) {
@@ -33,6 +44,10 @@ void frobenius(const gaia_packed& packed) {
         total += layer_power_sum(row + begin, columns, factor, [](double e) { return e * e; });
       } else if (packed.p == 1.0) {
         total += layer_power_sum(row + begin, columns, factor, [](double e) { return e; });
+      } else if (std::isinf(packed.p)) {
+        const double largest = layer_maximum(row + begin, columns, factor);
+        if (!(largest <= total)) total = largest;
+        if (std::isnan(total)) break;
       } else {
         const double p = packed.p;
         total += layer_power_sum(row + begin, columns, factor, [p](double e) { return std::pow(e, p); });
@@ -40,7 +55,7 @@ void frobenius(const gaia_packed& packed) {
     }
     if (packed.p == 2.0) {
       total = std::sqrt(total);
-    } else if (packed.p != 1.0) {
+    } else if (packed.p != 1.0 && !std::isinf(packed.p)) {
       total = std::pow(total, 1.0 / packed.p);
     }
     packed.score[i] = static_cast<float>(total);

@@ -31,20 +31,21 @@ constexpr Moments kNoMoments = {};
 constexpr int64_t kChain = 32;
 
 struct Cascade {
-  Moments level[2] = {kNoMoments, kNoMoments};
-  int64_t chain = 0;
+  static constexpr int kLevels = 3;
+  Moments level[kLevels] = {kNoMoments, kNoMoments, kNoMoments};
+  int64_t added = 0;
 
   void add(const Moments& part) {
     level[0].merge(part);
-    if (++chain == kChain) {
-      level[1].merge(level[0]);
-      level[0] = kNoMoments;
-      chain = 0;
+    ++added;
+    for (int64_t i = 0, full = kChain; i + 1 < kLevels && added % full == 0; ++i, full *= kChain) {
+      level[i + 1].merge(level[i]);
+      level[i] = kNoMoments;
     }
   }
   Moments total() const {
-    Moments all = level[1];
-    all.merge(level[0]);
+    Moments all = level[kLevels - 1];
+    for (int i = kLevels - 2; i >= 0; --i) all.merge(level[i]);
     return all;
   }
 };
@@ -275,6 +276,7 @@ void reduce(const Map& map, const gaia_map& shape, Layout layout, const gaia_mom
   const bool parallel = threads > 1 && tasks > 1 && shape.n * shape.k * shape.h * shape.w >= kParallelElements;
 #pragma omp parallel for schedule(static) num_threads(threads) if (parallel)
   for (int64_t task = 0; task < tasks; ++task) {
+    const FloatMode mode;
     const int64_t n = task / blocks;
     int64_t k = task % blocks * block;
     const int64_t count = shape.k - k < block ? shape.k - k : block;

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <stdint.h>
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -23,6 +23,21 @@ constexpr int kLanes = 4;
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t HalfVec __attribute__((vector_size(kLanes * 2)));
+
+// IEEE arithmetic while one of these lives: rounding to nearest, subnormals kept. The caller may flush subnormals, and
+// OpenMP's workers would not know of it, so that the result would depend on the number of threads.
+class FloatMode {
+#if defined(__SSE2__)
+ public:
+  FloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~FloatMode() { _mm_setcsr(saved_); }
+  FloatMode(const FloatMode&) = delete;
+  FloatMode& operator=(const FloatMode&) = delete;
+
+ private:
+  unsigned saved_;
+#endif
+};
 
 inline float bits_to_float(uint32_t bits) {
   float value;

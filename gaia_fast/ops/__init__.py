@@ -7,7 +7,9 @@ Semantics that every version shares:
   passes `g` on, as PyTorch's own ReLU backward does;
 - sums accumulate in float32 (float64 for float64 maps, which only the reference takes); counts are exact up to 2**24
   positions, and larger maps are refused;
-- results are deterministic bit for bit, and an image's result does not depend on the other images of the batch.
+- results are deterministic bit for bit, and an image's result depends neither on the other images of the batch nor on
+  the number of threads. The backend "torch" is as good as PyTorch's own reductions there: they may split a single sum
+  among threads, choose another order for another batch size, and take flushed subnormals for zero.
 """
 
 from gaia_fast.ops.channel_moments import channel_moments

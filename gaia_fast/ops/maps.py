@@ -11,6 +11,7 @@ MAX_POSITIONS = 2**24  # a float32 counts no further without gaps
 
 # The numbers that csrc/include/gaia_kernels.h gives these types.
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+DTYPES = (*DTYPE_CODES, torch.float64)
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -18,14 +19,18 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def check_map(tensor: Tensor, name: str) -> None:
-    """Raises BackendError unless `tensor` is a floating (N, K, H, W) map whose positions can be counted exactly."""
-    if tensor.ndim != 4 or not tensor.is_floating_point():
+def check_map(tensor: Tensor, name: str) -> Tensor:
+    """Returns `tensor` as its memory holds it; BackendError unless it is a floating map that can be counted exactly."""
+    if not isinstance(tensor, Tensor):
+        raise BackendError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.ndim != 4 or tensor.dtype not in DTYPES:
         raise BackendError(
-            f"{name} must be a floating-point (N, K, H, W) tensor, got {tensor.dtype} of shape {tuple(tensor.shape)}"
+            f"{name} must be a (N, K, H, W) tensor of float32, float16, bfloat16 or float64, got {tensor.dtype} of "
+            f"shape {tuple(tensor.shape)}"
         )
     if tensor.shape[2] * tensor.shape[3] > MAX_POSITIONS:
         raise BackendError(f"{name} has {tuple(tensor.shape[2:])} positions a channel; at most 2**24 can be counted")
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
 def check_same(tensor: Tensor, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
@@ -47,8 +52,13 @@ def check_moments(out: Tensor, g: Tensor) -> None:
     check_same(out, "out", torch.Size((3, *g.shape[:2])), accumulator_dtype(g.dtype), g.device)
     if out.shape[2] > 1 and out.stride(2) != 1:
         raise BackendError(f"out must hold its channels consecutively, got strides {out.stride()}")
+    reach = 0
+    for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            raise BackendError(f"out holds elements in one place: shape {tuple(out.shape)}, strides {out.stride()}")
+        reach += stride * (size - 1)
 
 
 def backend_name(requested: str | None, tensor: Tensor) -> str:
     """Returns the backend for `tensor`; None asks for the best one."""
-    return choose(requested or "auto", tensor.device, tensor.dtype).name
+    return choose("auto" if requested is None else requested, tensor.device, tensor.dtype).name

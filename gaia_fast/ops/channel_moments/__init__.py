@@ -29,7 +29,7 @@ def channel_moments(g: Tensor, *, out: Tensor | None = None, backend: str | None
 
     Deterministic: the order of summation depends on shape and strides alone.
     """
-    maps.check_map(g, "g")
+    g = maps.check_map(g, "g")
     if out is None:
         out = maps.moments_buffer(g)
     else:

@@ -1,8 +1,10 @@
 """`channel_moments` in plain PyTorch."""
 
+import torch
 from torch import Tensor
 
 
+@torch.no_grad()
 def channel_moments_reference(g: Tensor, out: Tensor) -> None:
     """Writes sum, abs_sum and nonzero of `g` (N, K, H, W) into `out` (3, N, K); see `channel_moments`."""
     out[0] = g.sum((2, 3), dtype=out.dtype)

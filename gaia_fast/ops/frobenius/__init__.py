@@ -35,7 +35,7 @@ def frobenius(
         widths: K_l, the channels of each layer.
         inverse_area: 1 / (H_l * W_l) of each layer.
         output_component: (N,), the denominator of Eq. 11; None for 1.
-        p: the order of the norm, at least 1.
+        p: the order of the norm, at least 1; infinity gives the largest entry.
         backend: a name of `gaia_fast.backends.BACKENDS`; None picks the fastest.
 
     Returns:
@@ -47,6 +47,8 @@ def frobenius(
     Deterministic: summed in the order of the columns.
     """
     total = sum(widths)
+    if any(width < 0 for width in widths):
+        raise BackendError(f"widths must not be negative, got {list(widths)}")
     if moments.ndim != 2 or moments.shape[1] != total or len(widths) != len(inverse_area):
         raise BackendError(
             f"moments of shape {tuple(moments.shape)} do not hold {len(widths)} layers of {total} channels in all with "
@@ -58,6 +60,7 @@ def frobenius(
         raise BackendError(f"p must be at least 1 for a norm, got {p}")
     if output_component is not None:
         maps.check_same(output_component, "output_component", moments.shape[:1], moments.dtype, moments.device)
-        output_component = output_component.contiguous()
+        output_component = output_component.resolve_neg().contiguous()
+    moments = moments.resolve_neg()
     implementation = IMPLEMENTATIONS[maps.backend_name(backend, moments)]
     return implementation(moments, widths, inverse_area, output_component, p)

@@ -40,12 +40,13 @@ def relu_backward_moments(
 
     Deterministic, as `channel_moments` is.
     """
-    maps.check_map(g, "g")
+    g = maps.check_map(g, "g")
     if y is not None:
+        y = maps.check_map(y, "y")
         maps.check_same(y, "y", g.shape, g.dtype, g.device)
     if scale is not None:
         maps.check_same(scale, "scale", g.shape[1:2], maps.accumulator_dtype(g.dtype), g.device)
-        scale = scale.contiguous()
+        scale = scale.resolve_neg().contiguous()
     if out is None:
         out = maps.moments_buffer(g)
     else:

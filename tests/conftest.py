@@ -1,0 +1,64 @@
+"""Fixtures for all tests: memory that is poisoned before use, one parameter list of backends, settings put back."""
+
+from collections.abc import Callable, Iterator
+
+import hypothesis
+import pytest
+import torch
+
+from cases import TARGETS, Target
+
+# The same examples in every run; --hypothesis-profile=explore looks for new ones.
+hypothesis.settings.register_profile(
+    "repeatable",
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.register_profile(
+    "explore", hypothesis.settings.get_profile("repeatable"), derandomize=False, max_examples=2000, print_blob=True
+)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Fills what torch.empty and its kin hand out with NaN, so that an element that a kernel forgets shows."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    # Torch fills only together with its deterministic algorithms; it need not refuse those that it does not have.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+@pytest.fixture(params=TARGETS, ids=str)
+def target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """Every implementation that runs here, in force during the test."""
+    with request.param.active() as each:
+        yield each
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Returns torch.set_num_threads; the number is put back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def flush_denormal() -> Iterator[Callable[[], None]]:
+    """Returns a function that makes arithmetic take subnormals for zero, until the end of the test."""
+
+    def flush() -> None:
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor cannot flush subnormals to zero")
+
+    yield flush
+    torch.set_flush_denormal(False)
