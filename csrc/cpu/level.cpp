@@ -68,6 +68,7 @@ struct Plain {
 
 template <class T>
 struct PlainMap {
+  static constexpr int64_t kBytes = sizeof(typename T::Storage);  // moved per element
   gaia_map g;
 
   Plain<T> run(int64_t n, int64_t k, int64_t h, int64_t w, bool) const { return {at<T>(g, n, k, h, w)}; }
@@ -112,6 +113,7 @@ struct Masked {
 
 template <class T, bool kMasked>
 struct MaskedMap {
+  static constexpr int64_t kBytes = (kMasked ? 3 : 2) * sizeof(typename T::Storage);
   gaia_map g;
   gaia_map y;
   gaia_map grad_in;
@@ -263,8 +265,9 @@ Layout common_layout(const gaia_map* const* maps, int count) {
   return rows ? Layout::kRows : Layout::kStrided;
 }
 
-// Below this many elements waking the other threads costs more than they save.
-constexpr int64_t kParallelElements = 1 << 16;
+// Below this many bytes moved, waking the other threads costs more than they save: about 100 us where they sleep
+// (OMP_WAIT_POLICY=PASSIVE), in which one thread moves 3 MB.
+constexpr int64_t kParallelBytes = 8 << 20;
 
 template <class Map>
 void reduce(const Map& map, const gaia_map& shape, Layout layout, const gaia_moments& out, int threads) {
@@ -273,7 +276,8 @@ void reduce(const Map& map, const gaia_map& shape, Layout layout, const gaia_mom
   const int64_t block = layout == Layout::kRows ? kLanes : layout == Layout::kChannels ? kWidth * kLanes : 1;
   const int64_t blocks = (shape.k + block - 1) / block;
   const int64_t tasks = shape.n * blocks;
-  const bool parallel = threads > 1 && tasks > 1 && shape.n * shape.k * shape.h * shape.w >= kParallelElements;
+  const int64_t bytes = shape.n * shape.k * shape.h * shape.w * Map::kBytes;
+  const bool parallel = threads > 1 && tasks > 1 && bytes >= kParallelBytes;
 #pragma omp parallel for schedule(static) num_threads(threads) if (parallel)
   for (int64_t task = 0; task < tasks; ++task) {
     const FloatMode mode;
