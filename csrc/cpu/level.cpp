@@ -15,7 +15,7 @@ struct Moments {
     const IntVec magnitude = (IntVec)g & 0x7fffffff;
     sum += g;
     abs_sum += (Vec)magnitude;
-    nonzero -= (magnitude != 0);
+    count_nonzero(nonzero, magnitude);
   }
   void merge(const Moments& other) {
     sum += other.sum;
@@ -29,6 +29,9 @@ constexpr Moments kNoMoments = {};
 // Sums of sums: after kChain additions a level is folded into the next one, so that the rounding error of long rows
 // stays near that of pairwise summation. (Not compensated summation: it would turn infinities into NaN.)
 constexpr int64_t kChain = 32;
+
+// What a run is read by: four vectors, one for each accumulator.
+constexpr int64_t kStep = 4 * kLanes;
 
 struct Cascade {
   static constexpr int kLevels = 3;
@@ -140,25 +143,37 @@ void store_moments(const gaia_moments& out, int64_t n, int64_t k, int64_t count,
   }
 }
 
+// A run of at most kChain additions to each of four accumulators; of so few that one will do, to one.
 template <class Run>
-inline Moments row_moments(const Run& run, int64_t length) {
-  constexpr int64_t kStep = 4 * kLanes;
-  Cascade blocks;
-  int64_t i = 0;
-  while (i + kStep <= length) {
-    Moments part[4] = {kNoMoments, kNoMoments, kNoMoments, kNoMoments};
-    for (int64_t chain = 0; chain < kChain && i + kStep <= length; ++chain, i += kStep) {
-      for (int u = 0; u < 4; ++u) part[u].add(run.vector(i + u * kLanes));
-    }
-    part[0].merge(part[1]);
-    part[2].merge(part[3]);
-    part[0].merge(part[2]);
-    blocks.add(part[0]);
+inline Moments short_run_moments(const Run& run, int64_t begin, int64_t end) {
+  int64_t i = begin;
+  if (end - begin < kStep) {
+    Moments total = kNoMoments;
+    for (; i + kLanes <= end; i += kLanes) total.add(run.vector(i));
+    if (i < end) total.add(run.part(i, end - i));
+    return total;
   }
-  Moments total = blocks.total();
-  for (; i + kLanes <= length; i += kLanes) total.add(run.vector(i));
-  if (i < length) total.add(run.part(i, length - i));
-  return total;
+  Moments part[4] = {kNoMoments, kNoMoments, kNoMoments, kNoMoments};
+  for (; i + kStep <= end; i += kStep) {
+    for (int u = 0; u < 4; ++u) part[u].add(run.vector(i + u * kLanes));
+  }
+  for (; i + kLanes <= end; i += kLanes) part[0].add(run.vector(i));
+  if (i < end) part[1].add(run.part(i, end - i));
+  part[0].merge(part[1]);
+  part[2].merge(part[3]);
+  part[0].merge(part[2]);
+  return part[0];
+}
+
+template <class Run>
+inline Moments run_moments(const Run& run, int64_t length) {
+  if (length <= kChain * kStep) return short_run_moments(run, 0, length);
+  Cascade blocks;
+  for (int64_t i = 0; i < length; i += kChain * kStep) {
+    const int64_t end = i + kChain * kStep < length ? i + kChain * kStep : length;
+    blocks.add(short_run_moments(run, i, end));
+  }
+  return blocks.total();
 }
 
 // Contiguous H x W rows: kLanes channels at a time, whose horizontal sums are taken together.
@@ -169,7 +184,7 @@ void moments_over_rows(const Map& map, const gaia_map& shape, const gaia_moments
   IntVec nonzeros[kLanes];
   const int64_t length = shape.h * shape.w;
   for (int64_t r = 0; r < kLanes; ++r) {
-    const Moments row = r < count ? row_moments(map.run(n, k + r, 0, 0, false), length) : kNoMoments;
+    const Moments row = r < count ? run_moments(map.run(n, k + r, 0, 0, false), length) : kNoMoments;
     sums[r] = row.sum;
     abs_sums[r] = row.abs_sum;
     nonzeros[r] = row.nonzero;
@@ -278,22 +293,25 @@ void reduce(const Map& map, const gaia_map& shape, Layout layout, const gaia_mom
   const int64_t tasks = shape.n * blocks;
   const int64_t bytes = shape.n * shape.k * shape.h * shape.w * Map::kBytes;
   const bool parallel = threads > 1 && tasks > 1 && bytes >= kParallelBytes;
-#pragma omp parallel for schedule(static) num_threads(threads) if (parallel)
-  for (int64_t task = 0; task < tasks; ++task) {
+#pragma omp parallel num_threads(threads) if (parallel)
+  {
     const FloatMode mode;
-    const int64_t n = task / blocks;
-    int64_t k = task % blocks * block;
-    const int64_t count = shape.k - k < block ? shape.k - k : block;
-    if (layout == Layout::kRows) {
-      moments_over_rows(map, shape, out, n, k, count);
-    } else if (layout == Layout::kStrided) {
-      moments_over_strides(map, shape, out, n, k);
-    } else if (count == block) {
-      moments_over_channels<kWidth>(map, shape, out, n, k);
-    } else {
-      const int64_t end = k + count;
-      for (; k + kLanes <= end; k += kLanes) moments_over_channels<1>(map, shape, out, n, k);
-      if (k < end) moments_over_last_channels(map, shape, out, n, k, end - k);
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < tasks; ++task) {
+      const int64_t n = task / blocks;
+      int64_t k = task % blocks * block;
+      const int64_t count = shape.k - k < block ? shape.k - k : block;
+      if (layout == Layout::kRows) {
+        moments_over_rows(map, shape, out, n, k, count);
+      } else if (layout == Layout::kStrided) {
+        moments_over_strides(map, shape, out, n, k);
+      } else if (count == block) {
+        moments_over_channels<kWidth>(map, shape, out, n, k);
+      } else {
+        const int64_t end = k + count;
+        for (; k + kLanes <= end; k += kLanes) moments_over_channels<1>(map, shape, out, n, k);
+        if (k < end) moments_over_last_channels(map, shape, out, n, k, end - k);
+      }
     }
   }
 }

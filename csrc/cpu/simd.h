@@ -164,6 +164,16 @@ inline void store_part(typename T::Storage* p, Vec x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
 }
 
+// Adds one to each lane of `count` whose `magnitude` is not zero.
+inline void count_nonzero(IntVec& count, IntVec magnitude) {
+#if defined(__AVX512F__)
+  const __mmask16 nonzero = _mm512_test_epi32_mask((__m512i)magnitude, (__m512i)magnitude);
+  count = (IntVec)_mm512_mask_add_epi32((__m512i)count, nonzero, (__m512i)count, _mm512_set1_epi32(1));
+#else
+  count -= (magnitude != 0);
+#endif
+}
+
 // Adds neighbours: lane i of the result is a sum over two lanes of a (lower half) or of b (upper half).
 template <class V>
 inline V add_neighbours(V a, V b) {

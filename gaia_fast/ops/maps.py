@@ -1,5 +1,7 @@
 """What all operations on (N, K, H, W) maps check and allocate alike."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,8 @@ def check_moments(out: Tensor, g: Tensor) -> None:
     check_same(out, "out", torch.Size((3, *g.shape[:2])), accumulator_dtype(g.dtype), g.device)
     if out.shape[2] > 1 and out.stride(2) != 1:
         raise BackendError(f"out must hold its channels consecutively, got strides {out.stride()}")
+    if out.is_contiguous():
+        return
     reach = 0
     for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
         if size > 1 and stride <= reach:
@@ -61,4 +65,9 @@ def check_moments(out: Tensor, g: Tensor) -> None:
 
 def backend_name(requested: str | None, tensor: Tensor) -> str:
     """Returns the backend for `tensor`; None asks for the best one."""
-    return choose("auto" if requested is None else requested, tensor.device, tensor.dtype).name
+    return _backend_name("auto" if requested is None else requested, tensor.device, tensor.dtype)
+
+
+@lru_cache(maxsize=64)
+def _backend_name(requested: str, device: torch.device, dtype: torch.dtype) -> str:
+    return choose(requested, device, dtype).name
