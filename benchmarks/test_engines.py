@@ -49,8 +49,8 @@ def test_hooks_engine(model: nn.Module, case: str, batch: int, against: Callable
 @pytest.mark.parametrize("method", ["gaia_z", "gaia_a"])
 def test_the_authors_way(model: nn.Module, method: str, batch: int, against: Callable) -> None:
     layers = BLOCKS_3_AND_4 if method == "gaia_a" and hasattr(model, "layer4") else None
-    authors = Authors(model, layers)
     x = torch.randn(batch, 3, 32, 32)
+    authors = Authors(model, layers, x)
     against(plain_forward(model, x), lambda: getattr(authors, method)(x), rounds=5 if batch > 1 else 20)
 
 
