@@ -7,6 +7,7 @@ asking for them gets a reason.
 import importlib.util
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -23,7 +24,12 @@ try:
     _kernels_missing = ""
 except ImportError as error:
     kernels = None
-    _advice = "change GAIA_FAST_CPU_LEVEL" if os.environ.get("GAIA_FAST_CPU_LEVEL") else "reinstall gaia-fast"
+    if os.environ.get("GAIA_FAST_CPU_LEVEL"):
+        _advice = "change GAIA_FAST_CPU_LEVEL"
+    elif (Path(__file__).parents[1] / "CMakeLists.txt").exists():
+        _advice = "this is the source tree, where it is not built: run `make dev`, or start Python in another folder"
+    else:
+        _advice = "reinstall gaia-fast"
     _kernels_missing = f"the C++ extension gaia_fast._kernels did not import ({error}); {_advice}"
 
 

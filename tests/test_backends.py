@@ -1,10 +1,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import gaia_fast
 from gaia_fast import backends
 from gaia_fast.errors import ArgumentError, BackendError, GaiaError
 
@@ -12,6 +14,9 @@ from cases import HALVES_AND_FLOAT, TARGETS
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
+
+# Python puts the working folder on its path: the package must be found there as this process found it.
+HERE = Path(gaia_fast.__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", backends.BACKENDS)
@@ -134,7 +139,9 @@ print("forced")
 def report(level: str) -> subprocess.CompletedProcess[str]:
     """Returns what a fresh process says of its backends with GAIA_FAST_CPU_LEVEL set to `level`."""
     environment = {**os.environ, "GAIA_FAST_CPU_LEVEL": level}
-    return subprocess.run([sys.executable, "-c", REPORT], env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", REPORT], env=environment, capture_output=True, text=True, timeout=60, cwd=HERE
+    )
 
 
 def test_the_environment_forces_a_level() -> None:
@@ -158,3 +165,8 @@ def test_a_level_that_does_not_run_here_is_an_error_with_its_reason() -> None:
     said = child.stdout + child.stderr
     assert "'v9' does not run here; choose from: " in said
     assert "BackendError" in child.stderr or "ImportError" in child.stderr
+
+
+def test_the_extension_is_built() -> None:
+    """Without it every test of the C++ kernels would be missing, not failing."""
+    assert backends.available()["cpu"], backends.available()["cpu"].reason

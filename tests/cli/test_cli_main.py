@@ -1,16 +1,23 @@
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+import gaia_fast
 from gaia_fast import __version__
 from gaia_fast.cli import main
 
+# Python puts the working folder on its path: the package must be found there as this process found it.
+HERE = Path(gaia_fast.__file__).parents[1]
+
 
 def test_python_m_in_a_process():
-    found = subprocess.run([sys.executable, "-m", "gaia_fast", "--help"], capture_output=True, text=True, timeout=60)
+    found = subprocess.run(
+        [sys.executable, "-m", "gaia_fast", "--help"], capture_output=True, text=True, timeout=60, cwd=HERE
+    )
     assert found.returncode == 0
     assert "Usage: python -m gaia_fast" in found.stdout
     for command in ("score", "evaluate", "validate", "layers", "demo"):

@@ -6,9 +6,11 @@ In a process of its own, because what it looks for is a crash.
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import gaia_fast
 from gaia_fast import backends
 
 CHILD = r"""
@@ -68,9 +70,14 @@ if sys.argv[1:] == ["overrun"]:
 print("done", flush=True)
 """
 
+# Python puts the working folder on its path: the package must be found there as this process found it.
+HERE = Path(gaia_fast.__file__).parents[1]
+
 
 def run_child(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, timeout=60, cwd=HERE
+    )
 
 
 pytestmark = [
