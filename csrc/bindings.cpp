@@ -82,6 +82,17 @@ PYBIND11_MODULE(_kernels, m) {
         make_map(grad_in, dtype, shape, grad_in_strides), make_moments(out, stride_moment, stride_n), threads);
   });
 
+  m.def("relu_forward_count",
+        [](uintptr_t x, uintptr_t residual, uintptr_t scale, uintptr_t shift, uintptr_t y, int dtype, Sizes shape,
+           Sizes x_strides, Sizes residual_strides, Sizes y_strides, uintptr_t nonzero, int threads) {
+          py::gil_scoped_release unlocked;
+          const gaia_map residual_map = make_map(residual, dtype, shape, residual_strides);
+          const gaia_moments counts = {nullptr, nullptr, reinterpret_cast<float*>(nonzero), shape[1]};
+          active->relu_forward_count(make_map(x, dtype, shape, x_strides), residual != 0 ? &residual_map : nullptr,
+                                     reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(shift),
+                                     make_map(y, dtype, shape, y_strides), counts, threads);
+        });
+
   m.def("frobenius",
         [](uintptr_t moments, int64_t n, int64_t stride_n, const std::vector<int64_t>& offsets,
            const std::vector<double>& inverse_area, uintptr_t output_component, double p, uintptr_t score) {

@@ -13,6 +13,9 @@ struct KernelTable {
   // masked; scale has K values or is null. The maps share shape and dtype, not strides.
   void (*relu_backward_moments)(const gaia_map& g, const gaia_map* y, const float* scale, const gaia_map& grad_in,
                                 const gaia_moments& out, int threads);
+  // Writes y = relu(x * scale + shift + residual) and counts its non-zeros; scale and shift have K values or are null.
+  void (*relu_forward_count)(const gaia_map& x, const gaia_map* residual, const float* scale, const float* shift,
+                             const gaia_map& y, const gaia_moments& out, int threads);
 };
 
 // Defined once per level, by compiling level.cpp with that level's flags.

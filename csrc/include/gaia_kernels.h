@@ -1,4 +1,4 @@
-/* The kernels' contract: plain C structs, byte-free int64 strides (counted in elements), no torch types.
+/* The kernels' contract: plain C structs, int64 strides counted in elements, no torch types.
  *
  * Semantics that hold for every implementation:
  *   - non-zero means g != 0 by its bits: -0.0 is zero, subnormals, infinities and NaN are not, also under

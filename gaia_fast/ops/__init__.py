@@ -15,5 +15,6 @@ Semantics that every version shares:
 from gaia_fast.ops.channel_moments import channel_moments
 from gaia_fast.ops.frobenius import frobenius
 from gaia_fast.ops.relu_backward_moments import relu_backward_moments
+from gaia_fast.ops.relu_forward_count import relu_forward_count
 
-__all__ = ["channel_moments", "frobenius", "relu_backward_moments"]
+__all__ = ["channel_moments", "frobenius", "relu_backward_moments", "relu_forward_count"]

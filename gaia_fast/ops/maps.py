@@ -44,6 +44,14 @@ def check_same(tensor: Tensor, name: str, shape: torch.Size, dtype: torch.dtype,
         )
 
 
+def channel_parameter(tensor: Tensor | None, name: str, of: Tensor) -> Tensor | None:
+    """Returns a (K,) parameter of the map `of` as its memory holds it, contiguous; None stays None."""
+    if tensor is None:
+        return None
+    check_same(tensor, name, of.shape[1:2], accumulator_dtype(of.dtype), of.device)
+    return tensor.resolve_neg().contiguous()
+
+
 def moments_buffer(g: Tensor) -> Tensor:
     """Returns an uninitialised (3, N, K) tensor for the moments of `g`."""
     return g.new_empty((3, g.shape[0], g.shape[1]), dtype=accumulator_dtype(g.dtype))

@@ -1,4 +1,4 @@
-"""`channel_moments` in C++ (csrc/cpu/level.cpp)."""
+"""`channel_moments` in C++ (csrc/cpu/channel_moments.h)."""
 
 import torch
 from torch import Tensor

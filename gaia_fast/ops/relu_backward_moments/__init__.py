@@ -44,9 +44,7 @@ def relu_backward_moments(
     if y is not None:
         y = maps.check_map(y, "y")
         maps.check_same(y, "y", g.shape, g.dtype, g.device)
-    if scale is not None:
-        maps.check_same(scale, "scale", g.shape[1:2], maps.accumulator_dtype(g.dtype), g.device)
-        scale = scale.resolve_neg().contiguous()
+    scale = maps.channel_parameter(scale, "scale", g)
     if out is None:
         out = maps.moments_buffer(g)
     else:

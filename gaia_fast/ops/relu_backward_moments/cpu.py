@@ -1,4 +1,4 @@
-"""`relu_backward_moments` in C++ (csrc/cpu/level.cpp)."""
+"""`relu_backward_moments` in C++ (csrc/cpu/relu_backward_moments.h)."""
 
 import torch
 from torch import Tensor

@@ -1,0 +1,52 @@
+"""Norm, residual add and ReLU in the forward direction, fused with the count of live units."""
+
+from torch import Tensor
+
+from gaia_fast.ops import maps
+from gaia_fast.ops.relu_forward_count.cpu import relu_forward_count_cpu
+from gaia_fast.ops.relu_forward_count.reference import relu_forward_count_reference
+
+IMPLEMENTATIONS = {"torch": relu_forward_count_reference, "cpu": relu_forward_count_cpu}
+
+
+def relu_forward_count(
+    x: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A ReLU's output and the number of its non-zeros in each channel of each image, in one pass.
+
+        y[n, k, i, j] = max(x[n, k, i, j] * scale[k] + shift[k] + residual[n, k, i, j], 0)
+        nonzero[n, k] = |{(i, j) : y[n, k, i, j] != 0}|
+
+    Where the structure of a network proves that the gradient behind this ReLU vanishes just where the ReLU is closed,
+    nonzero / (H*W) is the density of Eq. 10, with no backward pass.
+
+    Args:
+        x: (N, K, H, W), float32, float16 or bfloat16 (float64 with backend "torch"), any strides.
+        scale, shift: (K,) float32 (float64 for float64), the norm folded to two numbers a channel; None for 1 and 0.
+        residual: like `x`; None for 0.
+        backend: a name of `gaia_fast.backends.BACKENDS`; None picks the fastest.
+
+    Returns:
+        y, shaped, typed and laid out like `x`; and nonzero, (N, K) float32 (float64 for float64), the count of what was
+        written: a value that rounds to zero counts as zero. Every operation rounds in the counts' dtype, y once at the
+        end. A NaN stays NaN, and counts.
+
+    Raises:
+        BackendError: wrong shapes or dtypes, or a backend that cannot run here.
+
+    Deterministic, as `channel_moments` is.
+    """
+    x = maps.check_map(x, "x")
+    if residual is not None:
+        residual = maps.check_map(residual, "residual")
+        maps.check_same(residual, "residual", x.shape, x.dtype, x.device)
+    scale = maps.channel_parameter(scale, "scale", x)
+    shift = maps.channel_parameter(shift, "shift", x)
+    nonzero = x.new_empty(x.shape[:2], dtype=maps.accumulator_dtype(x.dtype))
+    y = IMPLEMENTATIONS[maps.backend_name(backend, x)](x, scale, shift, residual, nonzero)
+    return y, nonzero
