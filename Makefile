@@ -1,4 +1,4 @@
-# The two commands that need nothing but Python 3.10 or newer, a C++ compiler and CMake's wheel from the package index:
+# The two commands that need nothing but Python 3.11 or newer (the pins' choice; the package takes 3.10), a C++ compiler and CMake's wheel from the package index:
 #   make demo   installs into .venv and runs the demo
 #   make test   installs into .venv, lints and runs every test
 # PYTHON names another interpreter.
@@ -39,7 +39,8 @@ $(VENV)/torch: constraints.txt | $(VENV)/bin/pip
 
 # One wheel, built without torch in sight. build/lib would carry files into it that the source no longer has.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	rm -rf build/lib* build/bdist* build/wheel *.egg-info
+	rm -rf build/lib* build/bdist* build/wheel *.egg-info gaia_fast/_kernels*.so
+	rm -f $(VENV)/lib/python*/site-packages/gaia_fast_dev.pth
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 	$(PIP) --force-reinstall --no-deps build/wheel/*.whl
 	$(PIP) -c constraints.txt "$$(echo build/wheel/*.whl)[plot]"
@@ -60,9 +61,10 @@ dev: $(VENV)/test-tools
 	$(BIN)/cmake --build build/dev
 	$(BIN)/cmake --install build/dev
 	$(BIN)/python -c "import site; open(site.getsitepackages()[0] + '/gaia_fast_dev.pth', 'w').write('$(CURDIR)')"
+	rm -f $(VENV)/installed
 
 bench: $(VENV)/test-tools
-	$(BIN)/pytest benchmarks --benchmark-disable-gc -q
+	$(BIN)/pytest benchmarks --benchmark-disable-gc -q --results benchmarks/results/cpu.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -36,7 +36,7 @@ ROWS: pytest.StashKey[list[dict]] = pytest.StashKey()
 def against(request: pytest.FixtureRequest, benchmark: Callable) -> Measure:
     """`against(baseline, run, rounds)`: times `run`, each round after one call of `baseline`; records the ratio.
 
-    A ratio below 1 means that `run` is faster. `goal` is the largest ratio that the project promises, if it does.
+    A ratio below 1 means that `run` is faster. `goal` is the ratio that the project aims at, if it names one.
     """
 
     def measure(

@@ -4,7 +4,6 @@
 asking for them gets a reason.
 """
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,13 +57,11 @@ def available() -> dict[str, Availability]:
         cpu = Availability(False, _kernels_missing)
     else:
         cpu = Availability(True, f"C++ kernels, instruction-set level {kernels.cpu_level()}")
-    no_gpu = "" if torch.cuda.is_available() else "; torch sees no CUDA device here"
-    no_triton = "" if importlib.util.find_spec("triton") else "; the triton package is not installed"
     return {
         "torch": Availability(True, f"PyTorch {torch.__version__} reductions"),
         "cpu": cpu,
-        "triton": Availability(False, f"this version of gaia_fast has no Triton kernels yet{no_gpu}{no_triton}"),
-        "cuda": Availability(False, f"this version of gaia_fast has no CUDA kernels yet{no_gpu}"),
+        "triton": Availability(False, "this version of gaia_fast has no Triton kernels yet"),
+        "cuda": Availability(False, "this version of gaia_fast has no CUDA kernels yet"),
     }
 
 

@@ -28,10 +28,15 @@ def threshold_for(scores: Any, id_tpr: float = 0.95) -> float:
         raise CalibrationError(f"id_tpr={id_tpr} is not a share of the in-distribution images; use a number in (0, 1]")
     values = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise CalibrationError(f"calibration needs a non-empty list of scores, got shape {values.shape}")
+        raise CalibrationError(f"calibration needs a non-empty list of scores of shape (N,), got shape {values.shape}")
     if not np.isfinite(values).all():
         raise CalibrationError(
             f"{int((~np.isfinite(values)).sum())} of {values.size} calibration scores are not finite"
+        )
+    if values.size > 1 and (values == values[0]).all():
+        raise CalibrationError(
+            f"all {values.size} calibration scores are {values[0]:g}: they tell nothing apart. GAIA-Z needs maps "
+            "before a ReLU (outputs of norms); behind one, and in networks without ReLU, gradients are dense everywhere"
         )
     # The small slack keeps 0.95 * 20 at 19 although the product is 19.000000000000004 or so.
     rank = max(math.ceil(id_tpr * values.size - 1e-9), 1)
@@ -41,8 +46,10 @@ def threshold_for(scores: Any, id_tpr: float = 0.95) -> float:
 def looks_like_scores(source: Any) -> bool:
     """Returns whether `source` is scores rather than batches of images to be scored."""
     if isinstance(source, (Tensor, np.ndarray)):
-        return source.ndim == 1
-    return isinstance(source, (list, tuple)) and all(isinstance(each, (int, float, np.floating)) for each in source)
+        return source.ndim != 4
+    return isinstance(source, (list, tuple)) and all(
+        isinstance(each, (int, float, np.floating)) or (isinstance(each, Tensor) and each.ndim == 0) for each in source
+    )
 
 
 def image_batches(source: Iterable[Any]) -> Iterable[Tensor]:
@@ -54,6 +61,8 @@ def image_batches(source: Iterable[Any]) -> Iterable[Tensor]:
     """
     if isinstance(source, Tensor):
         source = [source]
+    if not isinstance(source, Iterable):
+        raise CalibrationError(f"calibration needs scores or batches of images, got a {type(source).__name__}")
     for batch in source:
         images = batch
         if isinstance(batch, dict):
@@ -65,6 +74,8 @@ def image_batches(source: Iterable[Any]) -> Iterable[Tensor]:
         if not isinstance(images, torch.Tensor):
             raise CalibrationError(
                 f"a calibration batch is a {type(batch).__name__} without images; give tensors, (images, labels) "
-                "pairs, or mappings with 'data'"
+                "pairs, or mappings with 'data' (or image, images, x, pixel_values)"
             )
+        if images.ndim == 3:
+            raise CalibrationError("calibration got single images; put a DataLoader around the dataset")
         yield images

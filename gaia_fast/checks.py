@@ -34,12 +34,20 @@ def unwrap(model: nn.Module) -> nn.Module:
         where = f"module {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(f"{where} is a TorchScript module, whose gradients cannot be hooked; pass the eager model")
-        if _is_compiled_wrapper(module) or getattr(module, "_compiled_call_impl", None) is not None:
-            raise ModelError(
-                f"{where} was compiled in place, and hooks do not fire inside compiled code; pass the model as it was "
-                "before .compile() or torch.compile(...)"
-            )
+        if _is_compiled(module):
+            raise ModelError(_compiled_message(name))
     return model
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return getattr(module, "_compiled_call_impl", None) is not None or _is_compiled_wrapper(module)
+
+
+def _compiled_message(name: str) -> str:
+    return (
+        f"{f'module {name!r}' if name else 'the model'} was compiled in place, and hooks do not fire inside compiled "
+        "code; pass the model as it was before .compile() or torch.compile(...)"
+    )
 
 
 def _is_compiled_wrapper(module: nn.Module) -> bool:
@@ -54,6 +62,8 @@ def check_model(model: nn.Module) -> None:
                 f"{_part(name)} is in training mode: batch statistics and dropout would make the scores of a batch "
                 "depend on each other and on chance; call model.eval() first"
             )
+        if _is_compiled(module):
+            raise ModelError(_compiled_message(name))
         if isinstance(module, _BatchNorm) and module.running_var is None:
             raise ModelError(
                 f"{_part(name)} has no running statistics, so the scores of a batch would depend on each other; train "
@@ -69,6 +79,8 @@ def check_images(x: Tensor, model: nn.Module) -> None:
     """Raises InputError unless `x` is a finite floating (N, C, H, W) tensor with the dtype and device of `model`."""
     if not isinstance(x, Tensor):
         raise InputError(f"images must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor(...)")
+    if x.layout != torch.strided or x.is_nested:
+        raise InputError(f"images are a tensor of layout {x.layout}; use x.to_dense()")
     if x.ndim != 4:
         hint = "; for one image use x.unsqueeze(0)" if x.ndim == 3 else ""
         raise InputError(f"images must be of shape (N, C, H, W), got {tuple(x.shape)}{hint}")
@@ -142,18 +154,56 @@ def forward(model: nn.Module, x: Tensor) -> Any:
         where = f" in module {inside[-1]!r}" if inside else ""
         raise ModelError(
             f"the model failed{where} on {x.dtype} images of shape {tuple(x.shape)}: {error}. If the shape is at "
-            "fault, prepare the images as in training (channels, crop, size)"
+            f"fault, {_shape_advice(x)}; if it runs under no_grad alone, detach what leaves the graph in it"
         ) from error
 
 
-def check_output_component(out: Tensor) -> None:
-    """Raises NonFiniteError naming the images whose output component (N,) cannot be divided by."""
-    unusable = (~(out > 0)).nonzero().flatten().tolist()
+def _shape_advice(x: Tensor) -> str:
+    if x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        return "the channels may come last: x.permute(0, 3, 1, 2)"
+    return "prepare the images as in training (channels, crop, size)"
+
+
+def backward(
+    outputs: Any, inputs: Any, cotangents: Any = None, *, retain_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Returns `torch.autograd.grad` of the outputs towards the inputs, None where nothing leads there.
+
+    Raises:
+        ModelError: the backward pass itself failed.
+    """
+    try:
+        return torch.autograd.grad(outputs, inputs, cotangents, retain_graph=retain_graph, allow_unused=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the backward pass failed: {error}. The model runs in inference but cannot be differentiated as it is "
+            "written; an operation in place, or activation checkpointing, is the usual cause"
+        ) from error
+
+
+def check_output_component(out: Tensor, logits: Tensor) -> None:
+    """Raises NonFiniteError naming the images whose output component (N,) cannot be divided by.
+
+    Equal logits have no gradient; what rounding leaves of it is no better than zero.
+    """
+    classes = logits.shape[1]
+    wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    slope = (1 - classes * torch.softmax(wide, dim=1)).abs().amax(1)
+    flat = slope <= 16 * torch.finfo(wide.dtype).eps * classes
+    unusable = (~(out > 0) | flat.to(out.device)).nonzero().flatten().tolist()
     if unusable:
         raise NonFiniteError(
             f"the output component of images {_listed(unusable)} of the batch is zero or NaN, so GAIA-A cannot divide "
             "by it: the logits are all equal, not finite, or one only; fusion='inner' or 'top1' does not divide"
         )
+
+
+def unusable_last(name: str) -> str:
+    """Returns the message for an A_last that no gradient of the logits reaches, or that is of other images."""
+    return (
+        f"the logits do not depend on the output of {name!r}, the last module before the head that returns a feature "
+        "map, or it is a map of another number of images; GAIA-A needs it, fusion='inner' and 'top1' do not"
+    )
 
 
 def unreached(names: Sequence[str]) -> str:

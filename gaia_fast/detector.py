@@ -56,9 +56,9 @@ class _Detector:
         self.method = method
         self.threshold: float | None = None
         self._asked_for = layer_names is not None
-        self._layers = layers.inspected_layers(self.model, layer_names) if method.needs_maps else []
-        self._requested_head = layers.find_module(self.model, head) if isinstance(head, str) else head
-        self._head: layers.Head | None = None
+        self._layer_names = layer_names
+        self._requested_head = head
+        self._resolve()
         self._engine = engine
         self._backend = backend
         first = next(self.model.parameters(), torch.empty(0))
@@ -77,13 +77,10 @@ class _Detector:
         Raises:
             GaiaError: of the kind that fits. The model is left as it was, whatever happens.
         """
-        checks.check_model(self.model)
-        checks.check_images(x, self.model)
+        self._check(x)
         if x.shape[0] == 0:
-            # Many models cannot run on no images at all; one blank image tells them the number of classes.
-            blank = self._measure(x.new_zeros((1, *x.shape[1:])))
-            matrix = blank.matrix()[:0] if return_matrix else None
-            return GaiaOutput(blank.logits[:0], blank.score[:0], matrix)
+            nothing = self._score_nothing(x)
+            return nothing if return_matrix else GaiaOutput(nothing.logits, nothing.score)
         measured = self._measure(x)
         return GaiaOutput(measured.logits, measured.score, measured.matrix() if return_matrix else None)
 
@@ -99,7 +96,8 @@ class _Detector:
 
         Args:
             loader_or_scores: in-distribution scores (1-D tensor, array or list), or batches of in-distribution images:
-                a tensor, or an iterable of tensors, (images, labels) pairs or mappings with "data".
+                a tensor, or an iterable of tensors, (images, labels) pairs or mappings with "data",
+                "image", "images", "x" or "pixel_values".
             id_tpr: the share to accept.
 
         Returns:
@@ -125,9 +123,8 @@ class _Detector:
         return self.predict(x) > self.threshold
 
     def plan(self, x: Tensor) -> Plan:
-        """Returns what will be done on batches like `x`: inspected maps, head, engine, backend, and why. Prints."""
-        checks.check_model(self.model)
-        checks.check_images(x, self.model)
+        """Returns what will be done on batches like `x`: inspected maps, head, engine, backend, and why; print it."""
+        self._check(x)
         images = x if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
         head = self._find_head(images)
         engine, backend = self._choose(x)
@@ -141,6 +138,30 @@ class _Detector:
             engine,
             backend,
         )
+
+    def _resolve(self) -> None:
+        """Looks the layers up; again where the model's modules are no longer the same."""
+        self._modules = list(self.model.modules())
+        self._layers = layers.inspected_layers(self.model, self._layer_names) if self.method.needs_maps else []
+        if isinstance(self._requested_head, str):
+            layers.find_module(self.model, self._requested_head)
+        self._heads: dict[torch.Size, layers.Head] = {}  # by the shape of an image: control flow may depend on it
+
+    def _check(self, x: Tensor) -> None:
+        checks.check_model(self.model)
+        checks.check_images(x, self.model)
+        if self._modules != list(self.model.modules()):
+            self._resolve()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _score_nothing(self, x: Tensor) -> GaiaOutput:
+        """An empty batch. Many models cannot run on one; a blank image tells the number of classes and the maps."""
+        blank = x.new_zeros((1, *x.shape[1:]))
+        logits = checks.logits_of(checks.forward(self.model, blank.clone()), 1)
+        seen = self._observe(blank) or (FeatureMap("output component", 1, 1, 1),)
+        matrix = torch.zeros(0, len(seen), max(each.channels for each in seen), device=logits.device)
+        return GaiaOutput(logits[:0].detach(), torch.zeros(0, device=logits.device), matrix)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, {self.method}, threshold={self.threshold})"
@@ -179,14 +200,17 @@ class _Detector:
         packed = torch.cat(found.abnormality, dim=1)
         return Measurement(found.logits, found.score.float(), tuple(widths), packed)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _find_head(self, x: Tensor) -> layers.Head | None:
         if not (self.method.needs_inner_component or self.method.needs_output_component):
             return None
-        if self._head is None:
-            self._head = layers.find_head(self.model, x, self._requested_head)
-        return self._head
+        shape = x.shape[1:]
+        if shape not in self._heads:
+            self._heads[shape] = layers.find_head(self.model, x, self._requested_head)
+        return self._heads[shape]
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _observe(self, x: Tensor) -> tuple[FeatureMap, ...]:
         seen: list[FeatureMap] = []
@@ -198,9 +222,8 @@ class _Detector:
 
         with ForwardHooks() as watching:
             for layer in self._layers:
-                module, at_input = layer.hooked
-                watching.on_map(module, at_input, partial(see, layer))
-            checks.forward(self.model, x)
+                layer.watch(watching, partial(see, layer))
+            checks.forward(self.model, x.clone())
         if self._layers:
             names.check_called(self._layers, self._asked_for)
         return tuple(seen)

@@ -5,7 +5,9 @@ alone: no weight gradient is computed and nothing upstream runs. Each inspected 
 an identity whose backward reduces the gradient that passes to its channel moments, keeps those and nothing else.
 """
 
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from gaia_fast import checks
 from gaia_fast.capture import ForwardHooks, has_other_hooks
 from gaia_fast.errors import LayerError, ModelError
-from gaia_fast.layers import Head, InspectedLayer, MapNames, is_feature_map, is_normalisation, shares_memory
+from gaia_fast.layers import Head, InspectedLayer, MapNames, is_feature_map, shares_memory
 from gaia_fast.measurement import FeatureMap, Measurement
 from gaia_fast.method import Method
 from gaia_fast.ops import maps
@@ -23,8 +25,14 @@ from gaia_fast.ops.channel_moments import channel_moments
 from gaia_fast.ops.frobenius import frobenius
 from gaia_fast.ops.relu_backward_moments import relu_backward_moments
 
-# Autograd nodes of norms, none of which keeps its output for the backward pass: a tap may take that output over.
+# PyTorch's own norms, and their autograd nodes: each returns a tensor that nothing else holds, and none keeps it for
+# the backward pass, so a tap may take it over without a copy.
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
 _NORM_NODES = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "NativeGroupNormBackward0")
+
+
+class _GradModeChangedError(Exception):
+    """The model switches gradients on or off by itself, so the recording cannot be started in its middle."""
 
 
 @torch.inference_mode(False)
@@ -51,22 +59,58 @@ def measure(
     Raises:
         LayerError, ModelError, NonFiniteError: see the messages. The model is left as it was all the same.
     """
-    recording = _Recording(x.shape[0], backend)
-    if x.is_inference():
-        x = x.clone()
+    held = {id(tensor) for _, _, tensor in _tensors_with_graph(model)}
+    try:
+        try:
+            return _measure_once(model, x, method, layers, asked_for, head, _Recording(x.shape[0], backend))
+        except _GradModeChangedError:
+            # Rare, so it may cost more: everything is recorded, and the model's own switching has its usual effect.
+            with torch.enable_grad():
+                recording = _Recording(x.shape[0], backend, from_the_start=True)
+                return _measure_once(model, x, method, layers, asked_for, head, recording)
+    finally:
+        for container, name, tensor in list(_tensors_with_graph(model)):
+            if id(tensor) not in held:  # kept by the model's forward pass, for which it was a plain inference
+                container[name] = tensor.detach() if tensor._is_view() else tensor.detach_()
+
+
+def _measure_once(
+    model: nn.Module,
+    x: Tensor,
+    method: Method,
+    layers: list[InspectedLayer],
+    asked_for: bool,
+    head: Head | None,
+    recording: "_Recording",
+) -> Measurement:
     with ForwardHooks() as hooks:
         if method.needs_maps:
             recording.watch(hooks, layers, asked_for)
         if head is not None:
             recording.watch_head(hooks, head)
-        logits = checks.logits_of(checks.forward(model, x), x.shape[0])
+        # A copy: the model may change its input in place, and a tensor made in inference mode cannot be recorded.
+        logits = checks.logits_of(checks.forward(model, x.detach().as_subclass(Tensor).clone()), x.shape[0])
     if method.needs_maps:
         recording.names.check_called(layers, asked_for)
-    if head is not None and not head.asked_for and not shares_memory(recording.head_output, logits):
-        raise ModelError(
-            f"the logits no longer come from the head {head.name!r} found on the first call; name the head, head=..."
-        )
-    return recording.finish(logits, method)
+    if head is not None:
+        if recording.head_output is None:
+            raise ModelError(
+                f"the head {head.name!r} was not called for images of shape {tuple(x.shape)}; name another"
+            )
+        if not head.asked_for and not shares_memory(recording.head_output, logits):
+            raise ModelError(f"the logits do not come from the head {head.name!r} this time; name the head, head=...")
+    if recording.started and not torch.is_grad_enabled():
+        raise _GradModeChangedError
+    return recording.finish(logits, method, head)
+
+
+def _tensors_with_graph(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """The buffers and plain attributes of all modules that hang on a graph."""
+    for module in model.modules():
+        for container in (vars(module), module._buffers):
+            for name, value in container.items():
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    yield container, name, value
 
 
 class _Sink:
@@ -78,43 +122,63 @@ class _Sink:
         self.maps: list[FeatureMap] = []
         self.offsets = [0]
         self.reached: list[bool] = []
+        self.dtype = torch.float32
+        self.device = torch.device("cpu")
         self.moments: Tensor | None = None  # (3, N, sum of K_l) while the backward pass that counts is running
 
-    def add(self, name: str, shape: torch.Size) -> int:
-        self.maps.append(FeatureMap(name, *shape[1:]))
-        self.offsets.append(self.offsets[-1] + shape[1])
+    def add(self, name: str, output: Tensor) -> int:
+        self.maps.append(FeatureMap(name, *output.shape[1:]))
+        self.offsets.append(self.offsets[-1] + output.shape[1])
         self.reached.append(False)
+        self.dtype = torch.promote_types(self.dtype, maps.accumulator_dtype(output.dtype))
+        self.device = output.device
         return len(self.maps) - 1
+
+    def open(self) -> Tensor:
+        self.moments = torch.empty((3, self.images, self.offsets[-1]), dtype=self.dtype, device=self.device)
+        return self.moments
 
     def record(self, index: int, g: Tensor) -> None:
         """Keeps the moments of `g`, the gradient at map `index`."""
         if self.moments is not None:
-            channel_moments(g, out=self._columns(index, self.moments), backend=self.backend)
+            self._keep(index, channel_moments(g, out=self._columns(index, g), backend=self.backend))
 
-    def record_and_scale(self, index: int, g: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-        """Keeps the moments of `g`, the gradient at the output of `norm`; returns the gradient at its input."""
-        scale = torch.rsqrt(norm.running_var.to(maps.accumulator_dtype(g.dtype)) + norm.eps)  # type: ignore[union-attr]
-        if norm.weight is not None:
-            scale = scale * norm.weight
-        out = None if self.moments is None else self._columns(index, self.moments)
-        return relu_backward_moments(g, None, scale, out=out, backend=self.backend)[0]
+    def record_and_scale(self, index: int, g: Tensor, scale: Tensor) -> Tensor:
+        """Keeps the moments of `g`, the gradient at the output of a norm; returns the gradient at its input."""
+        out = None if self.moments is None else self._columns(index, g)
+        grad_in, moments = relu_backward_moments(g, None, scale, out=out, backend=self.backend)
+        if self.moments is not None:
+            self._keep(index, moments)
+        return grad_in
 
-    def _columns(self, index: int, moments: Tensor) -> Tensor:
+    def _columns(self, index: int, g: Tensor) -> Tensor | None:
+        """The place for the moments of a map; None where they come in another dtype or on another device."""
+        assert self.moments is not None
+        if maps.accumulator_dtype(g.dtype) != self.dtype or g.device != self.device:
+            return None
+        return self.moments[:, :, self.offsets[index] : self.offsets[index + 1]]
+
+    def _keep(self, index: int, moments: Tensor) -> None:
+        assert self.moments is not None
         self.reached[index] = True
-        return moments[:, :, self.offsets[index] : self.offsets[index + 1]]
+        if moments.untyped_storage().data_ptr() != self.moments.untyped_storage().data_ptr():
+            self.moments[:, :, self.offsets[index] : self.offsets[index + 1]] = moments
 
 
 class _Recording:
     """One forward pass being recorded, and the backward pass over it."""
 
-    def __init__(self, images: int, backend: str) -> None:
+    def __init__(self, images: int, backend: str, from_the_start: bool = False) -> None:
         self.sink = _Sink(images, backend)
         self.names = MapNames()
+        self.from_the_start = from_the_start
         self.started = False
-        self.norm_input: Tensor | None = None
-        self.phi: Tensor
-        self.head_output: Tensor
-        self.last: GradientEdge
+        # A norm whose recording was taken over: its module, its input, and its factor for each channel.
+        self.norm: tuple[nn.Module, Tensor, Tensor] | None = None
+        self.phi: tuple[GradientEdge, Tensor] | None = None  # where it is in the graph, and ones in its shape
+        self.head_output: Tensor | None = None
+        self.last_seen: GradientEdge | None = None
+        self.last: GradientEdge | None = None
         # Every tap leads to the anchor, so one backward pass towards it reaches them all, whatever branch they are on.
         self.anchor = torch.zeros((), requires_grad=True)
 
@@ -122,95 +186,136 @@ class _Recording:
 
     def watch(self, hooks: ForwardHooks, layers: list[InspectedLayer], asked_for: bool) -> None:
         for layer in layers:
-            module, at_input = layer.hooked
-            if not at_input and _has_constant_scale(layer.module):
-                hooks.before(module, self._before_norm)
-            hooks.on_map(module, at_input, partial(self._tap, layer, asked_for))
+            if not layer.inner and _has_constant_scale(layer.module):
+                hooks.before(layer.module, self._before_norm)
+                hooks.after(layer.module, self._after_norm, also_failed=True)
+            layer.watch(hooks, partial(self._tap, layer, asked_for))
 
     def watch_head(self, hooks: ForwardHooks, head: Head) -> None:
-        hooks.before(head.module, lambda _, phi: setattr(self, "phi", phi))
+        hooks.after(head.last_module, self._after_last)
+        hooks.before(head.module, self._before_head)
         hooks.after(head.module, lambda _, output: setattr(self, "head_output", output))
-        hooks.after(head.last_module, lambda _, last: self._mark_last(last))
 
-    def _before_norm(self, module: nn.Module, x: Tensor) -> None:
+    def _before_norm(self, module: nn.Module, x: Any) -> None:
         """Takes the recording of a norm over: its backward pass is one product, done together with the moments."""
-        if self.started and isinstance(x, Tensor) and x.requires_grad:
+        if not (self.started and isinstance(x, Tensor) and x.ndim == 4 and x.shape[0] == self.sink.images):
+            return
+        if x.requires_grad:
             self._require_gradients(module)
-            self.norm_input = x
+            # Now, not in the backward pass: the model may use other parameters by then.
+            wide = maps.accumulator_dtype(x.dtype)
+            assert isinstance(module, nn.BatchNorm2d)
+            assert module.running_var is not None
+            scale = torch.rsqrt(module.running_var.detach().to(wide) + module.eps)
+            if module.weight is not None:
+                scale = scale * module.weight.detach()
+            self.norm = (module, x, scale)
             torch.set_grad_enabled(False)
 
-    def _tap(self, layer: InspectedLayer, asked_for: bool, _: nn.Module, output: object) -> Tensor | None:
-        norm_input, self.norm_input = self.norm_input, None
-        if norm_input is not None:
+    def _after_norm(self, module: nn.Module, output: Any) -> None:
+        if self.norm is not None:
             torch.set_grad_enabled(True)
+            if output is None:  # it raised, and the model may go on
+                self.norm = None
+
+    def _tap(self, layer: InspectedLayer, asked_for: bool, module: nn.Module, output: Any) -> Tensor | None:
+        norm, self.norm = self.norm, None
         if not is_feature_map(output, layer, self.sink.images, asked_for):
             return None
-        assert isinstance(output, Tensor)
         if self.started:
             self._require_gradients(layer.module)
         else:
             self._start(output)
-        index = self.sink.add(self.names.next(layer), output.shape)
-        if norm_input is not None:
-            return _NormTap.apply(norm_input, output, self.anchor, self.sink, index, layer.module)
+        self._refuse_checkpointing(layer)
+        index = self.sink.add(self.names.next(layer), output)
+        if norm is not None and norm[0] is module:
+            return _NormTap.apply(norm[1], output, self.anchor, self.sink, index, norm[2])
         return _Tap.apply(output if _is_own(layer, output) else output.clone(), self.anchor, self.sink, index)
 
-    def _mark_last(self, last: Tensor) -> Tensor | None:
+    def _after_last(self, module: nn.Module, last: Any) -> Tensor | None:
+        if not isinstance(last, Tensor) or last.ndim != 4:
+            return None
         replaced = None
-        if not last.requires_grad:
-            self._start(last)
-            last = replaced = _Tap.apply(last.clone(), self.anchor, None, 0)
-        self.last = get_gradient_edge(last)
+        if not (self.started and last.requires_grad):
+            if not self.started:
+                self._start(last)
+            last = replaced = _Tap.apply(last.detach().clone(), self.anchor, None, 0)
+        self.last_seen = get_gradient_edge(last)
         return replaced
+
+    def _before_head(self, module: nn.Module, phi: Any) -> None:
+        self.last = self.last_seen
+        if isinstance(phi, Tensor) and phi.requires_grad:
+            # The edge, not the tensor: the model may change Phi in place afterwards.
+            self.phi = get_gradient_edge(phi), torch.ones_like(phi)
 
     def _start(self, tensor: Tensor) -> None:
         if tensor.is_inference():
             raise ModelError("the model enters torch.inference_mode() in its forward pass; no gradient can be taken")
+        if torch.is_grad_enabled() and not self.from_the_start:
+            raise _GradModeChangedError
         self.started = True
         torch.set_grad_enabled(True)
 
     def _require_gradients(self, module: nn.Module) -> None:
         if not torch.is_grad_enabled():
+            if not self.from_the_start:
+                raise _GradModeChangedError
             raise ModelError(
                 f"the model turns gradients off (no_grad or inference_mode in its forward pass) before a "
                 f"{type(module).__name__} that is inspected; no gradient can be taken through that part"
             )
 
+    def _refuse_checkpointing(self, layer: InspectedLayer) -> None:
+        """Recomputing a part of the graph would not find the taps in it."""
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            raise ModelError(
+                f"layer {layer.name!r} runs under saved-tensor hooks (activation checkpointing, save_on_cpu), which "
+                "cannot be scored through; turn them off, for instance model.set_grad_checkpointing(False)"
+            )
+
     # ---- the backward pass
 
-    def finish(self, logits: Tensor, method: Method) -> Measurement:
+    def finish(self, logits: Tensor, method: Method, head: Head | None) -> Measurement:
         if not logits.requires_grad:
             raise LayerError(checks.unreached([each.name for each in self.sink.maps]))
-        out = self._output_component(logits, method) if method.needs_output_component else None
+        out = None
+        if method.needs_output_component:
+            assert head is not None
+            out = self._output_component(logits, method, head)
         if not method.needs_maps:
             assert out is not None
             return self._result(logits, torch.ones_like(out).unsqueeze(1), out, method)
 
         moments = self._moments(logits, method)
+        checks.check_finite(moments[maps.ABS_SUM], "the gradient", "it overflows; use a wider dtype")
         return self._result(logits, moments[_moment(method)], out if method.fusion == "division" else None, method)
 
-    def _output_component(self, logits: Tensor, method: Method) -> Tensor:
+    def _output_component(self, logits: Tensor, method: Method, head: Head) -> Tensor:
         with torch.enable_grad():
             log_softmax = torch.log_softmax(logits, dim=1)
-        (g,) = torch.autograd.grad(log_softmax, [self.last], torch.ones_like(logits), retain_graph=method.needs_maps)
+        g = None
+        if self.last is not None:
+            (g,) = checks.backward(
+                log_softmax, [self.last], torch.ones_like(log_softmax), retain_graph=method.needs_maps
+            )
+        if g is None or g.shape[0] != self.sink.images:
+            raise LayerError(checks.unusable_last(head.last_name))
         out = g.to(maps.accumulator_dtype(g.dtype)).mean((2, 3)).abs().mean(1).sqrt()
-        checks.check_output_component(out)
+        checks.check_output_component(out, logits)
         return out
 
     def _moments(self, logits: Tensor, method: Method) -> Tensor:
-        if method.needs_inner_component:
-            target, cotangent = self.phi, torch.ones_like(self.phi)
-        else:
+        moments = self.sink.open()
+        if not method.needs_inner_component:
             top1 = logits.detach().argmax(dim=1, keepdim=True)
-            target, cotangent = logits, torch.zeros_like(logits).scatter_(1, top1, 1)
-        sink = self.sink
-        dtype = maps.accumulator_dtype(logits.dtype)
-        sink.moments = moments = logits.new_empty((3, sink.images, sink.offsets[-1]), dtype=dtype)
-        if target.requires_grad:
-            torch.autograd.grad(target, self.anchor, cotangent, allow_unused=True)
-        sink.moments = None
-        if not all(sink.reached):
-            missed = [each.name for each, reached in zip(sink.maps, sink.reached, strict=True) if not reached]
+            checks.backward(logits, self.anchor, torch.zeros_like(logits).scatter_(1, top1, 1))
+        elif self.phi is not None:
+            edge, ones = self.phi
+            checks.backward([edge], self.anchor, [ones])
+        self.sink.moments = None
+        if not all(self.sink.reached):
+            missed = [each.name for each, reached in zip(self.sink.maps, self.sink.reached, strict=True) if not reached]
             raise LayerError(checks.unreached(missed))
         return moments
 
@@ -218,6 +323,8 @@ class _Recording:
         inspected = tuple(self.sink.maps) or (FeatureMap("output component", 1, 1, 1),)
         widths = [each.channels for each in inspected]
         inverse_area = [1.0 / each.area for each in inspected]
+        if out is not None:
+            out = out.to(packed)
         score = frobenius(packed, widths, inverse_area, out, method.p, backend=self.sink.backend).float()
         return Measurement(logits.detach(), score, inspected, packed, out)
 
@@ -229,16 +336,23 @@ def _moment(method: Method) -> int:
     return maps.SUM if method.statistic == "abs_mean" else maps.ABS_SUM
 
 
+def _is_untouched(module: nn.Module) -> bool:
+    """Whether the module is one of PyTorch's own norms, with nothing of the user's in it."""
+    return type(module) in _NORMS and "forward" not in vars(module) and not has_other_hooks(module)
+
+
 def _has_constant_scale(module: nn.Module) -> bool:
-    """Whether the module's derivative is one factor a channel: BatchNorm2d itself, and nothing of the user's in it."""
-    return type(module) is nn.BatchNorm2d and "forward" not in vars(module) and not has_other_hooks(module)
+    """Whether the module's derivative is one factor a channel: BatchNorm2d on its running statistics."""
+    return type(module) is nn.BatchNorm2d and _is_untouched(module)
 
 
 def _is_own(layer: InspectedLayer, output: Tensor) -> bool:
     """Whether `output` is a tensor that nothing else holds, so that the tap may take it over without a copy."""
-    if not is_normalisation(layer.module) or output._is_view():
+    if output._is_view() or has_other_hooks(layer.module):
         return False
-    return output.grad_fn is None or output.grad_fn.name() in _NORM_NODES
+    if output.grad_fn is None:
+        return _is_untouched(layer.module)
+    return output.grad_fn.name() in _NORM_NODES
 
 
 class _Tap(torch.autograd.Function):
@@ -247,12 +361,13 @@ class _Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, output: Tensor, anchor: Tensor, sink: _Sink | None, index: int) -> Tensor:
         ctx.mark_dirty(output)  # taken over, not copied; a ReLU may still change it in place
+        ctx.set_materialize_grads(False)
         ctx.sink, ctx.index = sink, index  # type: ignore[attr-defined]
         return output
 
     @staticmethod
-    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, None, None, None]:
-        if ctx.sink is not None:  # type: ignore[attr-defined]
+    def backward(ctx: FunctionCtx, g: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        if ctx.sink is not None and g is not None:  # type: ignore[attr-defined]
             ctx.sink.record(ctx.index, g)  # type: ignore[attr-defined]
         return g, None, None, None
 
@@ -262,19 +377,15 @@ class _NormTap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
-        norm_input: Tensor,
-        output: Tensor,
-        anchor: Tensor,
-        sink: _Sink,
-        index: int,
-        norm: nn.BatchNorm2d,
+        ctx: FunctionCtx, norm_input: Tensor, output: Tensor, anchor: Tensor, sink: _Sink, index: int, scale: Tensor
     ) -> Tensor:
         ctx.mark_dirty(output)
-        ctx.sink, ctx.index, ctx.norm = sink, index, norm  # type: ignore[attr-defined]
+        ctx.set_materialize_grads(False)
+        ctx.sink, ctx.index, ctx.scale = sink, index, scale  # type: ignore[attr-defined]
         return output
 
     @staticmethod
-    def backward(ctx: FunctionCtx, g: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        grad_in = ctx.sink.record_and_scale(ctx.index, g, ctx.norm)  # type: ignore[attr-defined]
-        return grad_in, None, None, None, None, None
+    def backward(ctx: FunctionCtx, g: Tensor | None) -> tuple[Tensor | None, None, None, None, None, None]:
+        if g is not None:
+            g = ctx.sink.record_and_scale(ctx.index, g, ctx.scale)  # type: ignore[attr-defined]
+        return g, None, None, None, None, None

@@ -1,8 +1,9 @@
 """Which feature maps are inspected, and where the head is."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,17 +22,23 @@ class InspectedLayer:
     """A module whose feature map A^l is inspected.
 
     The map is the module's output; for a layer that normalises and activates in one module (timm's BatchNormAct2d),
-    it is what the first module inside it reads, so that the map lies before the activation as everywhere else.
+    it is what the first module called inside it reads, so that the map lies before the activation as everywhere else.
     """
 
     name: str
     module: nn.Module
 
     @property
-    def hooked(self) -> tuple[nn.Module, bool]:
-        """The module to hook, and whether the map is its input rather than its output."""
-        inner = next(self.module.children(), None) if is_normalisation(self.module) else None
-        return (self.module, False) if inner is None else (inner, True)
+    def inner(self) -> tuple[nn.Module, ...]:
+        """The modules that may be called inside a norm."""
+        return tuple(self.module.children()) if is_normalisation(self.module) else ()
+
+    def watch(self, hooks: ForwardHooks, callback: Callable[[nn.Module, Any], Any]) -> None:
+        """Calls `callback(module, map)` whenever the layer makes a map; a tensor returned replaces the map."""
+        if self.inner:
+            hooks.between(self.module, self.inner, callback)
+        else:
+            hooks.after(self.module, callback)
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,8 @@ def inspected_layers(model: nn.Module, layers: Sequence[str] | None = None) -> l
                 f"modules whose feature maps are to be inspected, layers=[...]. It has: {_some(_names(model))}"
             )
         return found
+    if not all(isinstance(name, str) for name in layers):
+        raise LayerError(f"layers takes names of modules, as in model.named_modules(); got {list(map(type, layers))}")
     if not layers:
         raise LayerError("layers=[] inspects nothing; pass module names, or None for every normalisation layer")
     chosen: dict[int, None] = {}
@@ -156,7 +165,7 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head
             if module is asked or (asked is None and _can_be_head(module)):
                 hooks.before(module, entered)
             hooks.after(module, left)
-        logits = checks.logits_of(checks.forward(model, x), x.shape[0])
+        logits = checks.logits_of(checks.forward(model, x.clone()), x.shape[0])
 
     if asked is not None:
         found: nn.Module | None = asked if asked in before else None
@@ -168,7 +177,8 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head
     if found is None:
         raise LayerError(
             f"no linear or 1x1-convolution module of {type(model).__name__} returns the logits themselves; name the "
-            f"one that makes them: head=... (among {_some([names[module] for module in outputs])})"
+            f"one that makes them, head=... (among {_some([names[module] for module in outputs])}); the head must be a "
+            "module, and nothing but a view may follow it: no softmax inside the model"
         )
     last_module = before[found]
     if last_module is None:
@@ -202,8 +212,8 @@ class MapNames:
         missed = [layer.name for layer in layers if layer.name not in self._calls]
         if missed and (asked_for or not self._calls):
             raise LayerError(
-                f"the layers {_some(missed)} were not called in the forward pass (or run inside compiled code, where "
-                "hooks do not fire); name others, layers=[...]"
+                f"the layers {_some(missed)} made no feature map of these images in the forward pass: not called, called "
+                "with another number of images, or inside compiled code, where hooks do not fire; name others, layers=[...]"
             )
 
 

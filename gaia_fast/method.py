@@ -34,8 +34,8 @@ class Method:
             raise ArgumentError(f"fusion={self.fusion!r} does not exist; choose from {FUSIONS}")
         if self.statistic not in STATISTICS:
             raise ArgumentError(f"statistic={self.statistic!r} does not exist; choose from {STATISTICS}")
-        if not self.p >= 1:
-            raise ArgumentError(f"p={self.p} gives no norm; it must be at least 1")
+        if not isinstance(self.p, (int, float)) or not self.p >= 1:
+            raise ArgumentError(f"p={self.p!r} gives no norm; it must be a number of at least 1")
 
     @property
     def needs_output_component(self) -> bool:

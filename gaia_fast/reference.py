@@ -7,7 +7,7 @@ abnormality matrix, eps its entries.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -89,15 +89,19 @@ def gaia_a(
     out = None
     if method.needs_output_component:
         log_softmax = torch.log_softmax(trace.logits, dim=1)
-        (g,) = torch.autograd.grad(log_softmax.sum(), [trace.last], retain_graph=True)
+        (g,) = checks.backward(log_softmax.sum(), [trace.last], retain_graph=True)
+        if g is None or g.shape[0] != x.shape[0]:
+            raise LayerError(checks.unusable_last(where.last_name))  # type: ignore[union-attr]
         out = g.to(torch.promote_types(g.dtype, torch.float32)).mean((2, 3)).abs().mean(1).sqrt()
-        checks.check_output_component(out)
+        checks.check_output_component(out, trace.logits)
     if fusion == "output":
         abnormality = [1 / out.unsqueeze(1)]  # type: ignore[union-attr]
         return Reference(_norm(abnormality, p), abnormality, trace.logits.detach())
 
-    target = trace.logits.max(dim=1).values if fusion == "top1" else trace.phi
-    gradients = _gradients(target.sum(), trace)
+    if fusion == "top1":
+        gradients = _gradients(trace.logits.max(dim=1).values.sum(), trace)
+    else:
+        gradients = _gradients([trace.phi[0]], trace, [trace.phi[1]])
     if statistic == "abs_mean":
         abnormality = [h.mean((2, 3)).abs() for h in gradients]
     else:
@@ -114,7 +118,8 @@ class _Trace:
         self.names: list[str] = []
         self.maps: list[GradientEdge] = []
         self.logits: Tensor
-        self.phi: Tensor
+        self.phi: tuple[GradientEdge, Tensor]  # where Phi is in the graph, and ones in its shape: d(sum of Phi)
+        self.last_seen: GradientEdge
         self.last: GradientEdge
 
 
@@ -132,13 +137,15 @@ def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Hea
             trace.names.append(names.next(layer))
             trace.maps.append(get_gradient_edge(output))
 
+    def enter_head(phi: Tensor) -> None:
+        trace.phi, trace.last = (get_gradient_edge(phi), torch.ones_like(phi)), trace.last_seen
+
     with ForwardHooks() as hooks:
         for layer in inspected:
-            module, at_input = layer.hooked
-            hooks.on_map(module, at_input, partial(see, layer))
+            layer.watch(hooks, partial(see, layer))
         if head is not None:
-            hooks.before(head.module, lambda _, phi: setattr(trace, "phi", phi))
-            hooks.after(head.last_module, lambda _, last: setattr(trace, "last", get_gradient_edge(last)))
+            hooks.after(head.last_module, lambda _, last: setattr(trace, "last_seen", get_gradient_edge(last)))
+            hooks.before(head.module, lambda _, phi: enter_head(phi))
         # Cloned twice: the first clone leaves the caller's tensor alone, the second may be changed in place.
         images = x.detach().clone().requires_grad_().clone()
         trace.logits = checks.logits_of(checks.forward(model, images), x.shape[0])
@@ -146,13 +153,16 @@ def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Hea
     return trace
 
 
-def _gradients(target: Tensor, trace: _Trace) -> list[Tensor]:
-    gradients = torch.autograd.grad(target, trace.maps, retain_graph=True, allow_unused=True)
+def _gradients(target: Any, trace: _Trace, cotangents: list[Tensor] | None = None) -> list[Tensor]:
+    gradients = checks.backward(target, trace.maps, cotangents, retain_graph=True)
     unused = [name for name, g in zip(trace.names, gradients, strict=True) if g is None]
     if unused:
         raise LayerError(checks.unreached(unused))
     # Half-precision gradients keep their values, but densities and means of them need more than 8 or 11 bits.
-    return [g.to(torch.promote_types(g.dtype, torch.float32)) for g in gradients]
+    wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in gradients if g is not None]
+    for g in wide:
+        checks.check_finite(g, "the gradient", "it overflows; use a wider dtype")
+    return wide
 
 
 def _norm(abnormality: list[Tensor], p: float) -> Tensor:

@@ -44,8 +44,8 @@ def layers(
     """
     if image is not None and size is not None:
         raise click.UsageError("give an image or --size, not both")
-    x = _first_image(image, preset) if image is not None else _blank(size, preset)
     network = model.load(trained=False)
+    x = _first_image(image, preset) if image is not None else _blank(size, preset)
     plans = {method: each.plan(model_input(network, x)) for method, each in detectors.build(network).items()}
     click.echo("\n\n".join(str(plan) for plan in plans.values()))
     output.write_json(

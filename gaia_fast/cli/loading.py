@@ -10,6 +10,7 @@ import click
 import torch
 from torch import nn
 
+from gaia_fast.cli.output import note
 from gaia_fast.errors import ArgumentError, ModelError
 from gaia_fast.models import ARCHITECTURES, digits_resnet, load_weights
 
@@ -37,6 +38,8 @@ def load_model(
         model = _built_in(arch, num_classes, weights is None, trained)
     else:
         model = _from_callable(str(spec), num_classes)
+        if weights is None and trained:
+            note(f"no --weights: the model is scored with those that {spec} gave it")
     if weights is not None:
         load_weights(model, weights)
     try:

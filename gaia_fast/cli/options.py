@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 from torch import nn
 
 from gaia_fast.backends import BACKENDS
 from gaia_fast.cli.loading import load_model
+from gaia_fast.cli.output import note
 from gaia_fast.data import PRESETS
 from gaia_fast.detector import ENGINES
 from gaia_fast.evaluation import METHODS, Detector, make_detector
@@ -49,11 +51,21 @@ batch_size_option = click.option(
     show_default=True,
     help="Images that go through the network together.",
 )
+
+
+def _preset(context: click.Context, parameter: click.Parameter, preset: str) -> str:
+    # Scores of images that were not prepared as in training look like any others.
+    if context.get_parameter_source("preset") is ParameterSource.DEFAULT and context.info_name != "layers":
+        note("no --preset: images go in as they are, pixels in [0, 1]; right only if the model was trained so")
+    return preset
+
+
 preset_option = click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
     default="none",
     show_default=True,
+    callback=_preset,
     help="How images are resized, cropped and normalised: as in the model's training. none: pixels in [0, 1].",
 )
 
@@ -115,7 +127,11 @@ def model_options(command: Command) -> Command:
         help="Any other: package.module:callable, imported with the current folder on the path and called without "
         "arguments (or with num_classes, if given); must return a torch.nn.Module.",
     )
-    @click.option("--num-classes", type=click.IntRange(1), help="Number of classes of the network.")
+    @click.option(
+        "--num-classes",
+        type=click.IntRange(1),
+        help="Number of classes of the network; a built-in one has its own default, 10 or 1000.",
+    )
     @click.option(
         "--weights", type=FILE, help="Weights for either: .safetensors, .pt, .pth, .ckpt, .tar, or a BiT .npz."
     )

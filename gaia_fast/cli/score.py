@@ -23,7 +23,7 @@ from gaia_fast.cli.options import (
     preset_option,
 )
 from gaia_fast.data import load_images
-from gaia_fast.errors import ArgumentError
+from gaia_fast.errors import ArgumentError, DataError
 from gaia_fast.evaluation import score_set, scored_batches
 
 Row = dict[str, Any]
@@ -104,6 +104,8 @@ def score(
             advance(len(rows))
 
     output.report_unreadable(source.unreadable)
+    if not count and source.unreadable:
+        raise DataError(f"none of the {len(source)} images of {images} can be read")
     verdict = "" if threshold is None else f", {flagged} of them OOD at the threshold {threshold:.6g}"
     output.note(f"{method}: {count} images scored{verdict}")
     unreadable += len(source.unreadable)
@@ -149,15 +151,20 @@ def _csv(out: Path | None, decided: bool) -> Iterator[Write]:
     )
     with opened as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
+        begun = False
 
         def write(rows: list[Row]) -> None:
+            nonlocal begun
+            if not begun:  # not before there is something: a run that fails leaves no table of nothing
+                writer.writeheader()
+                begun = True
             # Nine digits tell any two float32 numbers apart.
             shown = [{**row, "score": f"{row['score']:.9g}"} for row in rows]
             writer.writerows([{k: str(v).lower() if k == "is_ood" else v for k, v in row.items()} for row in shown])
             file.flush()
 
         yield write
+        write([])
 
 
 @contextlib.contextmanager
