@@ -33,14 +33,19 @@ def threshold_for(scores: Any, id_tpr: float = 0.95) -> float:
         raise CalibrationError(
             f"{int((~np.isfinite(values)).sum())} of {values.size} calibration scores are not finite"
         )
-    if values.size > 1 and (values == values[0]).all():
-        raise CalibrationError(
-            f"all {values.size} calibration scores are {values[0]:g}: they tell nothing apart. GAIA-Z needs maps "
-            "before a ReLU (outputs of norms); behind one, and in networks without ReLU, gradients are dense everywhere"
-        )
     # The small slack keeps 0.95 * 20 at 19 although the product is 19.000000000000004 or so.
     rank = max(math.ceil(id_tpr * values.size - 1e-9), 1)
     return float(np.sort(values)[rank - 1])
+
+
+def check_informative(scores: Any) -> None:
+    """Raises CalibrationError if several scores are all equal: a threshold between equal scores means nothing."""
+    values = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64)
+    if values.size > 1 and (values == values.flat[0]).all():
+        raise CalibrationError(
+            f"all {values.size} calibration scores are {values.flat[0]:g}: they tell nothing apart. GAIA-Z needs maps "
+            "before a ReLU (outputs of norms); behind one, and in networks without ReLU, gradients are dense everywhere"
+        )
 
 
 def looks_like_scores(source: Any) -> bool:

@@ -110,7 +110,9 @@ class _Detector:
         if not calibration.looks_like_scores(loader_or_scores):
             found = [self.predict(images).cpu() for images in calibration.image_batches(loader_or_scores)]
             scores = torch.cat(found) if found else []
-        self.threshold = calibration.threshold_for(scores, id_tpr)
+        threshold = calibration.threshold_for(scores, id_tpr)
+        calibration.check_informative(scores)
+        self.threshold = threshold
         return self
 
     def is_ood(self, x: Tensor) -> Tensor:

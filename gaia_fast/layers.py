@@ -212,8 +212,8 @@ class MapNames:
         missed = [layer.name for layer in layers if layer.name not in self._calls]
         if missed and (asked_for or not self._calls):
             raise LayerError(
-                f"the layers {_some(missed)} made no feature map of these images in the forward pass: not called, called "
-                "with another number of images, or inside compiled code, where hooks do not fire; name others, layers=[...]"
+                f"the layers {_some(missed)} made no feature map of these images: they were not called, or with "
+                "another number of images, or inside compiled code, where hooks do not fire; name others, layers=[...]"
             )
 
 

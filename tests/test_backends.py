@@ -102,8 +102,6 @@ def test_forcing_what_is_not_there(name: str) -> None:
     with pytest.raises(BackendError) as caught:
         backends.choose(name, CUDA, torch.float32)
     assert str(caught.value) == f"backend={name!r} cannot run here: {here.reason}"
-    if not torch.cuda.is_available():
-        assert "CUDA device" in here.reason
 
 
 @pytest.mark.parametrize("name", ["CPU", "c++", "Auto", " cpu", "numpy"])

@@ -52,20 +52,11 @@ batch_size_option = click.option(
     help="Images that go through the network together.",
 )
 
-
-def _preset(context: click.Context, parameter: click.Parameter, preset: str) -> str:
-    # Scores of images that were not prepared as in training look like any others.
-    if context.get_parameter_source("preset") is ParameterSource.DEFAULT and context.info_name != "layers":
-        note("no --preset: images go in as they are, pixels in [0, 1]; right only if the model was trained so")
-    return preset
-
-
 preset_option = click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
     default="none",
     show_default=True,
-    callback=_preset,
     help="How images are resized, cropped and normalised: as in the model's training. none: pixels in [0, 1].",
 )
 
@@ -87,7 +78,11 @@ class ModelOptions:
 
     def load(self, *, trained: bool = True) -> nn.Module:
         """The model; see `load_model`."""
-        return load_model(self.arch, self.spec, self.num_classes, self.weights, self.device, trained)
+        model = load_model(self.arch, self.spec, self.num_classes, self.weights, self.device, trained)
+        # Scores of images that were not prepared as in training look like any others.
+        if trained and click.get_current_context().get_parameter_source("preset") is ParameterSource.DEFAULT:
+            note("no --preset: images go in as they are, pixels in [0, 1]; right only if the model was trained so")
+        return model
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from gaia_fast.calibration import threshold_for
+from gaia_fast.calibration import check_informative, threshold_for
 from gaia_fast.cli import output
 from gaia_fast.cli.options import (
     DetectorOptions,
@@ -80,6 +80,7 @@ def score(
         id_source = load_images(calibrate_on, preset)
         with output.progress("calibrating", len(id_source)) as advance:
             id_set = score_set(chosen, id_source, batch_size, advance)
+        check_informative(id_set.scores[method])
         threshold = threshold_for(id_set.scores[method], 0.95 if id_tpr is None else id_tpr)
         output.report_unreadable(id_set.unreadable, f"{calibrate_on}: ")
         unreadable += len(id_set.unreadable)
