@@ -59,49 +59,36 @@ def measure(
     Raises:
         LayerError, ModelError, NonFiniteError: see the messages. The model is left as it was all the same.
     """
+
+    def once(recording: _Recording) -> Measurement:
+        with ForwardHooks() as hooks:
+            if method.needs_maps:
+                recording.watch(hooks, layers, asked_for)
+            if head is not None:
+                recording.watch_head(hooks, head)
+            # A copy: the model may change its input in place, and a tensor made in inference mode cannot be recorded.
+            output = checks.forward(model, x.detach().as_subclass(Tensor).clone())
+            logits = checks.logits_of(output, x.shape[0])
+        if method.needs_maps:
+            recording.names.check_called(layers, asked_for)
+        if head is not None:
+            recording.check_head(head, logits)
+        if recording.started and not torch.is_grad_enabled():
+            raise _GradModeChangedError
+        return recording.finish(logits, method, head)
+
     held = {id(tensor) for _, _, tensor in _tensors_with_graph(model)}
     try:
         try:
-            return _measure_once(model, x, method, layers, asked_for, head, _Recording(x.shape[0], backend))
+            return once(_Recording(x.shape[0], backend))
         except _GradModeChangedError:
             # Rare, so it may cost more: everything is recorded, and the model's own switching has its usual effect.
             with torch.enable_grad():
-                recording = _Recording(x.shape[0], backend, from_the_start=True)
-                return _measure_once(model, x, method, layers, asked_for, head, recording)
+                return once(_Recording(x.shape[0], backend, from_the_start=True))
     finally:
         for container, name, tensor in list(_tensors_with_graph(model)):
             if id(tensor) not in held:  # kept by the model's forward pass, for which it was a plain inference
                 container[name] = tensor.detach() if tensor._is_view() else tensor.detach_()
-
-
-def _measure_once(
-    model: nn.Module,
-    x: Tensor,
-    method: Method,
-    layers: list[InspectedLayer],
-    asked_for: bool,
-    head: Head | None,
-    recording: "_Recording",
-) -> Measurement:
-    with ForwardHooks() as hooks:
-        if method.needs_maps:
-            recording.watch(hooks, layers, asked_for)
-        if head is not None:
-            recording.watch_head(hooks, head)
-        # A copy: the model may change its input in place, and a tensor made in inference mode cannot be recorded.
-        logits = checks.logits_of(checks.forward(model, x.detach().as_subclass(Tensor).clone()), x.shape[0])
-    if method.needs_maps:
-        recording.names.check_called(layers, asked_for)
-    if head is not None:
-        if recording.head_output is None:
-            raise ModelError(
-                f"the head {head.name!r} was not called for images of shape {tuple(x.shape)}; name another"
-            )
-        if not head.asked_for and not shares_memory(recording.head_output, logits):
-            raise ModelError(f"the logits do not come from the head {head.name!r} this time; name the head, head=...")
-    if recording.started and not torch.is_grad_enabled():
-        raise _GradModeChangedError
-    return recording.finish(logits, method, head)
 
 
 def _tensors_with_graph(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
@@ -248,6 +235,12 @@ class _Recording:
         if isinstance(phi, Tensor) and phi.requires_grad:
             # The edge, not the tensor: the model may change Phi in place afterwards.
             self.phi = get_gradient_edge(phi), torch.ones_like(phi)
+
+    def check_head(self, head: Head, logits: Tensor) -> None:
+        if self.head_output is None:
+            raise ModelError(f"the head {head.name!r} was not called for these images; name the one that is, head=...")
+        if not head.asked_for and not shares_memory(self.head_output, logits):
+            raise ModelError(f"the logits do not come from the head {head.name!r} this time; name the head, head=...")
 
     def _start(self, tensor: Tensor) -> None:
         if tensor.is_inference():

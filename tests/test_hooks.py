@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gaia_fast import GaiaA, GaiaError, GaiaZ, reference
 from gaia_fast.errors import LayerError, ModelError
 
-from zoo import ZOO, Pooled, build, conv_norm, image_size, images
+from zoo import ZOO, Dangling, Pooled, build, conv_norm, image_size, images
 
 SCORE_TOLERANCE = 1e-5  # what the project promises for float32, relative to float64
 BACKENDS = ["torch", "cpu"]
@@ -222,16 +222,6 @@ def test_images_that_do_not_fit_raise_and_leave_no_trace(detector: type, unchang
 
 
 def test_an_inspected_map_that_nothing_reads_is_named() -> None:
-    class Dangling(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.used, self.unused = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-            self.fc = nn.Linear(3, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.unused(x)
-            return self.fc(self.used(x).mean((2, 3)))
-
     model = Dangling().eval()
     with pytest.raises(LayerError, match="'unused'"):
         GaiaZ(model)(images(1))

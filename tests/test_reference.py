@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from gaia_fast import reference
 from gaia_fast.errors import LayerError
 
-from zoo import build, images
+from zoo import Dangling, build, images
 
 FLOAT64 = torch.float64
 
@@ -119,16 +119,6 @@ def test_a_map_behind_an_in_place_relu_is_not_dense() -> None:
 
 
 def test_a_map_that_the_output_does_not_depend_on_is_named() -> None:
-    class Dangling(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.used, self.unused = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
-            self.fc = nn.Linear(3, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.unused(x)
-            return self.fc(self.used(x).mean((2, 3)))
-
     with pytest.raises(LayerError, match="'unused'"):
         reference.gaia_z(Dangling().eval(), images(1))
 

@@ -130,6 +130,19 @@ class NormAct(nn.BatchNorm2d):
         return self.act(self.drop(super().forward(x)))
 
 
+class Dangling(nn.Module):
+    """A norm whose output nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.unused(x)
+        return self.fc(self.used(x).mean((2, 3)))
+
+
 def group_norm() -> nn.Module:
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(inplace=True)]
     return Pooled(nn.Sequential(*layers, nn.Conv2d(8, 12, 3, 2, 1), nn.GroupNorm(4, 12), nn.ReLU(inplace=True)), 12)
