@@ -14,7 +14,7 @@ def gradient(h: int, w: int) -> np.ndarray:
     return picture
 
 
-# From DESIGN.md section 2, once more.
+# The published means and standard deviations, once more.
 MOMENTS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
