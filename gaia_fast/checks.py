@@ -31,9 +31,10 @@ def unwrap(model: nn.Module) -> nn.Module:
         else:
             break
     for name, module in model.named_modules():
-        where = f"module {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
-            raise ModelError(f"{where} is a TorchScript module, whose gradients cannot be hooked; pass the eager model")
+            raise ModelError(
+                f"{_part(name)} is a TorchScript module, whose gradients cannot be hooked; pass the eager model"
+            )
         if _is_compiled(module):
             raise ModelError(_compiled_message(name))
     return model
@@ -45,7 +46,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 def _compiled_message(name: str) -> str:
     return (
-        f"{f'module {name!r}' if name else 'the model'} was compiled in place, and hooks do not fire inside compiled "
+        f"{_part(name)} was compiled in place, and hooks do not fire inside compiled "
         "code; pass the model as it was before .compile() or torch.compile(...)"
     )
 
@@ -72,7 +73,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def _part(name: str) -> str:
-    return f"module {name!r} of the model" if name else "the model"
+    return f"module {name!r}" if name else "the model"
 
 
 def check_images(x: Tensor, model: nn.Module) -> None:

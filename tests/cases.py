@@ -1,6 +1,6 @@
-"""What the kernels are tested and measured on: backends, dtypes, shapes and memory layouts, each listed once.
+"""What the kernels are tested on: backends, dtypes, shapes and memory layouts, each listed once.
 
-Needs torch and gaia_fast alone, so that benchmarks can import it too.
+Needs torch and gaia_fast alone, no pytest.
 """
 
 from collections.abc import Iterator
@@ -82,16 +82,6 @@ SHAPES = (
     (0, 3, 4, 4),
     (2, 0, 3, 3),
     (2, 3, 0, 4),
-)
-
-# The inspected maps of the paper's networks, for benchmarks: ResNet34 on 32x32, BiT-S R101x1 block 4 at 480x480.
-NETWORK_SHAPES = (
-    (32, 64, 32, 32),
-    (32, 128, 16, 16),
-    (32, 256, 8, 8),
-    (32, 512, 4, 4),
-    (1, 512, 4, 4),
-    (1, 2048, 15, 15),
 )
 
 

@@ -13,9 +13,7 @@ from cases import (
     LAYOUTS,
     NAN,
     NCHW,
-    PATHS,
     SHAPES,
-    TARGET_DTYPES,
     TARGETS,
     Layout,
     Target,
@@ -23,12 +21,8 @@ from cases import (
     gradient,
     place,
 )
+from marks import each_path, each_target_and_dtype
 from tolerance import assert_moments, assert_same_bits
-
-each_target_and_dtype = pytest.mark.parametrize(
-    ("target", "dtype"), TARGET_DTYPES, indirect=["target"], ids=lambda value: str(value).removeprefix("torch.")
-)
-each_path = pytest.mark.parametrize("layout", PATHS, ids=str)
 
 
 @each_target_and_dtype

@@ -14,9 +14,7 @@ from cases import (
     LAYOUTS,
     NAN,
     NCHW,
-    PATHS,
     SHAPES,
-    TARGET_DTYPES,
     TARGETS,
     Layout,
     Target,
@@ -25,12 +23,9 @@ from cases import (
     norm_scale,
     place,
 )
+from marks import each_path, each_target_and_dtype
 from tolerance import assert_moments, assert_same_bits
 
-each_target_and_dtype = pytest.mark.parametrize(
-    ("target", "dtype"), TARGET_DTYPES, indirect=["target"], ids=lambda value: str(value).removeprefix("torch.")
-)
-each_path = pytest.mark.parametrize("layout", PATHS, ids=str)
 # g and y alike in every layout, and the mixtures that a network makes: a mean's gradient is expanded, autograd's may be
 # contiguous where the activation is channels-last.
 LAYOUT_PAIRS = (

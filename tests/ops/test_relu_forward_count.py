@@ -14,9 +14,7 @@ from cases import (
     LAYOUTS,
     NAN,
     NCHW,
-    PATHS,
     SHAPES,
-    TARGET_DTYPES,
     Layout,
     Target,
     activation,
@@ -24,12 +22,9 @@ from cases import (
     norm_scale,
     place,
 )
+from marks import each_path, each_target_and_dtype
 from tolerance import assert_same_bits
 
-each_target_and_dtype = pytest.mark.parametrize(
-    ("target", "dtype"), TARGET_DTYPES, indirect=["target"], ids=lambda value: str(value).removeprefix("torch.")
-)
-each_path = pytest.mark.parametrize("layout", PATHS, ids=str)
 LAYOUT_PAIRS = (
     *((layout, layout) for layout in LAYOUTS),
     (NCHW, CHANNELS_LAST),
