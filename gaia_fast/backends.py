@@ -1,10 +1,13 @@
 """Which kernel backends can run here, which one a call gets, and why.
 
-`torch` is plain PyTorch reductions on any device; `cpu` is the C++ extension. `triton` and `cuda` are named so that
-asking for them gets a reason.
+`torch` is plain PyTorch reductions on any device; `cpu` is the C++ part of the extension and `cuda` its CUDA part;
+`triton` is compiled when it is first used. For tests without a GPU both of the latter can run on CPU tensors: in
+Triton's interpreter (TRITON_INTERPRET=1), and in an extension whose CUDA kernels were built for the CPU.
 """
 
+import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +17,7 @@ import torch
 from gaia_fast.errors import ArgumentError, BackendError
 
 BACKENDS = ("torch", "cpu", "triton", "cuda")
-CPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 kernels: ModuleType | None
 try:
@@ -53,16 +56,11 @@ class Choice:
 
 def available() -> dict[str, Availability]:
     """Returns every backend's name with its `Availability` on this machine."""
-    if kernels is None:
-        cpu = Availability(False, _kernels_missing)
-    else:
-        cpu = Availability(True, f"C++ kernels, instruction-set level {kernels.cpu_level()}")
-    return {
-        "torch": Availability(True, f"PyTorch {torch.__version__} reductions"),
-        "cpu": cpu,
-        "triton": Availability(False, "this version of gaia_fast has no Triton kernels yet"),
-        "cuda": Availability(False, "this version of gaia_fast has no CUDA kernels yet"),
-    }
+    found = {"torch": Availability(True, f"PyTorch {torch.__version__} reductions")}
+    for name, (missing, what, _) in _COMPILED.items():
+        reason = missing()
+        found[name] = Availability(not reason, reason or what())
+    return found
 
 
 def choose(requested: str, device: torch.device, dtype: torch.dtype) -> Choice:
@@ -79,21 +77,80 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype) -> Choice:
         raise ArgumentError(f"backend={requested!r} does not exist; choose from {('auto', *BACKENDS)}")
     if requested == "torch":
         return Choice("torch", "asked for")
-    if requested in ("triton", "cuda"):
-        raise BackendError(f"backend={requested!r} cannot run here: {available()[requested].reason}")
-    obstacle = _cpu_obstacle(device, dtype)
+    if requested != "auto":
+        obstacle = _obstacle(requested, device, dtype)
+        if obstacle:
+            raise BackendError(f"backend={requested!r} cannot run here: {obstacle}")
+        return Choice(requested, "asked for")
+    if device.type == "cuda" and (here := [name for name in ("triton", "cuda") if not _COMPILED[name][0]()]):
+        # Not before benchmarks/gpu/run.sh has measured which is faster, at which sizes.
+        return Choice("torch", f"plain PyTorch reductions; {' and '.join(here)} can be asked for by name")
+    obstacle = _obstacle("cpu", device, dtype)
     if not obstacle:
-        return Choice("cpu", "asked for" if requested == "cpu" else "maps on the CPU: the C++ kernels are fastest")
-    if requested == "cpu" or (kernels is None and os.environ.get("GAIA_FAST_CPU_LEVEL")):
+        return Choice("cpu", "maps on the CPU: the C++ kernels are fastest")
+    if kernels is None and os.environ.get("GAIA_FAST_CPU_LEVEL"):
         raise BackendError(f"backend='cpu' cannot run here: {obstacle}")
     return Choice("torch", f"plain PyTorch reductions, because {obstacle}")
 
 
-def _cpu_obstacle(device: torch.device, dtype: torch.dtype) -> str:
+def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    missing, _, reads = _COMPILED[name]
+    if reason := missing():
+        return reason
+    if device.type != reads():
+        return f"the maps are on {device} and the backend reads {reads().upper()} memory only"
+    if dtype not in KERNEL_DTYPES:
+        return f"the maps are {dtype} and the kernels take float32, float16 and bfloat16"
+    return ""
+
+
+def _cpu_missing() -> str:
+    return _kernels_missing if kernels is None else ""
+
+
+def _cpu_what() -> str:
+    return f"C++ kernels, instruction-set level {kernels.cpu_level()}"  # type: ignore[union-attr]
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_missing() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "the triton package is not installed: pip install 'gaia-fast[triton]'"
+    if not torch.cuda.is_available() and not _interpreted():
+        return "torch sees no CUDA device here"
+    return ""
+
+
+def _triton_what() -> str:
+    return "Triton kernels in Triton's interpreter, on CPU tensors" if _interpreted() else "Triton kernels"
+
+
+def _cuda_missing() -> str:
     if kernels is None:
         return _kernels_missing
-    if device.type != "cpu":
-        return f"the maps are on {device} and the C++ kernels read CPU memory only"
-    if dtype not in CPU_DTYPES:
-        return f"the maps are {dtype} and the C++ kernels take float32, float16 and bfloat16"
-    return ""
+    if not kernels.cuda_build():
+        return "the extension was built without CUDA: reinstall with a CUDA compiler on the path and GAIA_FAST_CUDA=on"
+    if _emulated():
+        return ""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device here"
+    return str(kernels.cuda_obstacle())
+
+
+def _emulated() -> bool:
+    return kernels is not None and kernels.cuda_build() == "emulated"
+
+
+def _cuda_what() -> str:
+    return "CUDA kernels built for the CPU" if _emulated() else f"CUDA kernels, {kernels.cuda_build()}"  # type: ignore[union-attr]
+
+
+# Of each backend with kernels: why it is missing, what it is, and the kind of device whose memory it reads.
+_COMPILED: dict[str, tuple[Callable[[], str], Callable[[], str], Callable[[], str]]] = {
+    "cpu": (_cpu_missing, _cpu_what, lambda: "cpu"),
+    "triton": (_triton_missing, _triton_what, lambda: "cpu" if _interpreted() else "cuda"),
+    "cuda": (_cuda_missing, _cuda_what, lambda: "cpu" if _emulated() else "cuda"),
+}

@@ -3,6 +3,9 @@
 Needs torch and gaia_fast alone, no pytest.
 """
 
+import importlib.util
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +13,21 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gaia_fast import backends
+# `make test` also runs the kernels' tests in two processes of their own, each with targets that this one has not:
+# Triton's kernels in its interpreter, and an extension built with sanitizers whose CUDA kernels run on the CPU.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INSTRUMENTED = os.environ.get("GAIA_FAST_TEST_KERNELS", "")
+if INSTRUMENTED:
+    spec = importlib.util.spec_from_file_location("gaia_fast._kernels", INSTRUMENTED)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["gaia_fast._kernels"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["gaia_fast._kernels"])
+
+if INTERPRETED:
+    import triton_interpreter  # noqa: F401
+
+from gaia_fast import backends  # noqa: E402
 
 NAN = float("nan")
 INF = float("inf")
@@ -24,6 +41,11 @@ class Target:
     backend: str
     device: str = "cpu"
     level: str | None = None
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether these are kernels for a GPU, run on the CPU: right, but slow."""
+        return self.backend in ("triton", "cuda") and self.device == "cpu"
 
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
@@ -50,11 +72,15 @@ class Target:
 def runnable_targets() -> tuple[Target, ...]:
     """Returns every implementation that runs here. test_backends.py reports those that do not, with the reason."""
     here = backends.available()
-    targets = [Target("torch")]
+    if INTERPRETED:
+        return (Target("triton"),)
+    targets = [] if INSTRUMENTED else [Target("torch")]
     if here["cpu"]:
         assert backends.kernels is not None
         targets += [Target("cpu", level=level) for level in backends.kernels.cpu_levels()]
-    if torch.cuda.is_available():
+    if INSTRUMENTED:
+        targets.append(Target("cuda"))
+    elif torch.cuda.is_available():
         targets += [Target(name, "cuda") for name in ("torch", "triton", "cuda") if here[name]]
     return tuple(targets)
 
@@ -83,6 +109,8 @@ SHAPES = (
     (2, 0, 3, 3),
     (2, 3, 0, 4),
 )
+if INTERPRETED:
+    SHAPES = tuple(shape for shape in SHAPES if shape[2] * shape[3] <= 100)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import hypothesis
 import pytest
 import torch
 
-from cases import TARGETS, Target
+from cases import INTERPRETED, TARGETS, Target
 
 # The same examples in every run; --hypothesis-profile=explore looks for new ones.
 hypothesis.settings.register_profile(
     "repeatable",
-    max_examples=150,
+    max_examples=20 if INTERPRETED else 150,
     deadline=None,
     derandomize=True,
     database=None,

@@ -37,8 +37,8 @@ void frobenius(const gaia_packed& packed) {
     const double output = packed.output_component != nullptr ? packed.output_component[i] : 1.0;
     double total = 0.0;
     for (int64_t l = 0; l < packed.layers; ++l) {
-      const int64_t begin = packed.offsets[l];
-      const int64_t columns = packed.offsets[l + 1] - begin;
+      const int64_t begin = packed.begins[l];
+      const int64_t columns = packed.widths[l];
       const double factor = packed.inverse_area[l] / output;
       if (packed.p == 2.0) {
         total += layer_power_sum(row + begin, columns, factor, [](double e) { return e * e; });

@@ -34,12 +34,14 @@ typedef struct {
   int64_t stride_n;
 } gaia_moments;
 
-/* A packed (N, offsets[layers]) float32 buffer: layer l holds the columns offsets[l] to offsets[l + 1]. */
+/* N rows of float32: layer l holds widths[l] columns from begins[l] on. Packed, the layers follow each other; in the
+ * zero-padded matrix of the paper, they begin at equal distances. */
 typedef struct {
   const float* moments;
   int64_t n;
   int64_t stride_n;
-  const int64_t* offsets; /* layers + 1 of them */
+  const int64_t* begins;
+  const int64_t* widths;
   const double* inverse_area;
   int64_t layers;
   const float* output_component; /* N of them, or null for 1 */

@@ -63,7 +63,7 @@ for level, shape, order, (dtype, width), high in itertools.product(
 for columns, high in itertools.product((0, 1, 3, 4, 5, 8, 13), (False, True)):
     print("frobenius", columns, high, flush=True)
     rows, output, score = g.at(2 * columns * 4, high), y.at(8, high), out_arena.at(8, high)
-    kernels.frobenius(rows, 2, columns, [0, columns], [1.0], output, 2.0, score)
+    kernels.frobenius(rows, 2, columns, [0], [columns], [1.0], output, 2.0, score)
 
 if sys.argv[1:] == ["overrun"]:
     kernels.channel_moments(g.at(8, True), 0, (1, 1, 1, 3), (3, 3, 3, 1), out_arena.at(12, True), 1, 1, 1)

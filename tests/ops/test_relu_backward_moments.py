@@ -23,7 +23,7 @@ from cases import (
     norm_scale,
     place,
 )
-from marks import each_path, each_target_and_dtype
+from marks import each_path, each_target_and_dtype, needs_speed
 from tolerance import assert_moments, assert_same_bits
 
 # g and y alike in every layout, and the mixtures that a network makes: a mean's gradient is expanded, autograd's may be
@@ -215,6 +215,7 @@ def test_nothing_beside_the_results_is_written(
         assert buffers, "grad_in was allocated in some way that this test does not guard"
 
 
+@needs_speed
 @each_path
 @pytest.mark.parametrize("shape", [(3, 37, 32, 32), (1, 1, 300, 301), (70, 16, 8, 8)], ids=str)
 def test_repeats_and_threads_agree_bit_for_bit(

@@ -22,7 +22,7 @@ from cases import (
     norm_scale,
     place,
 )
-from marks import each_path, each_target_and_dtype
+from marks import each_path, each_target_and_dtype, needs_speed
 from tolerance import assert_same_bits
 
 LAYOUT_PAIRS = (
@@ -101,6 +101,7 @@ def test_what_rounds_to_zero_is_not_counted(target: Target, layout: Layout) -> N
         assert nonzero.tolist() == [[count] * 3]
 
 
+@needs_speed
 @each_path
 def test_repeats_threads_and_other_images(target: Target, layout: Layout, set_threads) -> None:
     shape = (5, 37, 56, 57)  # enough to wake other threads

@@ -5,8 +5,14 @@ from torch import Tensor
 from gaia_fast.ops import maps
 from gaia_fast.ops.channel_moments.cpu import channel_moments_cpu
 from gaia_fast.ops.channel_moments.reference import channel_moments_reference
+from gaia_fast.ops.lazy import lazily
 
-IMPLEMENTATIONS = {"torch": channel_moments_reference, "cpu": channel_moments_cpu}
+IMPLEMENTATIONS = {
+    "torch": channel_moments_reference,
+    "cpu": channel_moments_cpu,
+    "triton": lazily("gaia_fast.ops.channel_moments.triton", "channel_moments_triton"),
+    "cuda": lazily("gaia_fast.ops.channel_moments.cuda", "channel_moments_cuda"),
+}
 
 
 def channel_moments(g: Tensor, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
@@ -34,5 +40,8 @@ def channel_moments(g: Tensor, *, out: Tensor | None = None, backend: str | None
         out = maps.moments_buffer(g)
     else:
         maps.check_moments(out, g)
-    IMPLEMENTATIONS[maps.backend_name(backend, g)](g, out)
+    implementation = IMPLEMENTATIONS[maps.backend_name(backend, g)]
+    if g.numel() == 0:
+        return out.zero_()
+    implementation(g, out)
     return out

@@ -1,12 +1,19 @@
 """The backward pass of norm + ReLU fused with the moments of the gradient between the two."""
 
+import torch
 from torch import Tensor
 
 from gaia_fast.ops import maps
+from gaia_fast.ops.lazy import lazily
 from gaia_fast.ops.relu_backward_moments.cpu import relu_backward_moments_cpu
 from gaia_fast.ops.relu_backward_moments.reference import relu_backward_moments_reference
 
-IMPLEMENTATIONS = {"torch": relu_backward_moments_reference, "cpu": relu_backward_moments_cpu}
+IMPLEMENTATIONS = {
+    "torch": relu_backward_moments_reference,
+    "cpu": relu_backward_moments_cpu,
+    "triton": lazily("gaia_fast.ops.relu_backward_moments.triton", "relu_backward_moments_triton"),
+    "cuda": lazily("gaia_fast.ops.relu_backward_moments.cuda", "relu_backward_moments_cuda"),
+}
 
 
 def relu_backward_moments(
@@ -49,5 +56,9 @@ def relu_backward_moments(
         out = maps.moments_buffer(g)
     else:
         maps.check_moments(out, g)
-    grad_in = IMPLEMENTATIONS[maps.backend_name(backend, g)](g, y, scale, out)
+    implementation = IMPLEMENTATIONS[maps.backend_name(backend, g)]
+    grad_in = torch.empty_like(g if y is None else y, requires_grad=False)
+    if g.numel() == 0:
+        return grad_in, out.zero_()
+    implementation(g, y, scale, grad_in, out)
     return grad_in, out

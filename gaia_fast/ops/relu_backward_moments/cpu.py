@@ -7,10 +7,8 @@ from gaia_fast.backends import kernels
 from gaia_fast.ops.maps import DTYPE_CODES
 
 
-def relu_backward_moments_cpu(g: Tensor, y: Tensor | None, scale: Tensor | None, out: Tensor) -> Tensor:
-    """Writes the moments into `out` (3, N, K) and returns grad_in; see `relu_backward_moments`."""
-    layout = g if y is None else y
-    grad_in = torch.empty_like(layout)
+def relu_backward_moments_cpu(g: Tensor, y: Tensor | None, scale: Tensor | None, grad_in: Tensor, out: Tensor) -> None:
+    """Writes grad_in and the moments `out` (3, N, K); see `relu_backward_moments`."""
     kernels.relu_backward_moments(  # type: ignore[union-attr]
         g.data_ptr(),
         0 if y is None else y.data_ptr(),
@@ -19,11 +17,10 @@ def relu_backward_moments_cpu(g: Tensor, y: Tensor | None, scale: Tensor | None,
         DTYPE_CODES[g.dtype],
         g.shape,
         g.stride(),
-        layout.stride(),
+        (g if y is None else y).stride(),
         grad_in.stride(),
         out.data_ptr(),
         out.stride(0),
         out.stride(1),
         torch.get_num_threads(),
     )
-    return grad_in

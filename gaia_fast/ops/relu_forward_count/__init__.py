@@ -1,12 +1,19 @@
 """Norm, residual add and ReLU in the forward direction, fused with the count of live units."""
 
+import torch
 from torch import Tensor
 
 from gaia_fast.ops import maps
+from gaia_fast.ops.lazy import lazily
 from gaia_fast.ops.relu_forward_count.cpu import relu_forward_count_cpu
 from gaia_fast.ops.relu_forward_count.reference import relu_forward_count_reference
 
-IMPLEMENTATIONS = {"torch": relu_forward_count_reference, "cpu": relu_forward_count_cpu}
+IMPLEMENTATIONS = {
+    "torch": relu_forward_count_reference,
+    "cpu": relu_forward_count_cpu,
+    "triton": lazily("gaia_fast.ops.relu_forward_count.triton", "relu_forward_count_triton"),
+    "cuda": lazily("gaia_fast.ops.relu_forward_count.cuda", "relu_forward_count_cuda"),
+}
 
 
 def relu_forward_count(
@@ -48,5 +55,9 @@ def relu_forward_count(
     scale = maps.channel_parameter(scale, "scale", x)
     shift = maps.channel_parameter(shift, "shift", x)
     nonzero = x.new_empty(x.shape[:2], dtype=maps.accumulator_dtype(x.dtype))
-    y = IMPLEMENTATIONS[maps.backend_name(backend, x)](x, scale, shift, residual, nonzero)
+    implementation = IMPLEMENTATIONS[maps.backend_name(backend, x)]
+    y = torch.empty_like(x, requires_grad=False)
+    if x.numel() == 0:
+        return y, nonzero.zero_()
+    implementation(x, scale, shift, residual, y, nonzero)
     return y, nonzero

@@ -8,10 +8,9 @@ from gaia_fast.ops.maps import DTYPE_CODES
 
 
 def relu_forward_count_cpu(
-    x: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, nonzero: Tensor
-) -> Tensor:
-    """Writes the counts into `nonzero` (N, K) and returns y; see `relu_forward_count`."""
-    y = torch.empty_like(x)
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, y: Tensor, nonzero: Tensor
+) -> None:
+    """Writes y and the counts `nonzero` (N, K); see `relu_forward_count`."""
     kernels.relu_forward_count(  # type: ignore[union-attr]
         x.data_ptr(),
         0 if residual is None else residual.data_ptr(),
@@ -26,4 +25,3 @@ def relu_forward_count_cpu(
         nonzero.data_ptr(),
         torch.get_num_threads(),
     )
-    return y

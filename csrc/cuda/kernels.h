@@ -1,0 +1,54 @@
+// The CUDA implementations. Everything is enqueued on the caller's stream; nothing waits, allocates or copies, so all
+// of it works while a CUDA graph is being captured.
+#pragma once
+
+#include <string>
+
+#include "gaia_kernels.h"
+
+namespace gaia::cuda {
+
+enum class Layout { kRows = 0, kChannels = 1, kStrided = 2 };
+
+// How the maps are cut, as gaia_fast/ops/tiling.py decides: `vector` elements are loaded at once (16 bytes of them, or
+// one), a program takes `chunk` positions of a channel, and `splits` programs share a channel. Results go to
+// (splits, ...) partial ones, `stride_split` apart, which add_partials sums up.
+struct Tiling {
+  Layout layout;
+  int vector;
+  int block_k;
+  int64_t chunk;
+  int64_t splits;
+  int64_t stride_split;
+};
+
+// A CUDA stream, as an address.
+using Stream = void*;
+
+// Each returns the error of its launch, empty if there is none. The functions mean what those of cpu/kernels.h do.
+std::string channel_moments(const gaia_map& g, const gaia_moments& out, const Tiling& tiling, int device,
+                            Stream stream);
+std::string relu_backward_moments(const gaia_map& g, const gaia_map* y, const float* scale, const gaia_map& grad_in,
+                                  const gaia_moments& out, const Tiling& tiling, int device, Stream stream);
+std::string relu_forward_count(const gaia_map& x, const gaia_map* residual, const float* scale, const float* shift,
+                               const gaia_map& y, const gaia_moments& out, const Tiling& tiling, int device,
+                               Stream stream);
+std::string frobenius(const gaia_packed& packed, int device, Stream stream);
+
+// Adds `splits` results of `rows` x `columns` up, in their order: row r of the sum lies at
+// (r / images) * stride_moment + (r % images) * stride_n.
+struct Partials {
+  const float* partial;
+  int64_t splits, stride_split, rows, columns;
+  float* out;
+  int64_t images, stride_moment, stride_n;
+};
+std::string add_partials(const Partials& partials, int device, Stream stream);
+
+// Why no kernel can be launched here; empty if one can.
+std::string obstacle();
+
+// What was built: "sm_80 sm_90 ..." or "emulated".
+const char* build();
+
+}  // namespace gaia::cuda

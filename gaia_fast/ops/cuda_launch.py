@@ -1,0 +1,54 @@
+"""What the CUDA kernels share: the tiling as they take it, the stream, launch errors, the sum of partial results."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaia_fast.backends import kernels
+from gaia_fast.errors import BackendError
+from gaia_fast.ops.tiling import Tiling
+
+_LAYOUTS = {"rows": 0, "channels": 1, "strided": 2}
+
+
+def launch(name: str, *args: Any) -> None:
+    """Calls a function of the extension; BackendError, with kernel and shape, where the kernel cannot be launched."""
+    function: Callable[..., None] = getattr(kernels, name)
+    try:
+        function(*args)
+    except RuntimeError as error:
+        raise BackendError(str(error)) from None
+
+
+def where(tensor: Tensor) -> tuple[int, int]:
+    """Returns the tensor's device index and the caller's current stream on it."""
+    if not tensor.is_cuda:
+        return 0, 0
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def tiling_arguments(tiling: Tiling, partial: Tensor) -> tuple[int, ...]:
+    """Returns `tiling` as csrc/cuda/kernels.h has it, for results that go to `partial` (splits, ...)."""
+    layout = _LAYOUTS[tiling.layout]
+    return layout, tiling.vector, tiling.block_k, tiling.chunk, tiling.splits, partial.stride(0)
+
+
+def add_partials(partial: Tensor, out: Tensor) -> None:
+    """Adds (splits, moments, N, K) partial results up into `out`, in their order; nothing where there is one split."""
+    splits, moments, images, channels = partial.shape
+    if splits > 1:
+        launch(
+            "cuda_add_partials",
+            partial.data_ptr(),
+            splits,
+            partial.stride(0),
+            moments * images,
+            channels,
+            out.data_ptr(),
+            images,
+            out.stride(0),
+            out.stride(1),
+            *where(out),
+        )

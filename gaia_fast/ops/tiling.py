@@ -1,0 +1,97 @@
+"""How the GPU kernels, Triton's and CUDA's, cut (N, K, H, W) maps into programs. No kernel decides this by itself.
+
+Never fitted to the batch: an image's sums must not depend on how many others there are.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+
+import torch
+from torch import Tensor
+
+# Elements that a program holds at a time, and that it goes over in all: enough loads in flight, and partial sums that
+# are few beside what they are sums of.
+TILE = 2048
+PROGRAM = 16384
+ROW_BLOCK = 1024  # positions of a channel that a program holds at most, and
+ROW_CHUNK = 4096  # goes over in all, where positions are contiguous
+MAX_SPLITS = 2**15  # a grid has 65535 programs in its third dimension
+
+Strides = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """One program reduces `block_k` channels of one image over `chunk` positions, `block_p` at a time.
+
+    Attributes:
+        layout: "rows" where the positions of a channel lie side by side in every map; "channels" where the channels of
+            a position do, and the positions at one distance; "strided" for all else.
+        vector: the elements of a 128-bit load where every row (or every channel vector) of every map begins at a
+            multiple of 16 bytes and holds whole vectors; else 1.
+        splits: programs that share the positions of a channel; their partial sums are added afterwards, in order.
+    """
+
+    layout: str
+    vector: int
+    block_k: int
+    block_p: int
+    chunk: int
+    splits: int
+
+
+def tiling_for(*tensors: Tensor) -> Tiling:
+    """Returns the tiling for maps of one shape and dtype, at least one element each."""
+    first = tensors[0]
+    address = 0
+    for each in tensors:
+        address |= each.data_ptr()
+    return _tiling(first.shape[1:], tuple(strides_of(each) for each in tensors), first.element_size(), address % 16)
+
+
+def strides_of(tensor: Tensor) -> Strides:
+    """Returns the strides as the kernels read them: those of single channels and positions, which may be anything,
+    are what they would be in a contiguous map, the image's is kept."""
+    n, k, h, w = tensor.stride()
+    _, channels, height, width = tensor.shape
+    w = w if width > 1 else 1
+    h = h if height > 1 else width * w
+    return n, k if channels > 1 else 1, h, w
+
+
+@lru_cache(maxsize=4096)
+def _tiling(shape: torch.Size, strides: tuple[Strides, ...], item: int, misalignment: int) -> Tiling:
+    channels, height, width = shape
+    positions = height * width
+    collapsed = all(h == width * w or height == 1 for _, _, h, w in strides)
+    rows = collapsed and all(w == 1 for *_, w in strides)
+    over_channels = collapsed and all(k == 1 for _, k, _, _ in strides)
+    full = 16 // item
+    if over_channels and not (rows and positions > 1):
+        layout = "channels"
+        whole = gcd(channels, *(n for n, *_ in strides), *(w for *_, w in strides if positions > 1))
+    else:
+        layout = "rows" if rows else "strided"
+        whole = gcd(positions, *(n for n, *_ in strides), *(k for _, k, _, _ in strides if channels > 1))
+    vector = full if layout != "strided" and whole % full == 0 and not misalignment else 1
+    if layout == "channels" or (layout == "strided" and channels > 1 and strides[0][1] == 1):
+        block_p = min(power_of_2(positions), 16)
+        block_k = min(power_of_2(channels), TILE // block_p, 256 * vector)
+        chunk = max(PROGRAM // block_k, block_p)
+    else:
+        block_p = min(power_of_2(positions), ROW_BLOCK)
+        block_k = min(power_of_2(channels), TILE // block_p)
+        chunk = ROW_CHUNK
+    chunk = max(chunk, power_of_2(positions) // MAX_SPLITS)
+    return Tiling(layout, vector, block_k, block_p, chunk, -(-positions // chunk))
+
+
+def power_of_2(number: int) -> int:
+    """Returns the least power of two that is not below `number`, a positive one."""
+    return 1 << (number - 1).bit_length()
+
+
+def partials_for(out: Tensor, tiling: Tiling) -> Tensor:
+    """Returns what the programs write to: (splits, *out.shape); `out` itself where there is one split."""
+    return out.unsqueeze(0) if tiling.splits == 1 else out.new_empty((tiling.splits, *out.shape))

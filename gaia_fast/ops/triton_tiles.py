@@ -1,0 +1,102 @@
+"""What the Triton kernels share: addresses in a tile, the moments of one, the sum of the programs' partial results."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gaia_fast.ops.tiling import Tiling
+
+
+@triton.jit
+def tile_offsets(
+    n,
+    k,
+    p,
+    width,
+    stride_n,
+    stride_k,
+    stride_h,
+    stride_w,
+    COLLAPSED: tl.constexpr,
+    VECTOR_K: tl.constexpr,
+    VECTOR_P: tl.constexpr,
+):
+    """Offsets in a map of channels k (down) and positions p (across) of image n."""
+    if COLLAPSED:
+        along = p.to(tl.int64) * stride_w
+    else:
+        along = (p // width).to(tl.int64) * stride_h + (p % width) * stride_w
+    offsets = n * stride_n + k[:, None].to(tl.int64) * stride_k + along[None, :]
+    return tl.multiple_of(offsets, [VECTOR_K, VECTOR_P])
+
+
+@triton.jit
+def inside_map(k, p, channels, positions, VECTOR_K: tl.constexpr, VECTOR_P: tl.constexpr):
+    """Which elements of a tile belong to the map: whole vectors of them."""
+    return tl.max_constancy((k[:, None] < channels) & (p[None, :] < positions), [VECTOR_K, VECTOR_P])
+
+
+@triton.jit
+def store_moments(out, out_moment, total, total_abs, nonzero, inside):
+    """Writes the three moments of each channel: sums of a tile along its positions."""
+    tl.store(out, tl.sum(total, 1), mask=inside)
+    tl.store(out + out_moment, tl.sum(total_abs, 1), mask=inside)
+    tl.store(out + 2 * out_moment, tl.sum(nonzero, 1), mask=inside)
+
+
+@triton.jit
+def _add_partials_kernel(
+    partial_ptr, out_ptr, splits, columns, partial_split, partial_row, out_moment, out_n, images, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)  # of (moment, image) pairs
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < columns
+    total = tl.zeros([BLOCK], tl.float32)
+    for split in range(splits):
+        total += tl.load(partial_ptr + split * partial_split + row * partial_row + column, mask=inside, other=0)
+    tl.store(out_ptr + (row // images) * out_moment + (row % images) * out_n + column, total, mask=inside)
+
+
+def grid_of(shape: torch.Size, tiling: Tiling) -> tuple[int, int, int]:
+    """Returns the programs for a map: images (of which there may be many), blocks of channels, splits."""
+    return shape[0], triton.cdiv(shape[1], tiling.block_k), tiling.splits
+
+
+def constants_of(tiling: Tiling) -> dict[str, int | bool]:
+    """Returns what `tile_offsets` and the kernels have to know when they are compiled."""
+    over_channels = tiling.layout == "channels"
+    return {
+        "COLLAPSED": tiling.layout != "strided",
+        "VECTOR_K": tiling.vector if over_channels else 1,
+        "VECTOR_P": 1 if over_channels else tiling.vector,
+        "BLOCK_K": tiling.block_k,
+        "BLOCK_P": tiling.block_p,
+    }
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Returns a context in which kernels are launched on the tensor's device; Triton itself takes the current one."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def add_partials(partial: Tensor, out: Tensor) -> None:
+    """Adds (splits, moments, N, K) partial results up into `out`, in their order; nothing where there is one split."""
+    splits, moments, images, channels = partial.shape
+    if splits == 1:
+        return
+    block = min(triton.next_power_of_2(channels), 256)
+    _add_partials_kernel[(moments * images, triton.cdiv(channels, block))](
+        partial,
+        out,
+        splits,
+        channels,
+        partial.stride(0),
+        partial.stride(2),
+        out.stride(0),
+        out.stride(1),
+        images,
+        BLOCK=block,
+    )

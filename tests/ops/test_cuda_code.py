@@ -1,0 +1,66 @@
+"""The CUDA kernels as nvcc compiled them into the extension: no spills, 128 bits at a time.
+
+What may be narrow: the (K,) parameters and the moments, a few bytes beside the maps; maps whose rows do not begin at
+multiples of 16 bytes, or at other strides than 1. The columns of `frobenius` and of partial sums begin anywhere.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gaia_fast import backends
+
+from machine_code import ARCHITECTURES, Code, disassembled
+
+if backends.kernels is None or not backends.kernels.cuda_build().startswith("sm_"):
+    pytest.skip("this extension holds no machine code of CUDA kernels", allow_module_level=True)
+
+FULL = {"Float32": 4, "Float16": 8, "BFloat16": 8}
+# The operand, how many (K,) parameters it reads, and whether it writes a map.
+OPERANDS = {"Plain": (0, False), "Masked": (1, True), "Rectified": (2, True)}
+
+
+@pytest.fixture(scope="module")
+def code() -> dict[tuple[str, int], Code]:
+    assert backends.kernels is not None
+    assert backends.kernels.__file__ is not None
+    return disassembled(Path(backends.kernels.__file__))
+
+
+def test_every_architecture_is_there(code: dict[tuple[str, int], Code]) -> None:
+    built = {int(each) for each in re.findall(r"sm_(\d+)", backends.kernels.cuda_build())}
+    assert {architecture for _, architecture in code} == built
+    if not set(ARCHITECTURES) <= built:
+        pytest.skip(f"built for {sorted(built)} alone, by GAIA_FAST_CUDA_ARCHITECTURES or an older compiler")
+    names = {name for name, _ in code}
+    for word in (*OPERANDS, "frobenius_kernel", "add_partials_kernel"):
+        assert any(word in name for name in names), word
+
+
+def test_no_kernel_spills(code: dict[tuple[str, int], Code]) -> None:
+    assert {key: each.spills for key, each in code.items() if each.spills} == {}
+
+
+@pytest.mark.parametrize("dtype", FULL)
+@pytest.mark.parametrize("operand", OPERANDS)
+def test_contiguous_maps(code: dict[tuple[str, int], Code], operand: str, dtype: str) -> None:
+    parameters, writes = OPERANDS[operand]
+    vector = FULL[dtype]
+    seen = 0
+    for (name, architecture), each in code.items():
+        if operand not in name or not re.search(rf"\d{dtype}E", name):
+            continue
+        if re.search(rf"reduce_rows.*Layout\w*E0E?Li{vector}ELi(\d)ELi(\d)E", name):
+            rows = int(re.search(rf"Li{vector}ELi(\d)E", name)[1])  # type: ignore[index]
+        elif re.search(rf"reduce_channels.*Li{vector}E", name):
+            rows = vector
+        else:
+            continue
+        seen += 1
+        where = f"{name} on sm_{architecture}: {each}"
+        narrow = sum(count for width, count in each.loads.items() if width != 128)
+        assert narrow <= parameters * rows, where
+        assert each.loads[128] >= 4, where
+        assert each.stores[128] >= 4 * writes, where
+    assert seen == 3 * len({architecture for _, architecture in code})
