@@ -10,18 +10,32 @@ export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt Makefile \
-	$(shell find csrc gaia_fast -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.safetensors')
+	$(shell find csrc gaia_fast -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.safetensors') \
+	$(wildcard cmake/*)
+CONFIGURE = $(BIN)/cmake -S . -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	-DCMAKE_PREFIX_PATH=$$($(BIN)/python -m pybind11 --cmakedir)
 
-.PHONY: demo test lint unit dev bench clean
+.PHONY: demo test lint unit interpreted instrumented dev bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/gaia-fast demo
 
-test: lint unit
+test: lint unit interpreted instrumented
 
 # Tests run against the installed package: the source tree holds no compiled extension, and pytest does not add it to the path.
 unit: $(VENV)/test-tools
 	$(BIN)/pytest
+
+# GPU kernels without a GPU, each in a process of its own: Triton's in its interpreter, and CUDA's as C++, together with
+# the C++ kernels, under AddressSanitizer and UndefinedBehaviorSanitizer.
+interpreted: $(VENV)/test-tools
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/ops -W ignore::RuntimeWarning:triton.runtime.interpreter
+
+instrumented: $(VENV)/test-tools
+	$(CONFIGURE) -B build/instrumented -DGAIA_FAST_CUDA=emulated -DGAIA_FAST_SANITIZE=ON
+	$(BIN)/cmake --build build/instrumented
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 GAIA_FAST_TEST_KERNELS="$$(echo build/instrumented/_kernels*.so)" $(BIN)/pytest tests/ops
 
 lint: $(VENV)/test-tools
 	$(BIN)/ruff check .
@@ -48,16 +62,14 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 
 # torchvision and timm without their dependencies: torchvision's would replace torch.
 $(VENV)/test-tools: $(VENV)/installed
-	$(PIP) -c constraints.txt "$$(echo build/wheel/*.whl)[test,lint]" pyyaml
+	$(PIP) -c constraints.txt "$$(echo build/wheel/*.whl)[test,lint]" pyyaml cmake ninja pybind11
 	$(PIP) -c constraints.txt --no-deps torchvision timm
 	touch $@
 
 # For work on the code: the extension is built into the source tree, which is put on the path.
 dev: $(VENV)/test-tools
-	$(PIP) -c constraints.txt cmake ninja pybind11
 	$(BIN)/pip uninstall --quiet --yes gaia-fast
-	$(BIN)/cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
-		-DCMAKE_PREFIX_PATH=$$($(BIN)/python -m pybind11 --cmakedir) -DCMAKE_INSTALL_PREFIX=$(CURDIR)
+	$(CONFIGURE) -B build/dev -DCMAKE_INSTALL_PREFIX=$(CURDIR)
 	$(BIN)/cmake --build build/dev
 	$(BIN)/cmake --install build/dev
 	$(BIN)/python -c "import site; open(site.getsitepackages()[0] + '/gaia_fast_dev.pth', 'w').write('$(CURDIR)')"

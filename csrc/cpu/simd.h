@@ -22,6 +22,7 @@ constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t BitsVec __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t HalfVec __attribute__((vector_size(kLanes * 2)));
 
 // IEEE arithmetic while one of these lives: rounding to nearest, subnormals kept. The caller may flush subnormals, and
@@ -80,10 +81,10 @@ struct BFloat16 {
     return (Vec)(wide << 16);
   }
   static void store(uint16_t* p, Vec x) {
-    const IntVec bits = (IntVec)x;
-    const IntVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const IntVec quiet = (bits >> 16) | 0x40;
-    const IntVec is_nan = (bits & 0x7fffffff) > 0x7f800000;
+    const BitsVec bits = (BitsVec)x;
+    const BitsVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const BitsVec quiet = (bits >> 16) | 0x40u;
+    const BitsVec is_nan = (BitsVec)((bits & 0x7fffffffu) > 0x7f800000u);
     const HalfVec half = __builtin_convertvector((is_nan & quiet) | (~is_nan & rounded), HalfVec);
     __builtin_memcpy(p, &half, sizeof(HalfVec));
   }

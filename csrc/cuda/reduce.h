@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 template <class Operand, int V>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     reduce_channels(Operand operand, gaia_moments out, Shape shape, int columns, int64_t blocks) {
-  constexpr int kSteps = 4;
+  constexpr int kSteps = V == 8 ? 2 : 4;  // more would not fit the registers
   using Thread = typename Operand::template Thread<Layout::kChannels, V>;
   using Loaded = typename Operand::template Loaded<V>;
   __shared__ float partial[3][kThreads * V];
@@ -218,7 +218,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       }
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const float channel[kSteps] = {values[v], values[V + v], values[2 * V + v], values[3 * V + v]};
+        float channel[kSteps];
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) channel[s] = values[s * V + v];
         add(sums[v], channel);
       }
     }

@@ -1,12 +1,16 @@
 """What the Triton kernels share: addresses in a tile, the moments of one, the sum of the programs' partial results."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.errors import TritonError
 
+from gaia_fast.errors import BackendError
 from gaia_fast.ops.tiling import Tiling
 
 
@@ -77,9 +81,22 @@ def constants_of(tiling: Tiling) -> dict[str, int | bool]:
     }
 
 
-def device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Returns a context in which kernels are launched on the tensor's device; Triton itself takes the current one."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+def launch(
+    kernel: Any, grid: tuple[int, ...], shape: Sequence[int], first: Tensor, *arguments: Any, **options: Any
+) -> None:
+    """Launches a kernel on the device of its first argument, on the caller's stream.
+
+    Raises:
+        BackendError: it does not compile or cannot be launched; the message names it, and the shape of the map.
+    """
+    # Triton takes the current device, whatever the tensors are on.
+    device: AbstractContextManager[object] = torch.cuda.device(first.device) if first.is_cuda else nullcontext()
+    try:
+        with device:
+            kernel[grid](first, *arguments, **options)
+    except (TritonError, RuntimeError) as error:
+        name = getattr(kernel, "__name__", "kernel")
+        raise BackendError(f"Triton kernel {name} on a map of shape {tuple(shape)}: {error}") from error
 
 
 def add_partials(partial: Tensor, out: Tensor) -> None:
@@ -88,7 +105,10 @@ def add_partials(partial: Tensor, out: Tensor) -> None:
     if splits == 1:
         return
     block = min(triton.next_power_of_2(channels), 256)
-    _add_partials_kernel[(moments * images, triton.cdiv(channels, block))](
+    launch(
+        _add_partials_kernel,
+        (moments * images, triton.cdiv(channels, block)),
+        partial.shape,
         partial,
         out,
         splits,

@@ -10,12 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from cases import CHANNELS_LAST, HALVES_AND_FLOAT, INTERPRETED, LAYOUT, NCHW, Layout, activation, gradient, norm_scale
+from cases import (
+    CHANNELS_LAST,
+    HALVES_AND_FLOAT,
+    INSTRUMENTED,
+    INTERPRETED,
+    LAYOUT,
+    NCHW,
+    Layout,
+    activation,
+    gradient,
+    norm_scale,
+)
 from machine_code import ARCHITECTURES, compiled, recorded
 
 pytest.importorskip("triton", reason="the triton package is not installed")
-if INTERPRETED:
-    pytest.skip("in this process Triton interprets its kernels and compiles none", allow_module_level=True)
+if INTERPRETED or INSTRUMENTED:
+    pytest.skip("the process with the kernels that users have compiles Triton's", allow_module_level=True)
 
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 each_dtype = pytest.mark.parametrize("dtype", HALVES_AND_FLOAT, ids=lambda dtype: str(dtype)[6:])

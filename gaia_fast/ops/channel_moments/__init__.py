@@ -1,11 +1,13 @@
 """Channel moments of a gradient: what Eq. 10 and 11 of the paper reduce each map to."""
 
+import torch
 from torch import Tensor
 
 from gaia_fast.ops import maps
 from gaia_fast.ops.channel_moments.cpu import channel_moments_cpu
 from gaia_fast.ops.channel_moments.reference import channel_moments_reference
 from gaia_fast.ops.lazy import lazily
+from gaia_fast.ops.library import is_traced, register
 
 IMPLEMENTATIONS = {
     "torch": channel_moments_reference,
@@ -35,6 +37,13 @@ def channel_moments(g: Tensor, *, out: Tensor | None = None, backend: str | None
 
     Deterministic: the order of summation depends on shape and strides alone.
     """
+    if is_traced(g):
+        moments = torch.ops.gaia_fast.channel_moments(g, backend)
+        return moments if out is None else out.copy_(moments)
+    return _eager(g, backend, out)
+
+
+def _eager(g: Tensor, backend: str | None = None, out: Tensor | None = None) -> Tensor:
     g = maps.check_map(g, "g")
     if out is None:
         out = maps.moments_buffer(g)
@@ -45,3 +54,10 @@ def channel_moments(g: Tensor, *, out: Tensor | None = None, backend: str | None
         return out.zero_()
     implementation(g, out)
     return out
+
+
+def _fake(g: Tensor, backend: str | None = None) -> Tensor:
+    return maps.moments_buffer(g)
+
+
+register("channel_moments", "(Tensor g, str? backend=None) -> Tensor", _eager, _fake)

@@ -8,9 +8,9 @@ from gaia_fast.ops.tiling import partials_for, strides_of, tiling_for
 from gaia_fast.ops.triton_tiles import (
     add_partials,
     constants_of,
-    device_of,
     grid_of,
     inside_map,
+    launch,
     store_moments,
     tile_offsets,
 )
@@ -59,16 +59,18 @@ def channel_moments_triton(g: Tensor, out: Tensor) -> None:
     """Writes sum, abs_sum and nonzero of `g` (N, K, H, W) into `out` (3, N, K); see `channel_moments`."""
     tiling = tiling_for(g)
     partial = partials_for(out, tiling)
-    with device_of(g):
-        channel_moments_kernel[grid_of(g.shape, tiling)](
-            g,
-            partial,
-            g.shape[1],
-            g.shape[3],
-            g.shape[2] * g.shape[3],
-            tiling.chunk,
-            *strides_of(g),
-            *partial.stride()[:3],
-            **constants_of(tiling),
-        )
-        add_partials(partial, out)
+    launch(
+        channel_moments_kernel,
+        grid_of(g.shape, tiling),
+        g.shape,
+        g,
+        partial,
+        g.shape[1],
+        g.shape[3],
+        g.shape[2] * g.shape[3],
+        tiling.chunk,
+        *strides_of(g),
+        *partial.stride()[:3],
+        **constants_of(tiling),
+    )
+    add_partials(partial, out)

@@ -12,6 +12,7 @@ from gaia_fast.ops import maps
 from gaia_fast.ops.frobenius.cpu import frobenius_cpu
 from gaia_fast.ops.frobenius.reference import frobenius_reference
 from gaia_fast.ops.lazy import lazily
+from gaia_fast.ops.library import is_traced, register
 
 IMPLEMENTATIONS = {
     "torch": frobenius_reference,
@@ -55,6 +56,19 @@ def frobenius(
 
     Deterministic: the order of summation depends on the widths alone.
     """
+    if is_traced(moments):
+        return torch.ops.gaia_fast.frobenius(moments, widths, inverse_area, output_component, p, backend)
+    return _eager(moments, widths, inverse_area, output_component, p, backend)
+
+
+def _eager(
+    moments: Tensor,
+    widths: Sequence[int],
+    inverse_area: Sequence[float],
+    output_component: Tensor | None = None,
+    p: float = 2.0,
+    backend: str | None = None,
+) -> Tensor:
     if any(width < 0 for width in widths):
         raise BackendError(f"widths must not be negative, got {list(widths)}")
     if not all(0 < area < inf for area in inverse_area):
@@ -87,3 +101,23 @@ def _rows(moments: Tensor, widths: Sequence[int], inverse_area: Sequence[float])
         f"moments of shape {tuple(moments.shape)} do not hold {layers} layers of {sum(widths)} channels in all with "
         f"{len(inverse_area)} areas"
     )
+
+
+def _fake(
+    moments: Tensor,
+    widths: Sequence[int],
+    inverse_area: Sequence[float],
+    output_component: Tensor | None = None,
+    p: float = 2.0,
+    backend: str | None = None,
+) -> Tensor:
+    return moments.new_empty(moments.shape[0])
+
+
+register(
+    "frobenius",
+    "(Tensor moments, int[] widths, float[] inverse_area, Tensor? output_component=None, float p=2.0, "
+    "str? backend=None) -> Tensor",
+    _eager,
+    _fake,
+)

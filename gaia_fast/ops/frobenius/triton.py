@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gaia_fast.ops.triton_tiles import device_of
+from gaia_fast.ops.triton_tiles import launch
 
 BLOCK = 1024
 
@@ -81,16 +81,18 @@ def frobenius_triton(
 ) -> None:
     """Writes the (N,) p-norms of the rows; see `frobenius`."""
     factors = _column_factors(tuple(begins), tuple(widths), tuple(inverse_area), moments.device)
-    with device_of(moments):
-        frobenius_kernel[(moments.shape[0],)](
-            moments,
-            factors,
-            score if output_component is None else output_component,
-            score,
-            factors.shape[0],
-            moments.stride(0),
-            P=float(p) if p < inf else 0.0,  # a constant: as an argument it would be rounded to float32
-            HAS_OUTPUT=output_component is not None,
-            NORM={1.0: "1", 2.0: "2", inf: "infinity"}.get(p, "p"),
-            BLOCK=BLOCK,
-        )
+    launch(
+        frobenius_kernel,
+        (moments.shape[0],),
+        moments.shape,
+        moments,
+        factors,
+        score if output_component is None else output_component,
+        score,
+        factors.shape[0],
+        moments.stride(0),
+        P=float(p) if p < inf else 0.0,  # a constant: as an argument it would be rounded to float32
+        HAS_OUTPUT=output_component is not None,
+        NORM={1.0: "1", 2.0: "2", inf: "infinity"}.get(p, "p"),
+        BLOCK=BLOCK,
+    )

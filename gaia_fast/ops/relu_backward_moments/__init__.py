@@ -5,6 +5,7 @@ from torch import Tensor
 
 from gaia_fast.ops import maps
 from gaia_fast.ops.lazy import lazily
+from gaia_fast.ops.library import is_traced, register
 from gaia_fast.ops.relu_backward_moments.cpu import relu_backward_moments_cpu
 from gaia_fast.ops.relu_backward_moments.reference import relu_backward_moments_reference
 
@@ -47,6 +48,19 @@ def relu_backward_moments(
 
     Deterministic, as `channel_moments` is.
     """
+    if is_traced(g):
+        grad_in, moments = torch.ops.gaia_fast.relu_backward_moments(g, y, scale, backend)
+        return grad_in, moments if out is None else out.copy_(moments)
+    return _eager(g, y, scale, backend, out)
+
+
+def _eager(
+    g: Tensor,
+    y: Tensor | None = None,
+    scale: Tensor | None = None,
+    backend: str | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     g = maps.check_map(g, "g")
     if y is not None:
         y = maps.check_map(y, "y")
@@ -62,3 +76,17 @@ def relu_backward_moments(
         return grad_in, out.zero_()
     implementation(g, y, scale, grad_in, out)
     return grad_in, out
+
+
+def _fake(
+    g: Tensor, y: Tensor | None = None, scale: Tensor | None = None, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(g if y is None else y), maps.moments_buffer(g)
+
+
+register(
+    "relu_backward_moments",
+    "(Tensor g, Tensor? y, Tensor? scale=None, str? backend=None) -> (Tensor, Tensor)",
+    _eager,
+    _fake,
+)

@@ -8,9 +8,9 @@ from gaia_fast.ops.tiling import partials_for, strides_of, tiling_for
 from gaia_fast.ops.triton_tiles import (
     add_partials,
     constants_of,
-    device_of,
     grid_of,
     inside_map,
+    launch,
     store_moments,
     tile_offsets,
 )
@@ -85,23 +85,25 @@ def relu_backward_moments_triton(
     layout = g if y is None else y
     tiling = tiling_for(g, layout, grad_in)
     partial = partials_for(out, tiling)
-    with device_of(g):
-        relu_backward_moments_kernel[grid_of(g.shape, tiling)](
-            g,
-            layout,
-            out if scale is None else scale,
-            grad_in,
-            partial,
-            g.shape[1],
-            g.shape[3],
-            g.shape[2] * g.shape[3],
-            tiling.chunk,
-            *strides_of(g),
-            *strides_of(layout),
-            *strides_of(grad_in),
-            *partial.stride()[:3],
-            HAS_Y=y is not None,
-            HAS_SCALE=scale is not None,
-            **constants_of(tiling),
-        )
-        add_partials(partial, out)
+    launch(
+        relu_backward_moments_kernel,
+        grid_of(g.shape, tiling),
+        g.shape,
+        g,
+        layout,
+        out if scale is None else scale,
+        grad_in,
+        partial,
+        g.shape[1],
+        g.shape[3],
+        g.shape[2] * g.shape[3],
+        tiling.chunk,
+        *strides_of(g),
+        *strides_of(layout),
+        *strides_of(grad_in),
+        *partial.stride()[:3],
+        HAS_Y=y is not None,
+        HAS_SCALE=scale is not None,
+        **constants_of(tiling),
+    )
+    add_partials(partial, out)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from gaia_fast.ops import maps
 from gaia_fast.ops.lazy import lazily
+from gaia_fast.ops.library import is_traced, register
 from gaia_fast.ops.relu_forward_count.cpu import relu_forward_count_cpu
 from gaia_fast.ops.relu_forward_count.reference import relu_forward_count_reference
 
@@ -48,16 +49,50 @@ def relu_forward_count(
 
     Deterministic, as `channel_moments` is.
     """
+    if is_traced(x):
+        return torch.ops.gaia_fast.relu_forward_count(x, scale, shift, residual, backend)
+    return _eager(x, scale, shift, residual, backend)
+
+
+def _eager(
+    x: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
     x = maps.check_map(x, "x")
     if residual is not None:
         residual = maps.check_map(residual, "residual")
         maps.check_same(residual, "residual", x.shape, x.dtype, x.device)
     scale = maps.channel_parameter(scale, "scale", x)
     shift = maps.channel_parameter(shift, "shift", x)
-    nonzero = x.new_empty(x.shape[:2], dtype=maps.accumulator_dtype(x.dtype))
+    nonzero = _counts_buffer(x)
     implementation = IMPLEMENTATIONS[maps.backend_name(backend, x)]
     y = torch.empty_like(x, requires_grad=False)
     if x.numel() == 0:
         return y, nonzero.zero_()
     implementation(x, scale, shift, residual, y, nonzero)
     return y, nonzero
+
+
+def _counts_buffer(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:2], dtype=maps.accumulator_dtype(x.dtype))
+
+
+def _fake(
+    x: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), _counts_buffer(x)
+
+
+register(
+    "relu_forward_count",
+    "(Tensor x, Tensor? scale=None, Tensor? shift=None, Tensor? residual=None, str? backend=None) -> (Tensor, Tensor)",
+    _eager,
+    _fake,
+)

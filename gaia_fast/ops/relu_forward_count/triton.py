@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gaia_fast.ops.tiling import partials_for, strides_of, tiling_for
-from gaia_fast.ops.triton_tiles import add_partials, constants_of, device_of, grid_of, inside_map, tile_offsets
+from gaia_fast.ops.triton_tiles import add_partials, constants_of, grid_of, inside_map, launch, tile_offsets
 
 
 @triton.jit
@@ -81,26 +81,28 @@ def relu_forward_count_triton(
     added = x if residual is None else residual
     tiling = tiling_for(x, added, y)
     partial = partials_for(nonzero, tiling)
-    with device_of(x):
-        relu_forward_count_kernel[grid_of(x.shape, tiling)](
-            x,
-            nonzero if scale is None else scale,
-            nonzero if shift is None else shift,
-            added,
-            y,
-            partial,
-            x.shape[1],
-            x.shape[3],
-            x.shape[2] * x.shape[3],
-            tiling.chunk,
-            *strides_of(x),
-            *strides_of(added),
-            *strides_of(y),
-            *partial.stride()[:2],
-            HAS_SCALE=scale is not None,
-            HAS_SHIFT=shift is not None,
-            HAS_RESIDUAL=residual is not None,
-            **constants_of(tiling),
-            enable_fp_fusion=False,  # a product and a sum, each rounded, as everywhere else
-        )
-        add_partials(partial.unsqueeze(1), nonzero.unsqueeze(0))
+    launch(
+        relu_forward_count_kernel,
+        grid_of(x.shape, tiling),
+        x.shape,
+        x,
+        nonzero if scale is None else scale,
+        nonzero if shift is None else shift,
+        added,
+        y,
+        partial,
+        x.shape[1],
+        x.shape[3],
+        x.shape[2] * x.shape[3],
+        tiling.chunk,
+        *strides_of(x),
+        *strides_of(added),
+        *strides_of(y),
+        *partial.stride()[:2],
+        HAS_SCALE=scale is not None,
+        HAS_SHIFT=shift is not None,
+        HAS_RESIDUAL=residual is not None,
+        **constants_of(tiling),
+        enable_fp_fusion=False,  # a product and a sum, each rounded, as everywhere else
+    )
+    add_partials(partial.unsqueeze(1), nonzero.unsqueeze(0))
