@@ -1,0 +1,86 @@
+"""What only a GPU shows: streams, devices, graphs. The tests of tests/ops run there too, on every backend."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from gaia_fast import GaiaA, GaiaZ, backends, models, ops
+
+BACKENDS = [name for name in ("triton", "cuda") if backends.available()[name]]
+if not torch.cuda.is_available():
+    pytest.skip("torch sees no CUDA device here", allow_module_level=True)
+
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+WIDTHS, AREAS = [3, 5], [0.5, 0.25]
+
+
+def everything(g: Tensor, backend: str) -> tuple[Tensor, ...]:
+    y, nonzero = ops.relu_forward_count(g, backend=backend)
+    grad_in, moments = ops.relu_backward_moments(g, y, backend=backend)
+    columns = ops.channel_moments(grad_in, backend=backend)
+    score = ops.frobenius(columns[2][:, :8].contiguous(), WIDTHS, AREAS, backend=backend)
+    return y, nonzero, grad_in, moments, columns, score
+
+
+def assert_all_equal(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_both_backends_run_on_the_gpu() -> None:
+    assert BACKENDS == ["triton", "cuda"], {name: each.reason for name, each in backends.available().items()}
+
+
+@each_backend
+def test_the_callers_stream_on_the_gpu(backend: str) -> None:
+    """The map is filled late, on a stream of its own: kernels on another stream would read what was there before."""
+    g = torch.randn(64, 64, 56, 56, device="cuda")
+    expected = everything(g, backend)
+    target = torch.zeros_like(g)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(20_000_000)
+        target.copy_(g)
+        got = everything(target, backend)
+        torch.cuda.current_stream().synchronize()
+    assert_all_equal(got, expected)
+
+
+@each_backend
+def test_captured_in_a_graph_on_the_gpu(backend: str) -> None:
+    for shape in ((2, 8, 7, 7), (2, 8, 112, 112)):  # one program a channel, and several
+        g = torch.randn(shape, device="cuda")
+        everything(g, backend)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = everything(g, backend)
+        for _ in range(2):
+            g.copy_(torch.randn(shape, device="cuda"))
+            graph.replay()
+            assert_all_equal(captured, everything(g, backend))
+
+
+@each_backend
+def test_other_devices_than_the_current_gpu(backend: str) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    g = torch.randn(2, 8, 7, 7, device="cuda:1")
+    with torch.cuda.device(0):
+        got = everything(g, backend)
+        assert torch.cuda.current_device() == 0
+    assert all(each.device == g.device for each in got)
+    with torch.cuda.device(1):
+        assert_all_equal(got, everything(g, backend))
+
+
+@each_backend
+@pytest.mark.parametrize("make", [GaiaZ, GaiaA])
+def test_detectors_on_the_gpu(make: Callable[..., GaiaZ], backend: str) -> None:
+    torch.manual_seed(0)
+    model = models.resnet18(num_classes=10).eval().cuda()
+    x = torch.randn(4, 3, 32, 32, device="cuda")
+    plain = make(model, backend="torch").score(x).score
+    torch.testing.assert_close(make(model, backend=backend).score(x).score, plain, rtol=1e-5, atol=0)
