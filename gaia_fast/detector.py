@@ -241,7 +241,7 @@ class GaiaZ(_Detector):
             below it; None for every normalisation layer.
         p: order of the norm that aggregates (Fig. 4).
         engine: "hooks", "reference", or "auto".
-        backend: "torch", "cpu", or "auto".
+        backend: "cpu", "triton", "cuda", "torch", or "auto"; see `gaia_fast.backends`.
 
     Raises:
         LayerError, ModelError, ArgumentError, BackendError: see the messages.

@@ -108,6 +108,7 @@ def test_frobenius(p: float, architecture: int, tmp_path: Path) -> None:
     with recorded(module, "frobenius_kernel") as launches:
         for component in (None, torch.ones(2)):
             module.frobenius_triton(torch.ones(2, 80), [0, 30], [30, 50], [0.5, 1.0], component, p, torch.empty(2))
+    assert len(launches) == 2, "one launch a call, for all layers"
     for launch in launches:
         assert compiled(launch, architecture, tmp_path).spills == 0
 
