@@ -27,7 +27,7 @@ unit: $(VENV)/test-tools
 	$(BIN)/pytest
 
 # GPU kernels without a GPU, each in a process of its own: Triton's in its interpreter, and CUDA's as C++, together with
-# the C++ kernels, under AddressSanitizer and UndefinedBehaviorSanitizer.
+# the C++ kernels, under AddressSanitizer and UndefinedBehaviorSanitizer, whose reports pytest must not swallow.
 interpreted: $(VENV)/test-tools
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/ops -W ignore::RuntimeWarning:triton.runtime.interpreter
 
@@ -35,7 +35,7 @@ instrumented: $(VENV)/test-tools
 	$(CONFIGURE) -B build/instrumented -DGAIA_FAST_CUDA=emulated -DGAIA_FAST_SANITIZE=ON
 	$(BIN)/cmake --build build/instrumented
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 GAIA_FAST_TEST_KERNELS="$$(echo build/instrumented/_kernels*.so)" $(BIN)/pytest tests/ops
+		ASAN_OPTIONS=detect_leaks=0 GAIA_FAST_TEST_KERNELS="$$(echo build/instrumented/_kernels*.so)" $(BIN)/pytest tests/ops --capture=sys
 
 lint: $(VENV)/test-tools
 	$(BIN)/ruff check .
