@@ -15,9 +15,7 @@
 
 #define __global__
 #define __device__
-#define __host__
 #define __forceinline__ inline
-#define __restrict__ __restrict
 #define __launch_bounds__(...)
 #define __shared__ static
 #define __grid_constant__
@@ -27,7 +25,7 @@ using std::memcpy;
 struct EmulatedIndex {
   unsigned x;
 };
-inline EmulatedIndex threadIdx, blockIdx, blockDim, gridDim;
+inline EmulatedIndex threadIdx, blockIdx;
 
 namespace gaia::cuda::emulation {
 
@@ -140,8 +138,6 @@ inline void store_quad(void* to, const unsigned (&quad)[4]) {
 
 template <class G, class... Args>
 std::string launch(const char*, void (*kernel)(Args...), G grid, int, Stream, Args... args) {
-  blockDim.x = static_cast<unsigned>(grid.threads);
-  gridDim.x = static_cast<unsigned>(grid.blocks);
 #if defined(__SSE2__)
   const unsigned mode = _mm_getcsr();
   _mm_setcsr(0x1f80);  // the caller may flush subnormals; a GPU does not
