@@ -1,22 +1,27 @@
 """GaiaA and GaiaZ: what a user touches."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gaia_fast import backends, calibration, checks, hooks, layers, reference
+from gaia_fast import backends, calibration, checks, fingerprint, hooks, layers, reference
+from gaia_fast._version import __version__
 from gaia_fast.backends import Choice
 from gaia_fast.capture import ForwardHooks
-from gaia_fast.errors import ArgumentError, CalibrationError
+from gaia_fast.compiled import modes
+from gaia_fast.compiled.engine import Compiled
+from gaia_fast.errors import ArgumentError, BackendError, CalibrationError, InputError, ModelError
 from gaia_fast.measurement import FeatureMap, Measurement
 from gaia_fast.method import Method
 from gaia_fast.plan import Plan
 
-ENGINES = ("reference", "hooks")
+ENGINES = ("reference", "hooks", "compiled")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class _Detector:
         head: str | nn.Module | None,
         engine: str,
         backend: str,
+        mode: str,
     ) -> None:
         if engine not in ("auto", *ENGINES):
             raise ArgumentError(f"engine={engine!r} does not exist; choose from {('auto', *ENGINES)}")
@@ -58,9 +64,11 @@ class _Detector:
         self._asked_for = layer_names is not None
         self._layer_names = layer_names
         self._requested_head = head
-        self._resolve()
         self._engine = engine
         self._backend = backend
+        self._mode = mode
+        modes.check(mode)
+        self._resolve()
         first = next(self.model.parameters(), torch.empty(0))
         backends.choose(backend, first.device, first.dtype)  # a forced backend that cannot run says so at once
 
@@ -90,6 +98,71 @@ class _Detector:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.predict(x)
+
+    def prepare(self, example: Tensor) -> "_Detector":
+        """Compiles the model for images like `example`: same size, dtype and device. Seconds, in some modes minutes.
+
+        With engine="compiled" the first call does it unasked; it is done once for each size of image, and again where
+        a weight has changed. With engine="auto" it is what makes the engine "compiled", where the model allows: where
+        it does not, the plan says why, and hooks score as before.
+
+        Args:
+            example: (N, C, H, W) images, N at least 1, on which the program is compared with the reference: real ones
+                show more than noise. In modes that are made for a number of images, N is that number; call again for
+                further ones. A call with another number is filled up to the next, or split.
+
+        Returns:
+            The detector itself.
+
+        Raises:
+            ModelError, BackendError: engine="compiled" and the model, or the mode, cannot do it.
+            ArgumentError: the engine has nothing to prepare.
+        """
+        if self._engine in ("reference", "hooks"):
+            raise ArgumentError(f"engine={self._engine!r} has nothing to prepare; use engine='compiled' or 'auto'")
+        self._check(example)
+        if example.shape[0] == 0:
+            raise InputError("an example of no images shows nothing; give at least one")
+        try:
+            self._compiled.prepare(example, self._find_head(example))
+            self._refusals.pop(example.shape[1:], None)
+        except (ModelError, BackendError) as error:
+            if self._engine == "compiled":
+                raise
+            self._refusals[example.shape[1:]] = str(error)
+        return self
+
+    def export(self, path: str | Path, example: Tensor) -> Path:
+        """Writes prediction and score as one program to a file that runs without this package, and without Python.
+
+        Input "images" (N, C, H, W), any N unless the model fixes it; outputs "logits" (N, C) and "score" (N,) float32.
+        The file's metadata holds the threshold, where there is one, the method and its options, and the layers
+        (`gaia_fast.compiled.export.read_metadata`). A file cannot score an image again: where GAIA-Z's densities cannot
+        be told from the forward pass, the score is NaN.
+
+        Args:
+            path: "model.onnx", for onnxruntime: standard operators alone; or "model.pt2", an AOTInductor package.
+            example: images as for `prepare`.
+
+        Returns:
+            The path.
+
+        Raises:
+            ModelError, BackendError, ArgumentError: see the messages.
+        """
+        self._check(example)
+        if example.shape[0] == 0:
+            raise InputError("an example of no images shows nothing; give at least one")
+        path = Path(path)
+        metadata = {
+            "gaia_fast": __version__,
+            "method": json.dumps(asdict(self.method)),
+            "layers": json.dumps([layer.name for layer in self._layers]),
+            "images": json.dumps([None, *example.shape[1:]]),
+            "threshold": "" if self.threshold is None else repr(self.threshold),
+        }
+        self._compiled.export(path, example, self._find_head(example), metadata)
+        return path
 
     def calibrate(self, loader_or_scores: Iterable[Any], id_tpr: float = 0.95) -> "_Detector":
         """Sets `threshold` so that at least the share `id_tpr` of in-distribution images is accepted.
@@ -129,7 +202,10 @@ class _Detector:
         self._check(x)
         images = x if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
         head = self._find_head(images)
+        if self._engine == "compiled":
+            self._compiled.prepare(images, head)
         engine, backend = self._choose(x)
+        prepared = self._compiled.find(images) if engine.name == "compiled" else None
         return Plan(
             self.method,
             type(self.model).__name__,
@@ -139,21 +215,28 @@ class _Detector:
             head.last_name if head else None,
             engine,
             backend,
+            prepared.mode if prepared else None,
+            prepared.ways if prepared else (),
         )
 
     def _resolve(self) -> None:
         """Looks the layers up; again where the model's modules are no longer the same."""
+        checks.check_model(self.model)
         self._modules = list(self.model.modules())
+        self._structure = fingerprint.structure(self._modules)
         self._layers = layers.inspected_layers(self.model, self._layer_names) if self.method.needs_maps else []
         if isinstance(self._requested_head, str):
             layers.find_module(self.model, self._requested_head)
         self._heads: dict[torch.Size, layers.Head] = {}  # by the shape of an image: control flow may depend on it
+        self._compiled = Compiled(
+            self.model, self._modules, self.method, self._layers, self._asked_for, self._mode, self._backend
+        )
+        self._refusals: dict[torch.Size, str] = {}
 
     def _check(self, x: Tensor) -> None:
-        checks.check_model(self.model)
-        checks.check_images(x, self.model)
-        if self._modules != list(self.model.modules()):
+        if self._structure != fingerprint.structure(self._modules):
             self._resolve()
+        checks.check_images(x, self.model)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -176,13 +259,22 @@ class _Detector:
                     f"engine='reference' uses no kernels, so backend={self._backend!r} means nothing; use 'torch'"
                 )
             return Choice("reference", "asked for"), Choice("torch", "the reference uses no kernels")
-        why = "asked for" if self._engine == "hooks" else "fastest that takes any eager model"
-        return Choice("hooks", why), backends.choose(self._backend, x.device, x.dtype)
+        backend = backends.choose(self._backend, x.device, x.dtype)
+        if self._engine == "compiled" or (self._engine == "auto" and self._compiled.find(x) is not None):
+            why = "asked for" if self._engine == "compiled" else "prepared for such images"
+            return Choice("compiled", why), backend
+        if self._engine == "hooks":
+            return Choice("hooks", "asked for"), backend
+        refusal = self._refusals.get(x.shape[1:])
+        why = f"not compiled: {refusal}" if refusal else "takes any eager model; prepare(...) compiles it, for speed"
+        return Choice("hooks", why), backend
 
     def _measure(self, x: Tensor) -> Measurement:
         engine, backend = self._choose(x)
         if engine.name == "reference":
             measured = self._measure_by_reference(x)
+        elif engine.name == "compiled":
+            measured = self._compiled.measure(x, self._find_head(x))
         else:
             head = self._find_head(x)
             measured = hooks.measure(self.model, x, self.method, self._layers, self._asked_for, head, backend.name)
@@ -240,8 +332,9 @@ class GaiaZ(_Detector):
         layers: the modules whose feature maps are inspected, by name; a container stands for the normalisation layers
             below it; None for every normalisation layer.
         p: order of the norm that aggregates (Fig. 4).
-        engine: "hooks", "reference", or "auto".
+        engine: "hooks", "compiled", "reference", or "auto": hooks until `prepare` was called, compiled from then on.
         backend: "cpu", "triton", "cuda", "torch", or "auto"; see `gaia_fast.backends`.
+        mode: how a compiled program runs: "eager", "inductor", "onnxruntime", "cudagraph", or "auto".
 
     Raises:
         LayerError, ModelError, ArgumentError, BackendError: see the messages.
@@ -255,15 +348,16 @@ class GaiaZ(_Detector):
         p: float = 2.0,
         engine: str = "auto",
         backend: str = "auto",
+        mode: str = "auto",
     ) -> None:
-        super().__init__(model, Method("gaia-z", p=p), layers, None, engine, backend)
+        super().__init__(model, Method("gaia-z", p=p), layers, None, engine, backend, mode)
 
 
 class GaiaA(_Detector):
     """GAIA-A: the channel-wise average gradient, inner component over output component (Eq. 8, 9, 11 and 12).
 
     Args:
-        model, layers, p, engine, backend: as in `GaiaZ`.
+        model, layers, p, engine, backend, mode: as in `GaiaZ`.
         head: the final linear or 1x1-convolution module, or its name; None finds it on the first call.
         fusion: "division", "inner", "output" or "top1" (Table 3).
         statistic: "abs_mean" (Eq. 11) or "mean_abs".
@@ -283,5 +377,6 @@ class GaiaA(_Detector):
         p: float = 2.0,
         engine: str = "auto",
         backend: str = "auto",
+        mode: str = "auto",
     ) -> None:
-        super().__init__(model, Method("gaia-a", fusion, statistic, p), layers, head, engine, backend)
+        super().__init__(model, Method("gaia-a", fusion, statistic, p), layers, head, engine, backend, mode)

@@ -18,6 +18,8 @@ class Plan:
         maps: the inspected maps, in the order in which the model makes them.
         head, last: module names of the head and of the source of A_last; None where the method needs none.
         engine, backend: what was picked, and why.
+        mode: how the compiled program runs, and why; None in the other engines.
+        ways: for each map, how the compiled program gets its entries of Lambda; empty in the other engines.
     """
 
     method: Method
@@ -28,6 +30,8 @@ class Plan:
     last: str | None
     engine: Choice
     backend: Choice
+    mode: Choice | None = None
+    ways: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -41,10 +45,16 @@ class Plan:
             f"engine   {self.engine.name}: {self.engine.why}",
             f"backend  {self.backend.name}: {self.backend.why}",
         ]
+        if self.mode is not None:
+            lines.append(f"mode     {self.mode.name}: {self.mode.why}")
         if self.head is not None:
             lines += [f"head     {self.head}: Phi is its input", f"A_last   output of {self.last}"]
         width = max([len(each.name) for each in self.maps] + [len("layer")])
-        lines.append(f"{'layer':<{width}}  channels  map")
-        lines += [f"{each.name:<{width}}  {each.channels:>8}  {each.height}x{each.width}" for each in self.maps]
+        ways = self.ways or ("",) * len(self.maps)
+        lines.append(f"{'layer':<{width}}  channels  {'map':<9}{'  how' if self.ways else ''}".rstrip())
+        lines += [
+            f"{each.name:<{width}}  {each.channels:>8}  {f'{each.height}x{each.width}':<9}  {way}".rstrip()
+            for each, way in zip(self.maps, ways, strict=True)
+        ]
         lines.append(f"{len(self.maps)} layers, {self.channels} channels")
         return "\n".join(lines)

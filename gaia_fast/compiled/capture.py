@@ -1,0 +1,189 @@
+"""The model as one graph of ATen operators, with the places marked where gradients are taken.
+
+PyTorch's own exporter does the work. The layers and the head are found by the same hooks as in the other engines; each
+hook leaves an identity, `gaia_fast::mark`, in the graph.
+"""
+
+import operator
+import traceback
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from gaia_fast import checks
+from gaia_fast.capture import ForwardHooks
+from gaia_fast.errors import GaiaError, ModelError
+from gaia_fast.layers import Head, InspectedLayer, MapNames, is_feature_map
+from gaia_fast.measurement import FeatureMap
+from gaia_fast.ops.library import register
+
+# What a mark stands on: an inspected map A^l (by its index), A_last (each candidate in turn), and Phi.
+MAP, LAST, PHI = 0, 1, 2
+
+
+def _mark(x: Tensor, place: int, index: int) -> Tensor:
+    return x.clone()
+
+
+def _mark_fake(x: Tensor, place: int, index: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+register("mark", "(Tensor x, int place, int index) -> Tensor", _mark, _mark_fake)
+MARK = torch.ops.gaia_fast.mark.default
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model as a graph.
+
+    Attributes:
+        graph: functional ATen operators from one placeholder, the images, to the logits; weights are attributes.
+        maps: the inspected maps, in the order in which the model makes them; `index` of a MAP mark counts them.
+        dynamic: whether the graph holds for any number of images; else for that of the example alone.
+    """
+
+    graph: fx.GraphModule
+    maps: tuple[FeatureMap, ...]
+    dynamic: bool
+
+    @property
+    def images(self) -> Tensor:
+        """The fake tensor that stands for the images; its first size is a symbol where the graph is dynamic."""
+        return next(node for node in self.graph.graph.nodes if node.op == "placeholder").meta["val"]
+
+
+def capture(model: nn.Module, x: Tensor, layers: list[InspectedLayer], asked_for: bool, head: Head | None) -> Captured:
+    """Exports `model`, which is left as it was.
+
+    Args:
+        model: the classifier, checked and in eval mode.
+        x: (N, C, H, W) images; the graph is made for their C, H, W, dtype and device.
+        layers, asked_for: as in `gaia_fast.hooks.measure`.
+        head: where Phi and A_last are; None where the method needs neither.
+
+    Raises:
+        ModelError: PyTorch cannot export the model; the operator or line at fault is named.
+        LayerError: as in the other engines.
+    """
+    try:
+        return _export(model, x[:1].expand(2, -1, -1, -1).contiguous(), True, layers, asked_for, head)
+    except ModelError:
+        # A model may have its batch size written into it, and still be a graph.
+        return _export(model, x.contiguous(), False, layers, asked_for, head)
+
+
+class _Marker:
+    """Finds the places in one run of the model, and puts a mark at each. No module: the exporter puts those back."""
+
+    def __init__(self, layers: list[InspectedLayer], asked_for: bool, head: Head | None) -> None:
+        self._layers, self._asked_for, self._head = layers, asked_for, head
+        self.begin()
+
+    def begin(self) -> None:
+        self.maps: list[FeatureMap] = []
+        self.names = MapNames()
+        self._lasts = 0
+
+    def watch(self, hooks: ForwardHooks, images: int) -> None:
+        for layer in self._layers:
+            layer.watch(hooks, partial(self._mark_map, images, layer))
+        if self._head is not None:
+            hooks.after(self._head.last_module, self._mark_last)
+            hooks.before(self._head.module, self._mark_phi)
+
+    def _mark_map(self, images: int, layer: InspectedLayer, _: nn.Module, output: Any) -> Tensor | None:
+        if not is_feature_map(output, layer, images, self._asked_for):
+            return None
+        self.maps.append(FeatureMap(self.names.next(layer), *output.shape[1:]))
+        return MARK(output, MAP, len(self.maps) - 1)
+
+    def _mark_last(self, _: nn.Module, output: Any) -> Tensor | None:
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            return None
+        self._lasts += 1
+        return MARK(output, LAST, self._lasts - 1)
+
+    def _mark_phi(self, _: nn.Module, phi: Any) -> Tensor | None:
+        return MARK(phi, PHI, 0) if isinstance(phi, Tensor) else None
+
+
+class _Marked(nn.Module):
+    """The model with marks at the places asked for, and its logits taken out of what it returns."""
+
+    def __init__(self, model: nn.Module, marker: _Marker) -> None:
+        super().__init__()
+        self.model = model
+        self.marker = marker
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.marker.begin()  # the exporter may run this more than once
+        with ForwardHooks() as hooks:
+            self.marker.watch(hooks, x.shape[0])
+            return checks.logits_of(self.model(x), x.shape[0])
+
+
+def _export(
+    model: nn.Module, x: Tensor, dynamic: bool, layers: list[InspectedLayer], asked_for: bool, head: Head | None
+) -> Captured:
+    marker = _Marker(layers, asked_for, head)
+    sizes = {0: torch.export.Dim("batch")} if dynamic else None
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(_Marked(model, marker).eval(), (x,), dynamic_shapes=(sizes,))
+            # No decompositions: this only makes every operator return its result and change nothing.
+            graph = exported.run_decompositions({}).module(check_guards=False)
+    except GaiaError:
+        raise
+    except Exception as error:
+        raise ModelError(_refusal(model, error)) from error
+    if layers:
+        marker.names.check_called(layers, asked_for)
+    assert isinstance(graph, fx.GraphModule)
+    _show_indices(graph)
+    return Captured(graph, tuple(marker.maps), dynamic)
+
+
+def _show_indices(module: fx.GraphModule) -> None:
+    """Has max-poolings return what they chose: their adjoint, and the pattern of it, are made of that."""
+    graph = module.graph
+    for node in [node for node in graph.nodes if node.target is torch.ops.aten.max_pool2d.default]:
+        with graph.inserting_before(node):
+            both = graph.call_function(torch.ops.aten.max_pool2d_with_indices.default, node.args, node.kwargs)
+            value = node.meta["val"]
+            both.meta["val"] = (value, value)
+            pooled = graph.call_function(operator.getitem, (both, 0))
+            pooled.meta["val"] = value
+        node.replace_all_uses_with(pooled)
+        graph.erase_node(node)
+    module.recompile()
+
+
+def _refusal(model: nn.Module, error: Exception) -> str:
+    """Why the model cannot be exported, with the line of the model where PyTorch gave up."""
+    lines = [
+        frame.f_code.co_filename + f":{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if isinstance(frame.f_locals.get("self"), nn.Module)
+        and "/torch/" not in frame.f_code.co_filename
+        and not isinstance(frame.f_locals["self"], _Marked)
+    ]
+    where = f" at {lines[-1]}" if lines else ""
+    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"{type(model).__name__} cannot be compiled: torch.export stops{where}: {said}. engine='hooks' scores it as it is"
+
+
+def logits_node(graph: fx.Graph) -> fx.Node:
+    """The node that the graph returns."""
+    (result,) = next(node for node in graph.nodes if node.op == "output").args
+    return result if isinstance(result, fx.Node) else result[0]
+
+
+def marks(graph: fx.Graph, place: int) -> list[fx.Node]:
+    """The marks of a place, in the order in which the model reaches them."""
+    return [node for node in graph.nodes if node.target is MARK and node.args[1] == place]

@@ -1,0 +1,225 @@
+"""The compiled engine: a model captured once, scored by a forward-only program, checked before it is used."""
+
+import threading
+from collections import Counter as Tally
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gaia_fast import checks, fingerprint, hooks, reference
+from gaia_fast.backends import Choice
+from gaia_fast.compiled import modes
+from gaia_fast.compiled.capture import Captured, capture
+from gaia_fast.compiled.export import check_format, export
+from gaia_fast.compiled.fold import fold_constants, fold_norms
+from gaia_fast.compiled.program import Program, build
+from gaia_fast.compiled.zero_density import Density, analyse
+from gaia_fast.errors import ModelError
+from gaia_fast.layers import Head, InspectedLayer
+from gaia_fast.measurement import Measurement
+from gaia_fast.method import Method
+from gaia_fast.reference import Reference
+
+Key = tuple[torch.Size, torch.dtype, torch.device]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A program for one size of image, dtype and device.
+
+    Attributes:
+        program, runner, mode: what runs, and how.
+        dynamic: whether it was captured for any number of images.
+        ways: for each inspected map, how its entries of Lambda come about, and why not otherwise.
+        weights: the state of the model's weights that the program holds.
+    """
+
+    program: Program
+    runner: modes.Runner
+    mode: Choice
+    dynamic: bool
+    ways: tuple[str, ...]
+    weights: list[int]
+
+    def __str__(self) -> str:
+        counted = Tally(self.ways)
+        return "; ".join(f"{count} maps: {way}" for way, count in counted.items())
+
+
+class Compiled:
+    """Prepares programs of one model and method, keeps them, and runs them.
+
+    Args:
+        model, method, layers, asked_for: as in `gaia_fast.hooks.measure`; modules, all of the model's.
+        mode: a name of `gaia_fast.compiled.modes.MODES`, or "auto".
+        backend: for the images that hooks have to score.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: list[nn.Module],
+        method: Method,
+        layers: list[InspectedLayer],
+        asked_for: bool,
+        mode: str,
+        backend: str,
+    ) -> None:
+        self.model, self.modules, self.method, self.layers, self.asked_for = model, modules, method, layers, asked_for
+        self.mode, self.backend = mode, backend
+        self._prepared: dict[Key, Prepared] = {}
+        self._lock = threading.Lock()
+
+    def find(self, x: Tensor) -> Prepared | None:
+        """The program for images like `x`, unless there is none or the weights have changed since."""
+        found = self._prepared.get(_key(x))
+        return found if found is not None and found.weights == fingerprint.weights(self.modules) else None
+
+    def prepare(self, x: Tensor, head: Head | None) -> Prepared:
+        """Makes the program for images like `x`, and compares it with the reference on them.
+
+        Raises:
+            ModelError: the model cannot be compiled, or what came out does not agree with the reference.
+            BackendError: the mode cannot run here.
+        """
+        with self._lock:
+            found = self.find(x)
+            if found is None:
+                found = self._prepared[_key(x)] = self._make(x, head)
+            elif isinstance(found.runner, modes.FixedSizes):
+                found.runner.prepare(x.shape[0])
+            return found
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def measure(self, x: Tensor, head: Head | None) -> Measurement:
+        """Scores one batch, preparing the program where there is none yet.
+
+        Images for which the structure's promise does not hold (`Counter.live`) are scored again by hooks.
+        """
+        prepared = self.find(x) or self.prepare(x, head)
+        plain = x.detach().as_subclass(Tensor)
+        found = dict(zip(prepared.program.outputs, prepared.runner(plain), strict=True))
+        live = found.get("live")
+        if live is not None and not bool((live > 0).all()):
+            self._recompute(found, plain, (live <= 0).any(1).nonzero().flatten(), head)
+        component = found.get("component")
+        if component is not None:
+            checks.check_output_component(component, found["logits"])
+        return Measurement(found["logits"], found["score"], prepared.program.maps, found["packed"], component)
+
+    def export(self, path: Path, x: Tensor, head: Head | None, metadata: Mapping[str, str]) -> None:
+        """Writes the program for images like `x` to a file, preparing it where there is none yet; see `export.export`."""
+        check_format(path)
+        prepared = self.find(x) or self.prepare(x, head)
+        export(prepared.program, path, x.detach().as_subclass(Tensor).contiguous(), prepared.dynamic, metadata)
+
+    def _recompute(self, found: dict[str, Tensor], x: Tensor, dead: Tensor, head: Head | None) -> None:
+        exact = hooks.measure(self.model, x[dead], self.method, self.layers, self.asked_for, head, self.backend)
+        found["score"] = found["score"].index_copy(0, dead, exact.score)
+        found["packed"] = found["packed"].index_copy(0, dead, exact.packed.to(found["packed"]))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _make(self, x: Tensor, head: Head | None) -> Prepared:
+        if torch.is_autocast_enabled(x.device.type):
+            raise ModelError(
+                "autocast decides dtypes while a model runs, and a compiled program has decided before; leave it, and "
+                "convert the model: model.to(torch.bfloat16)"
+            )
+        mode = modes.choose(self.mode, x)
+        weights = fingerprint.weights(self.modules)
+        plain = x.detach().as_subclass(Tensor).contiguous()
+        captured = capture(self.model, plain, self.layers, self.asked_for, head)
+        for each in (fold_constants, fold_norms, fold_constants):
+            each(captured.graph)
+        truth = self._reference(plain, head)
+        if self.method.name == "gaia-z":
+            program, ways = self._count(captured, plain, head, truth)
+        else:
+            program = build(captured, self.method, head)
+            ways = ["adjoint"] * len(captured.maps)
+        runner = modes.make_runner(mode.name, program, plain, captured.dynamic)
+        prepared = Prepared(program, runner, mode, captured.dynamic, tuple(ways), weights)
+        self._compare(prepared, plain, truth)
+        return prepared
+
+    def _count(self, captured: Captured, x: Tensor, head: Head | None, truth: Reference) -> tuple[Program, list[str]]:
+        """GAIA-Z: the densities that the structure tells, but for those that are wrong on the example."""
+        found = analyse(captured.graph.graph)
+        ways = [str(each) if isinstance(each, Density) else f"adjoint, {each}" for each in found]
+        densities = [each if isinstance(each, Density) else None for each in found]
+        while True:
+            program = build(captured, self.method, head, densities)
+            outputs = dict(zip(program.outputs, program.graph(x), strict=True))
+            wrong = self._wrong(program, outputs, densities, truth)
+            if not wrong:
+                return program, ways
+            for index, why in wrong.items():
+                densities[index], ways[index] = None, f"adjoint, {why}"
+
+    def _wrong(
+        self,
+        program: Program,
+        outputs: dict[str, Tensor],
+        densities: list[Density | None],
+        truth: Reference,
+    ) -> dict[int, str]:
+        """The maps whose densities do not hold on the example, and why."""
+        live = outputs.get("live")
+        dead = set()
+        if live is not None:
+            failed = (live <= 0).any(0).tolist()
+            dead = {condition for condition, fails in zip(program.conditions, failed, strict=True) if fails}
+        columns = outputs["packed"].split([each.channels for each in program.maps], dim=1)
+        wrong = {}
+        for index, (density, counts, expected) in enumerate(zip(densities, columns, truth.abnormality, strict=True)):
+            if density is None:
+                continue
+            if density.conditions & dead:
+                wrong[index] = "the example has windows in which every channel is closed"
+                continue
+            area = program.maps[index].area
+            different = float((counts - expected * area).abs().sum())
+            if different > 1 + _flips(expected.dtype, truth.logits.dtype) * counts.numel() * area:
+                wrong[index] = "the reference counts otherwise on the example"
+        return wrong
+
+    def _compare(self, prepared: Prepared, x: Tensor, truth: Reference) -> None:
+        """Raises ModelError unless the runner agrees with the reference, as far as two orders of rounding can."""
+        found = dict(zip(prepared.program.outputs, prepared.runner(x), strict=True))
+        eps = torch.finfo(truth.logits.dtype).eps
+        allowed = max(1e-4, 32 * eps)
+        error = float((found["score"].double() / truth.score.double() - 1).abs().max())
+        if not error <= allowed:
+            raise ModelError(
+                f"the program of {type(self.model).__name__} in mode {prepared.mode.name!r} is off by {error:.2g} from "
+                f"the reference on the example images, more than {allowed:.2g}; engine='hooks' scores it as it is"
+            )
+
+    @torch.enable_grad()
+    def _reference(self, x: Tensor, head: Head | None) -> Reference:
+        names = [layer.name for layer in self.layers] if self.asked_for else None
+        if self.method.name == "gaia-z":
+            return reference.gaia_z(self.model, x, names, p=self.method.p)
+        return reference.gaia_a(
+            self.model,
+            x,
+            names,
+            head.module if head else None,
+            self.method.fusion,
+            self.method.statistic,
+            p=self.method.p,
+        )
+
+
+def _flips(*dtypes: torch.dtype) -> float:
+    """The share of units that may open or close by rounding alone: those that are zero to rounding."""
+    return min(0.02, 256 * max(torch.finfo(each).eps for each in dtypes))
+
+
+def _key(x: Tensor) -> Key:
+    return x.shape[1:], x.dtype, x.device

@@ -1,0 +1,90 @@
+"""Files that score without this package, and without Python: ONNX graphs and AOTInductor packages."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gaia_fast.compiled.onnx import missing, to_onnx
+from gaia_fast.compiled.program import Program, without_recourse
+from gaia_fast.errors import ArgumentError, BackendError, ModelError
+
+FORMATS = (".onnx", ".pt2")
+
+
+def check_format(path: Path) -> None:
+    """Raises ArgumentError unless the file's ending is one of `FORMATS`, and its folder exists."""
+    if path.suffix not in FORMATS:
+        raise ArgumentError(f"{path} ends in neither of {FORMATS}: give one, for onnxruntime or AOTInductor")
+    if not path.absolute().parent.is_dir():
+        raise ArgumentError(f"the folder {path.absolute().parent} does not exist")
+
+
+def export(program: Program, path: Path, example: Tensor, dynamic: bool, metadata: Mapping[str, str]) -> None:
+    """Writes a program to a file: input "images" (N, C, H, W), outputs "logits" (N, C) and "score" (N,) float32.
+
+    Args:
+        program: what the file will do.
+        path: ending in ".onnx" (onnxruntime, standard operators alone) or ".pt2" (an AOTInductor package, run by
+            PyTorch's C++ library or `torch._inductor.aoti_load_package`).
+        example: images, of which the first is enough.
+        dynamic: whether the number of images is left open.
+        metadata: put into the file; `read_metadata` reads it.
+
+    Raises:
+        ArgumentError: no such format or folder. BackendError: a package is missing. ModelError: the program does not
+        fit the format.
+    """
+    check_format(path)
+    alone = without_recourse(program)
+    if path.suffix == ".onnx":
+        _export_onnx(alone, path, example, dynamic, metadata)
+    else:
+        _export_package(alone, path, example, dynamic, metadata)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Returns what `export` put into a file beside the program.
+
+    Raises:
+        ArgumentError: no such format. BackendError: a package is missing.
+    """
+    if path.suffix == ".onnx":
+        if reason := missing():
+            raise BackendError(f"{path} cannot be read: {reason}")
+        import onnx
+
+        return {each.key: each.value for each in onnx.load(path, load_external_data=False).metadata_props}
+    check_format(path)
+    found: dict[str, str] = torch._inductor.aoti_load_package(str(path)).get_metadata()
+    return json.loads(found["gaia_fast"]) if "gaia_fast" in found else found
+
+
+def _export_onnx(program: Program, path: Path, example: Tensor, dynamic: bool, metadata: Mapping[str, str]) -> None:
+    if reason := missing():
+        raise BackendError(f"{path} cannot be written: {reason}")
+    import onnx
+
+    model = to_onnx(program.graph, program.outputs, example, dynamic)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, path)
+
+
+def _export_package(program: Program, path: Path, example: Tensor, dynamic: bool, metadata: Mapping[str, str]) -> None:
+    x = example[:1].expand(2, -1, -1, -1).contiguous() if dynamic else example
+    sizes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    configuration = {"freezing": True, "aot_inductor.metadata": {"gaia_fast": json.dumps(dict(metadata))}}
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(program.graph, (x,), dynamic_shapes=sizes)
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=configuration)
+    except Exception as error:
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(
+            f"the program cannot be written to {path} ({said}); AOTInductor needs a C++ compiler. Try .onnx"
+        ) from error

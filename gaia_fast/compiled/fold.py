@@ -1,0 +1,124 @@
+"""Constants computed once: what depends on weights alone, and norms in eval mode, which convolutions take up."""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = (aten.conv2d.default, aten.convolution.default)
+# Operators that need no input to make a constant.
+_FACTORIES = (aten.ones.default, aten.zeros.default, aten.full.default, aten.scalar_tensor.default, aten.arange.default)
+_BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+
+
+def fold_constants(module: fx.GraphModule) -> fx.GraphModule:
+    """Evaluates every node that no image reaches; the results become buffers, detached from the model. In place."""
+    graph = module.graph
+    known: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            value = _attribute(module, str(node.target))
+            known[node] = value.detach() if isinstance(value, Tensor) else value
+        elif node.op == "call_function" and all(n in known for n in node.all_input_nodes):
+            if not node.all_input_nodes and node.target not in _FACTORIES:
+                continue
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: known[each])
+            with torch.no_grad():
+                known[node] = node.target(*args, **kwargs)
+    placed: dict[int, fx.Node] = {}
+    for node, value in known.items():
+        if not isinstance(value, Tensor) or all(user in known for user in node.users):
+            continue
+        if id(value) not in placed:
+            with graph.inserting_before(next(iter(graph.nodes))):
+                placed[id(value)] = constant(module, value)
+        node.replace_all_uses_with(placed[id(value)], lambda user: user not in known)
+    graph.eliminate_dead_code()
+    for name in [name for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]]:
+        if not any(node.op == "get_attr" and node.target == name for node in graph.nodes):
+            delattr(module, name)
+    module.delete_all_unused_submodules()
+    graph.lint()
+    module.recompile()
+    return module
+
+
+def constant(module: fx.GraphModule, value: Tensor) -> fx.Node:
+    """A new buffer of the module, read at the graph's current place of insertion."""
+    index = 0
+    while hasattr(module, f"constant_{index}"):
+        index += 1
+    module.register_buffer(f"constant_{index}", value.detach())
+    node = module.graph.get_attr(f"constant_{index}")
+    node.meta["val"] = value.detach()
+    return node
+
+
+def constant_value(node: Any) -> Tensor | None:
+    """The value of a node that reads a buffer; None for any other."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    return _attribute(node.graph.owning_module, str(node.target))
+
+
+def fold_norms(module: fx.GraphModule) -> fx.GraphModule:
+    """Makes every batch norm on running statistics a factor and a shift a channel. In place; constants folded before.
+
+        y = (x - mean) / sqrt(var + eps) * weight + bias = x * scale + shift
+
+    Where a convolution alone feeds it, its weights take both up: an inspected map after the norm is then the
+    convolution's own output, and its gradient goes straight to the convolution's adjoint. Computed in float64.
+    """
+    graph = module.graph
+    for node in [node for node in graph.nodes if node.target is _BATCH_NORM]:
+        x, weight, bias, mean, var, _, eps = node.args
+        values = {each: constant_value(each) for each in (weight, bias, mean, var) if each is not None}
+        if any(value is None for value in values.values()):
+            continue
+        wide = {each: value.double() for each, value in values.items() if value is not None}
+        scale = 1 / (wide[var] + eps).sqrt() * wide.get(weight, 1)
+        shift = wide.get(bias, 0) - wide[mean] * scale
+        with graph.inserting_before(node):
+            folded = _into_convolution(module, x, scale, shift)
+            if folded is None:
+                shape = (1, -1, *[1] * (x.meta["val"].ndim - 2))
+                dtype = x.meta["val"].dtype
+                product = graph.call_function(aten.mul.Tensor, (x, constant(module, scale.to(dtype).reshape(shape))))
+                product.meta["val"] = x.meta["val"]
+                folded = graph.call_function(
+                    aten.add.Tensor, (product, constant(module, shift.to(dtype).reshape(shape)))
+                )
+                folded.meta["val"] = x.meta["val"]
+        for user in list(node.users):
+            if user.target is operator.getitem and user.args[1] == 0:
+                user.replace_all_uses_with(folded)
+    graph.eliminate_dead_code()
+    graph.lint()
+    module.recompile()
+    return module
+
+
+def _into_convolution(module: fx.GraphModule, x: fx.Node, scale: Tensor, shift: Tensor) -> fx.Node | None:
+    if x.target not in CONVOLUTIONS or len(x.users) != 1 or len(x.args) < 2:
+        return None
+    weight = constant_value(x.args[1])
+    bias_node = x.args[2] if len(x.args) > 2 else None
+    bias = None if bias_node is None else constant_value(bias_node)
+    transposed = x.target is aten.convolution.default and x.args[6]
+    if weight is None or (bias_node is not None and bias is None) or transposed or weight.ndim != 4:
+        return None
+    shift = shift if bias is None else shift + bias.double() * scale
+    folded_weight = constant(module, (weight.double() * scale.view(-1, 1, 1, 1)).to(weight.dtype))
+    folded_bias = constant(module, shift.to(weight.dtype))
+    folded = module.graph.call_function(x.target, (x.args[0], folded_weight, folded_bias, *x.args[3:]), x.kwargs)
+    folded.meta["val"] = x.meta["val"]
+    return folded
+
+
+def _attribute(module: Any, name: str) -> Any:
+    for part in name.split("."):
+        module = getattr(module, part)
+    return module

@@ -1,0 +1,58 @@
+"""One CUDA graph for each number of images: a whole program for the price of a launch."""
+
+import threading
+
+import torch
+from torch import Tensor, fx
+
+from gaia_fast.compiled.modes.inductor import _Compiled
+from gaia_fast.compiled.modes.sizes import FixedSizes
+from gaia_fast.errors import BackendError
+
+_WARM_UP = 3  # the first runs choose algorithms and allocate workspaces, which a graph must not
+
+
+class CudaGraph(FixedSizes):
+    """Records the program, compiled by Inductor, into a CUDA graph with buffers of its own.
+
+    Raises:
+        BackendError: the images are not on a CUDA device.
+    """
+
+    def __init__(self, graph: fx.GraphModule, example: Tensor) -> None:
+        if example.device.type != "cuda":
+            raise BackendError(f"mode='cudagraph' needs a CUDA device; the images are on {example.device}")
+        super().__init__(lambda images: _Recorded(graph, example[:1].expand(images, -1, -1, -1).contiguous()))
+
+
+class _Recorded:
+    def __init__(self, graph: fx.GraphModule, x: Tensor) -> None:
+        self._lock = threading.Lock()
+        self._images = x.clone()
+        run = _Compiled(graph)
+        with torch.cuda.device(x.device), torch.no_grad():
+            beside = torch.cuda.Stream()
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                for _ in range(_WARM_UP):
+                    run(self._images)
+            torch.cuda.current_stream().wait_stream(beside)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._outputs = run(self._images)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        # One thread at a time: the buffers are shared. The copies are ordered by the caller's stream; another thread's
+        # stream is made to wait by the event below.
+        with self._lock, torch.cuda.device(x.device):
+            stream = torch.cuda.current_stream()
+            if self._done is not None:
+                stream.wait_event(self._done)
+            self._images.copy_(x)
+            self._graph.replay()
+            outputs = tuple(each.clone() for each in self._outputs)
+            self._done = stream.record_event()
+            return outputs
+
+    _done: "torch.cuda.Event | None" = None

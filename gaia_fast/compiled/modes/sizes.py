@@ -1,0 +1,43 @@
+"""Any number of images, where a program is made for fixed numbers of them."""
+
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gaia_fast.compiled.modes.runner import Runner
+
+
+class FixedSizes:
+    """Keeps a runner for each number of images prepared; others are filled up with copies of the last image, or split.
+
+    Images do not see each other in a program, so what is added changes nothing of the results.
+    """
+
+    def __init__(self, make: Callable[[int], Runner]) -> None:
+        self._make = make
+        self._runners: dict[int, Runner] = {}
+        self._lock = threading.Lock()
+
+    def prepare(self, images: int) -> Runner:
+        """Makes the runner for a number of images, unless it is there."""
+        with self._lock:
+            if images not in self._runners:
+                self._runners[images] = self._make(images)
+            return self._runners[images]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        images = x.shape[0]
+        runner = self._runners.get(images)
+        if runner is not None:
+            return runner(x)
+        if not self._runners:
+            return self.prepare(images)(x)
+        larger = [size for size in self._runners if size > images]
+        if larger:
+            size = min(larger)
+            filled = torch.cat([x, x[-1:].expand(size - images, -1, -1, -1)])
+            return tuple(each[:images] for each in self._runners[size](filled))
+        parts = [self(part) for part in x.split(max(self._runners))]
+        return tuple(torch.cat(each) for each in zip(*parts, strict=True))

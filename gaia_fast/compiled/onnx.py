@@ -1,0 +1,55 @@
+"""The program as an ONNX graph of standard operators, in the form that onnxruntime runs fastest."""
+
+import importlib.util
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from gaia_fast.compiled.blocked import blocked
+from gaia_fast.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def missing() -> str:
+    """Why ONNX graphs cannot be made and run here; empty where they can."""
+    absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(absent)} not installed: pip install 'gaia-fast[onnx]'" if absent else ""
+
+
+def to_onnx(graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dynamic: bool) -> "onnx.ModelProto":
+    """Converts a program, with PyTorch's own exporter.
+
+    Args:
+        graph: from images, "images", to the outputs.
+        outputs: their names.
+        example: images, of which the first is enough.
+        dynamic: whether the number of images is left open.
+
+    Raises:
+        ModelError: PyTorch knows no ONNX operators for a part of it.
+    """
+    x = example[:1].expand(2, -1, -1, -1).contiguous() if dynamic else example
+    sizes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            converted = torch.onnx.export(
+                blocked(graph),
+                (x,),
+                dynamo=True,
+                dynamic_shapes=sizes,
+                input_names=["images"],
+                output_names=list(outputs),
+                verbose=False,
+            )
+    except Exception as error:
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(f"the program cannot be written as ONNX: {said}; use another mode or format") from error
+    assert converted is not None
+    return converted.model_proto

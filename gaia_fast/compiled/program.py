@@ -1,0 +1,247 @@
+"""Logits and score as one forward-only tensor program, with no autograd when it runs.
+
+The captured model is run once more on tensors that hold no numbers, with gradients taken where the method wants them,
+and everything that happens is recorded: the forward pass, the densities counted beside it (`zero_density.py`), the
+backward pass as far as the earliest map that needs it (`adjoint.py`), and the score.
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isinf
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from gaia_fast import checks
+from gaia_fast.compiled.adjoint import DECOMPOSITIONS, as_forward_operators
+from gaia_fast.compiled.capture import LAST, MAP, MARK, PHI, Captured
+from gaia_fast.compiled.fold import fold_constants
+from gaia_fast.compiled.zero_density import Condition, Counter, Density
+from gaia_fast.errors import LayerError
+from gaia_fast.layers import Head
+from gaia_fast.measurement import FeatureMap
+from gaia_fast.method import Method
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Program:
+    """A forward-only program.
+
+    Attributes:
+        graph: ATen operators from the images to a tuple of `outputs`.
+        outputs: names, of: "logits" (N, C); "score" (N,) float32; "packed" (N, sum of K_l) and "component" (N,), as in
+            `Measurement`; "live" (N, conditions), positive where what the densities counted forward need is true.
+        maps: the inspected maps, or the one entry that stands for the output component alone.
+        conditions: what the columns of "live" stand for.
+    """
+
+    graph: fx.GraphModule
+    outputs: tuple[str, ...]
+    maps: tuple[FeatureMap, ...]
+    conditions: tuple[Condition, ...] = ()
+
+
+def build(
+    captured: Captured, method: Method, head: Head | None, densities: Sequence[Density | None] | None = None
+) -> Program:
+    """Records the program of a method.
+
+    Args:
+        captured: the model, its constants and norms folded.
+        method: what to measure.
+        head: for messages; None where the method needs none.
+        densities: for GAIA-Z, what is counted forward in place of each map's gradient; None for the gradient itself.
+
+    Raises:
+        LayerError: no gradient reaches a map, or A_last.
+    """
+    recorder = _Recorder(captured, method, head, densities)
+    record = make_fx(
+        lambda x: recorder.run(x),
+        decomposition_table=DECOMPOSITIONS,
+        tracing_mode="symbolic",
+        _allow_non_fake_inputs=True,
+    )
+    graph = record(captured.images)
+    _tidy(graph)
+    as_forward_operators(graph)
+    fold_constants(graph)
+    maps = captured.maps or (FeatureMap("output component", 1, 1, 1),)
+    return Program(graph, tuple(recorder.outputs), maps, recorder.counter.conditions)
+
+
+def without_recourse(program: Program) -> Program:
+    """The program as it stands alone, where nothing can score an image again: logits and score, nothing else.
+
+    The score of an image whose densities cannot be told forward is NaN: no number is better than a wrong one.
+    """
+    graph = fx.Graph()
+    results = dict(zip(program.outputs, graph.graph_copy(program.graph.graph, {}), strict=True))
+    score = results["score"]
+    if "live" in results:
+        value = program.graph.graph.output_node().args[0][program.outputs.index("score")].meta["val"]
+        worst = graph.call_function(aten.amin.default, (results["live"], [1]))
+        dead = graph.call_function(aten.le.Scalar, (worst, 0))
+        nan = graph.call_function(
+            aten.scalar_tensor.default, (float("nan"),), {"dtype": value.dtype, "device": value.device}
+        )
+        score = graph.call_function(aten.where.self, (dead, nan, score))
+        score.meta["val"] = value
+    graph.output((results["logits"], score))
+    module = fx.GraphModule(program.graph, graph)
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    return Program(fold_constants(module), ("logits", "score"), program.maps)
+
+
+class _Recorder(fx.Interpreter):
+    """One run of the captured model, and of what the method makes of it."""
+
+    def __init__(
+        self, captured: Captured, method: Method, head: Head | None, densities: Sequence[Density | None] | None
+    ) -> None:
+        super().__init__(captured.graph)
+        self.captured, self.method, self.head = captured, method, head
+        maps = captured.maps
+        sizes = [(each.channels, each.area) for each in maps]
+        self.counter = Counter([None] * len(maps) if densities is None else densities, sizes)
+        self.outputs: list[str] = []
+        self.towards: dict[int, Tensor] = {}
+        self.last_seen: Tensor | None = None
+        self.last: Tensor | None = None
+        self.phi: Tensor | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.target is MARK:
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            value = self._mark(*args)
+        else:
+            value = super().run_node(n)
+        self.counter.see(n, value)
+        return value
+
+    def _mark(self, x: Tensor, place: int, index: int) -> Tensor:
+        if place == MAP and self.method.needs_maps and self.counter.needs_gradient(index):
+            x = self.towards[index] = _leaf(x)
+        elif place == LAST and self.method.needs_output_component:
+            x = self.last_seen = _leaf(x)
+        elif place == PHI:
+            self.last, self.phi = self.last_seen, x
+        return x
+
+    def run(self, x: Tensor) -> tuple[Tensor, ...]:
+        self.towards, self.outputs = {}, []
+        with torch.enable_grad():
+            result = super().run(x)
+            logits = result if isinstance(result, Tensor) else result[0]
+            component = self._output_component(logits) if self.method.needs_output_component else None
+            gradients = self._gradients(logits) if self.towards else {}
+        with torch.no_grad():
+            found: dict[str, Tensor] = {"logits": logits.detach()}
+            if not self.method.needs_maps:
+                assert component is not None
+                packed = torch.ones_like(component).unsqueeze(1)
+                weights = packed.new_ones(1)
+            else:
+                packed = torch.cat(
+                    [self._moment(index, gradients.get(index)) for index in range(len(self.captured.maps))], 1
+                )
+                areas = [1 / each.area for each in self.captured.maps for _ in range(each.channels)]
+                weights = torch.tensor(areas, dtype=packed.dtype, device=packed.device)
+            found["score"] = _norm(packed * weights, self.method.p)
+            if component is not None:
+                found["score"] = found["score"] / component
+            found["score"] = found["score"].to(torch.float32)
+            found["packed"] = packed
+            if component is not None:
+                found["component"] = component.detach()
+            live = self.counter.live()
+            if live is not None:
+                found["live"] = live
+        self.outputs = list(found)
+        return tuple(found.values())
+
+    def _output_component(self, logits: Tensor) -> Tensor:
+        """out[n] = sqrt(mean over channels of |mean over space of g|), g = d(sum of log_softmax(S)) / dA_last."""
+        log_softmax = torch.log_softmax(logits, dim=1)
+        g = None
+        if self.last is not None and logits.requires_grad:
+            (g,) = torch.autograd.grad(
+                log_softmax, [self.last], torch.ones_like(log_softmax), retain_graph=True, allow_unused=True
+            )
+        if g is None:
+            raise LayerError(checks.unusable_last(self.head.last_name if self.head else ""))
+        return g.to(_wide(g.dtype)).mean((2, 3)).abs().mean(1).sqrt()
+
+    def _gradients(self, logits: Tensor) -> dict[int, Tensor]:
+        target: Tensor | None
+        if self.method.needs_inner_component and self.phi is not None:
+            target = self.phi
+            cotangent = torch.ones_like(self.phi)
+        else:
+            target = logits
+            top1 = logits.detach().argmax(dim=1, keepdim=True)
+            classes = torch.arange(logits.shape[1], device=logits.device)
+            cotangent = (classes == top1).to(logits.dtype)
+        wanted = list(self.towards.values())
+        found: Sequence[Tensor | None] = [None] * len(wanted)
+        if target is not None and target.requires_grad:
+            found = torch.autograd.grad([target], wanted, [cotangent], allow_unused=True)
+        missed = [self.captured.maps[index].name for index, g in zip(self.towards, found, strict=True) if g is None]
+        if missed:
+            raise LayerError(checks.unreached(missed))
+        return {index: g.detach() for index, g in zip(self.towards, found, strict=True) if g is not None}
+
+    def _moment(self, index: int, g: Tensor | None) -> Tensor:
+        """The sums over space that the method's eps of a map is made of: (N, K)."""
+        if g is None:
+            return self.counter.count(index)
+        wide = _wide(g.dtype)
+        if self.method.name == "gaia-z":
+            return (g != 0).to(wide).sum((2, 3))
+        return (g if self.method.statistic == "abs_mean" else g.abs()).sum((2, 3), dtype=wide)
+
+
+def _leaf(x: Tensor) -> Tensor:
+    """The tensor, as one that gradients can be taken towards; nothing upstream of the first is recorded."""
+    return x if x.requires_grad else x.detach().requires_grad_()
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _norm(eps: Tensor, p: float) -> Tensor:
+    """(sum of |eps|^p)^(1/p) of each row."""
+    if p == 2:
+        return (eps * eps).sum(1).sqrt()
+    if isinf(p):
+        return eps.abs().amax(1)
+    if p == 1:
+        return eps.abs().sum(1)
+    # The largest entry is taken out: powers of small numbers would underflow.
+    largest = eps.abs().amax(1, keepdim=True).clamp_min(torch.finfo(eps.dtype).tiny)
+    return largest.squeeze(1) * (eps.abs() / largest).pow(p).sum(1).pow(1 / p)
+
+
+_IDENTITIES = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.lift_fresh.default)
+
+
+def _tidy(module: fx.GraphModule) -> None:
+    """Takes out what recording leaves behind, and views that would hold for one memory layout alone."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target in _IDENTITIES:
+            node.replace_all_uses_with(node.args[0])
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+        elif node.target is operator.getitem:
+            continue
+    graph.eliminate_dead_code()
+    module.recompile()

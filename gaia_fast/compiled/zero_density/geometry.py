@@ -1,0 +1,57 @@
+"""How the windows of a convolution or a pooling lie on what they read."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the windows of a convolution, or of a pooling, lie on what they read."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    inputs: int
+    size: tuple[int, int]
+    out: tuple[int, int]
+
+    def covers(self) -> bool:
+        """Whether every position is in some window."""
+        for k, s, p, d, size, out in zip(
+            self.kernel, self.stride, self.padding, self.dilation, self.size, self.out, strict=True
+        ):
+            reached = {o * s - p + tap * d for o in range(out) for tap in range(k)}
+            if not reached.issuperset(range(size)):
+                return False
+        return True
+
+    def grid(self) -> tuple[int, int]:
+        """(begin, step) of positions, on both axes, of which each window holds one; (0, 1) for all of them."""
+        (k, width), (p, across) = self.kernel, self.padding
+        plain = self.stride == (1, 1) == self.dilation and k == width and p == across and 2 * p == k - 1
+        for begin in range(p + 1) if plain and k > 1 else ():
+            if all(begin + (size - 1 - begin) // k * k >= size - 1 - p for size in self.size):
+                return begin, k
+        return 0, 1
+
+    def reach(self, windows: Tensor) -> Tensor:
+        """(N, C, H, W) of what is read, from (N, C, H', W') of windows: the largest value of the windows around."""
+        reach = tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
+        if self.stride == (1, 1) and all(2 * p == r for p, r in zip(self.padding, reach, strict=True)):
+            if self.kernel == (1, 1):
+                return windows
+            if all(2 * p <= k for p, k in zip(self.padding, self.kernel, strict=True)):
+                return torch.nn.functional.max_pool2d(windows, self.kernel, 1, self.padding, self.dilation)
+        channels = windows.shape[1]
+        beyond = [
+            size - ((o - 1) * s - 2 * p + r + 1)
+            for size, o, s, p, r in zip(self.size, self.out, self.stride, self.padding, reach, strict=True)
+        ]
+        ones = torch.ones((channels, 1, *self.kernel), dtype=windows.dtype, device=windows.device)
+        return torch.conv_transpose2d(
+            windows.clamp(max=1), ones, None, self.stride, self.padding, beyond, channels, self.dilation
+        )
