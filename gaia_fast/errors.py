@@ -17,6 +17,10 @@ class ModelError(GaiaError, RuntimeError):
     """The model is in a state, or of a kind, that cannot be scored."""
 
 
+class CompilationError(ModelError):
+    """The model, or its program, cannot be compiled or written in the form asked for; hooks may score it."""
+
+
 class LayerError(GaiaError, ValueError):
     """A layer or head that was asked for does not exist or cannot be inspected."""
 

@@ -25,6 +25,7 @@ def make_detector(
     layers: Sequence[str] | None = None,
     engine: str = "auto",
     backend: str = "auto",
+    mode: str = "auto",
     head: str | None = None,
     fusion: str = "division",
     statistic: str = "abs_mean",
@@ -36,10 +37,17 @@ def make_detector(
     """
     if method == "gaia-a":
         return GaiaA(
-            model, layers=layers, head=head, fusion=fusion, statistic=statistic, engine=engine, backend=backend
+            model,
+            layers=layers,
+            head=head,
+            fusion=fusion,
+            statistic=statistic,
+            engine=engine,
+            backend=backend,
+            mode=mode,
         )
     if method == "gaia-z":
-        return GaiaZ(model, layers=layers, engine=engine, backend=backend)
+        return GaiaZ(model, layers=layers, engine=engine, backend=backend, mode=mode)
     raise ArgumentError(f"method={method!r} does not exist; choose from {METHODS}")
 
 

@@ -1,34 +1,46 @@
-"""Whether every engine and backend that runs here gives the right scores on the user's own model and images."""
+"""Whether every engine, backend, mode and export that runs here scores the user's own model and images right."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from gaia_fast import backends, checks, reference
-from gaia_fast.detector import ENGINES
-from gaia_fast.errors import BackendError, DataError, GaiaError, ModelError
+from gaia_fast.compiled.export import FORMATS
+from gaia_fast.compiled.loading import load
+from gaia_fast.compiled.modes import MODES
+from gaia_fast.detector import ENGINES, GaiaOutput
+from gaia_fast.errors import ArgumentError, BackendError, CompilationError, DataError, GaiaError, ModelError
 from gaia_fast.evaluation import METHODS, Detector, make_detector
 from gaia_fast.reference import Reference
 
 # Largest relative error of a float32 score. GAIA-Z counts: one activation that is zero to rounding moves its score.
 TOLERANCE = {"gaia-a": 1e-5, "gaia-z": 1e-4}
 
+# What can be checked: the engines, and the files that the compiled one writes.
+SUBJECTS = (*ENGINES, "export")
+
 
 @dataclass(frozen=True)
 class Check:
-    """One method on one engine and backend.
+    """One method on one engine, in one of its variants.
 
     Attributes:
-        method, engine, backend: which.
+        method: which.
+        engine: of `SUBJECTS`.
+        backend: the backend of the reference and of hooks, the mode of a compiled program, the ending of an export.
         passed: the score error is at most `limit` and no count differs; None where it cannot run here.
         reason: why it cannot run here, or why it failed; empty where it passed.
         score_error: largest relative error of a score against the float64 reference; None where there is no score.
         limit: the largest error that passes.
         wrong_counts: GAIA-Z: how many channels, over all images, have another number of non-zero gradients than the
-            reference in the model's own dtype; None for GAIA-A, which counts nothing.
+            reference in the model's own dtype; None for GAIA-A, which counts nothing, and for exports, which tell the
+            score alone. A compiled program folds norms into weights, so that units which are zero to rounding may open
+            or close: its counts are told, and only its scores judged.
     """
 
     method: str
@@ -79,8 +91,9 @@ def validate(
     head: str | None = None,
     fusion: str = "division",
     statistic: str = "abs_mean",
+    engines: Sequence[str] = SUBJECTS,
 ) -> Validation:
-    """Compares every engine and backend with the reference on a float64 copy of the model.
+    """Compares every engine and backend, mode and export with the reference on a float64 copy of the model.
 
     A check passes with a score error of at most TOLERANCE, or of twice the error of plain PyTorch in the model's own
     dtype where that is more; for GAIA-Z the counts of non-zero gradients must also be those of that reference.
@@ -91,15 +104,18 @@ def validate(
         methods: of `METHODS`.
         layers: by method, as in `GaiaZ`; None for every normalisation layer.
         head, fusion, statistic: as in `GaiaA`; the head by name.
+        engines: of `SUBJECTS`.
 
     Raises:
-        DataError: no images. GaiaError: as the reference, if it cannot run.
+        ArgumentError: no such engine. DataError: no images. GaiaError: as the reference, if it cannot run.
     """
+    if unknown := set(engines) - set(SUBJECTS):
+        raise ArgumentError(f"engines={sorted(unknown)} do not exist; choose from {SUBJECTS}")
     model = checks.unwrap(model)
     layers = layers or {}
     gaia_a = {"head": head, "fusion": fusion, "statistic": statistic}
     truth_model = _float64(model)
-    rows = [row for method in methods for row in _rows(method, model, layers.get(method), gaia_a)]
+    rows = [row for method in methods for row in _rows(method, model, layers.get(method), gaia_a, engines)]
     own_error = dict.fromkeys(methods, 0.0)
     images = channels = float64_counts = 0
     dtype = ""
@@ -141,20 +157,34 @@ class _Row:
     failures: list[str] = field(default_factory=list)
     score_error: float = 0.0
     wrong_counts: int = 0
+    exported: Callable[[Tensor], tuple[Tensor, ...]] | None = None
 
     def run(self, x: Tensor, truth: Reference, own: Reference, areas: Sequence[int]) -> None:
         """Adds a batch; `areas` of the maps for GAIA-Z."""
         if self.detector is None or self.failures:
             return
         try:
-            out = self.detector.score(x, return_matrix=self.method == "gaia-z")
+            out = self._score(x)
+        except (BackendError, CompilationError) as error:
+            self.detector, self.unavailable = None, str(error)
+            return
         except GaiaError as error:
             self.failures.append(f"{type(error).__name__}: {error}")
             return
-        self.score_error = max(self.score_error, _relative_error(out.score, truth.score))
+        scored = ~out.score.isnan()  # an export leaves out what it cannot score
+        self.score_error = max(self.score_error, _relative_error(out.score[scored], truth.score[scored]))
         if out.matrix is not None:
             found = [out.matrix[:, index, : each.shape[1]] for index, each in enumerate(own.abnormality)]
             self.wrong_counts += _count_differences(found, own.abnormality, areas)
+
+    def _score(self, x: Tensor) -> GaiaOutput:
+        assert self.detector is not None
+        if self.engine != "export":
+            return self.detector.score(x, return_matrix=self.method == "gaia-z")
+        if self.exported is None:
+            with tempfile.TemporaryDirectory() as folder:
+                self.exported = load(self.detector.export(Path(folder) / f"model{self.backend}", x))
+        return GaiaOutput(*self.exported(x))
 
     def check(self, limit: float) -> Check:
         """The result, once all batches were run."""
@@ -165,24 +195,35 @@ class _Row:
         reasons = []
         if not self.score_error <= limit:
             reasons.append(f"the score is off by {self.score_error:.2g}, more than {limit:.2g}")
-        if self.wrong_counts:
+        if self.wrong_counts and self.engine != "compiled":
             reasons.append(f"{self.wrong_counts} channels have a wrong count")
-        counts = self.wrong_counts if self.method == "gaia-z" else None
+        counts = self.wrong_counts if self.method == "gaia-z" and self.engine != "export" else None
         why = "; ".join(reasons)
         return Check(self.method, self.engine, self.backend, not why, why, self.score_error, limit, counts)
 
 
-def _rows(method: str, model: nn.Module, layers: Sequence[str] | None, gaia_a: Mapping[str, str | None]) -> list[_Row]:
+def _rows(
+    method: str,
+    model: nn.Module,
+    layers: Sequence[str] | None,
+    gaia_a: Mapping[str, str | None],
+    engines: Sequence[str],
+) -> list[_Row]:
+    # The reference uses no kernels, so it has but one backend.
+    variants = {"reference": ("torch",), "hooks": tuple(backends.available()), "compiled": MODES, "export": FORMATS}
     rows = []
-    for engine in ENGINES:
-        # The reference uses no kernels, so it has but one backend.
-        for backend in ("torch",) if engine == "reference" else backends.available():
+    for engine in engines:
+        for variant in variants[engine]:
+            options: dict[str, str] = {"mode": variant} if engine == "compiled" else {}
+            if engine in ("reference", "hooks"):
+                options = {"backend": variant}
+            name = "compiled" if engine == "export" else engine
             try:
-                detector = make_detector(method, model, layers=layers, engine=engine, backend=backend, **gaia_a)  # type: ignore[arg-type]
+                detector = make_detector(method, model, layers=layers, engine=name, **options, **gaia_a)  # type: ignore[arg-type]
             except BackendError as error:
-                rows.append(_Row(method, engine, backend, None, str(error)))
+                rows.append(_Row(method, engine, variant, None, str(error)))
             else:
-                rows.append(_Row(method, engine, backend, detector))
+                rows.append(_Row(method, engine, variant, detector))
     return rows
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from gaia_fast.backends import BACKENDS
 from gaia_fast.cli.loading import load_model
 from gaia_fast.cli.output import note
+from gaia_fast.compiled.modes import MODES
 from gaia_fast.data import PRESETS
 from gaia_fast.detector import ENGINES
 from gaia_fast.evaluation import METHODS, Detector, make_detector
@@ -93,6 +94,7 @@ class DetectorOptions:
     layers: dict[str, list[str] | None]
     engine: str
     backend: str
+    mode: str
     gaia_a: dict[str, Any]
 
     def build(self, model: nn.Module) -> dict[str, Detector]:
@@ -105,6 +107,7 @@ class DetectorOptions:
                 layers=self.layers[method],
                 engine=self.engine,
                 backend=self.backend,
+                mode=self.mode,
                 **own[method],
             )
             for method in self.methods
@@ -168,6 +171,7 @@ def detector_options(
             head: str | None,
             engine: str = "auto",
             backend: str = "auto",
+            mode: str = "auto",
             **kwargs: Any,
         ) -> Any:
             methods = (method,) if isinstance(method, str) else tuple(dict.fromkeys(method))
@@ -175,7 +179,7 @@ def detector_options(
             gaia_a = {name: value for name, value in chosen.items() if value is not None}
             if gaia_a and "gaia-a" not in methods:
                 raise click.UsageError(f"--{next(iter(gaia_a))} belongs to gaia-a, which is not among the methods")
-            options = DetectorOptions(methods, layers_by_method(layers, methods), engine, backend, gaia_a)
+            options = DetectorOptions(methods, layers_by_method(layers, methods), engine, backend, mode, gaia_a)
             return command(*args, detectors=options, **kwargs)
 
         options = [
@@ -204,6 +208,13 @@ def detector_options(
             options += [
                 click.option("--engine", type=click.Choice(("auto", *ENGINES)), default="auto", show_default=True),
                 click.option("--backend", type=click.Choice(("auto", *BACKENDS)), default="auto", show_default=True),
+                click.option(
+                    "--mode",
+                    type=click.Choice(("auto", *MODES)),
+                    default="auto",
+                    show_default=True,
+                    help="How the compiled engine runs.",
+                ),
             ]
         for option in reversed(options):
             wrapped = option(wrapped)

@@ -13,6 +13,7 @@ y:
 Exact for float32: y * 3e38 is at least 1 for every normal number, and sums of ones are whole numbers.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -156,7 +157,11 @@ class _Rewriter:
         """min over a grid of positions of [max over channels of y] > 0, for ReLU's y: (N, 16, 1, 1)."""
         if not _is(node, aten.amin.default) or not _is(node.args[0], aten.reshape.default):
             return None
-        highest = node.args[0].args[0]
+        highest, pool = node.args[0].args[0], None
+        if _is(highest, operator.getitem) and _is(highest.args[0], aten.max_pool2d_with_indices.default):
+            pool, highest = highest.args[0], highest.args[0].args[0]
+            if len(pool.args) > 4 and list(pool.args[4]) != [1, 1]:
+                return None
         if not _is(highest, aten.amax.default) or list(highest.args[1]) != [1]:
             return None
         y, begin, step = highest.args[0], 0, 1
@@ -169,6 +174,8 @@ class _Rewriter:
         taps[:, :, begin, begin] = -1
         arguments = (y, constant(self.module, taps), None, [step, step], [0, 0], [1, 1], False, [0, 0], 1)
         emptiness = self.graph.call_function(aten.convolution.default, arguments)
+        if pool is not None:
+            emptiness = self.graph.call_function(aten.avg_pool2d.default, (emptiness, *pool.args[1:4]))
         windows = [(each - begin - 1) // step + 1 for each in size]
         return self.graph.call_function(aten.max_pool2d.default, (emptiness, windows))
 
@@ -209,10 +216,6 @@ def _is_zero(node: Any) -> bool:
         return bool(node.args[0] == 0)
     value = constant_value(node)
     return value is not None and not bool(value.any())
-
-
-def _is_getitem(node: Any) -> bool:
-    return isinstance(node, fx.Node) and getattr(node.target, "__name__", "") == "getitem"
 
 
 def _same_shape(one: Any, other: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from gaia_fast import checks
 from gaia_fast.capture import ForwardHooks
-from gaia_fast.errors import GaiaError, ModelError
+from gaia_fast.errors import CompilationError, GaiaError
 from gaia_fast.layers import Head, InspectedLayer, MapNames, is_feature_map
 from gaia_fast.measurement import FeatureMap
 from gaia_fast.ops.library import register
@@ -67,12 +67,12 @@ def capture(model: nn.Module, x: Tensor, layers: list[InspectedLayer], asked_for
         head: where Phi and A_last are; None where the method needs neither.
 
     Raises:
-        ModelError: PyTorch cannot export the model; the operator or line at fault is named.
+        CompilationError: PyTorch cannot export the model; the operator or line at fault is named.
         LayerError: as in the other engines.
     """
     try:
         return _export(model, x[:1].expand(2, -1, -1, -1).contiguous(), True, layers, asked_for, head)
-    except ModelError:
+    except CompilationError:
         # A model may have its batch size written into it, and still be a graph.
         return _export(model, x.contiguous(), False, layers, asked_for, head)
 
@@ -141,7 +141,7 @@ def _export(
     except GaiaError:
         raise
     except Exception as error:
-        raise ModelError(_refusal(model, error)) from error
+        raise CompilationError(_refusal(model, error)) from error
     if layers:
         marker.names.check_called(layers, asked_for)
     assert isinstance(graph, fx.GraphModule)
@@ -175,7 +175,8 @@ def _refusal(model: nn.Module, error: Exception) -> str:
     ]
     where = f" at {lines[-1]}" if lines else ""
     said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return f"{type(model).__name__} cannot be compiled: torch.export stops{where}: {said}. engine='hooks' scores it as it is"
+    name = type(model).__name__
+    return f"{name} cannot be compiled: torch.export stops{where}: {said}. engine='hooks' scores it as it is"
 
 
 def logits_node(graph: fx.Graph) -> fx.Node:

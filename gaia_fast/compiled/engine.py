@@ -17,7 +17,7 @@ from gaia_fast.compiled.export import check_format, export
 from gaia_fast.compiled.fold import fold_constants, fold_norms
 from gaia_fast.compiled.program import Program, build
 from gaia_fast.compiled.zero_density import Density, analyse
-from gaia_fast.errors import ModelError
+from gaia_fast.errors import CompilationError, ModelError
 from gaia_fast.layers import Head, InspectedLayer
 from gaia_fast.measurement import Measurement
 from gaia_fast.method import Method
@@ -88,7 +88,7 @@ class Compiled:
         with self._lock:
             found = self.find(x)
             if found is None:
-                found = self._prepared[_key(x)] = self._make(x, head)
+                found = self._prepared[_key(x)] = self._make(x, head, self.mode)
             elif isinstance(found.runner, modes.FixedSizes):
                 found.runner.prepare(x.shape[0])
             return found
@@ -112,9 +112,9 @@ class Compiled:
         return Measurement(found["logits"], found["score"], prepared.program.maps, found["packed"], component)
 
     def export(self, path: Path, x: Tensor, head: Head | None, metadata: Mapping[str, str]) -> None:
-        """Writes the program for images like `x` to a file, preparing it where there is none yet; see `export.export`."""
+        """Writes a program for images like `x` to a file; see `gaia_fast.compiled.export`."""
         check_format(path)
-        prepared = self.find(x) or self.prepare(x, head)
+        prepared = self._make(x, head, "eager", thorough=True)
         export(prepared.program, path, x.detach().as_subclass(Tensor).contiguous(), prepared.dynamic, metadata)
 
     def _recompute(self, found: dict[str, Tensor], x: Tensor, dead: Tensor, head: Head | None) -> None:
@@ -124,13 +124,13 @@ class Compiled:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _make(self, x: Tensor, head: Head | None) -> Prepared:
+    def _make(self, x: Tensor, head: Head | None, mode: str, thorough: bool = False) -> Prepared:
         if torch.is_autocast_enabled(x.device.type):
-            raise ModelError(
+            raise CompilationError(
                 "autocast decides dtypes while a model runs, and a compiled program has decided before; leave it, and "
                 "convert the model: model.to(torch.bfloat16)"
             )
-        mode = modes.choose(self.mode, x)
+        chosen = modes.choose(mode, x)
         weights = fingerprint.weights(self.modules)
         plain = x.detach().as_subclass(Tensor).contiguous()
         captured = capture(self.model, plain, self.layers, self.asked_for, head)
@@ -138,18 +138,20 @@ class Compiled:
             each(captured.graph)
         truth = self._reference(plain, head)
         if self.method.name == "gaia-z":
-            program, ways = self._count(captured, plain, head, truth)
+            program, ways = self._count(captured, plain, head, truth, thorough)
         else:
             program = build(captured, self.method, head)
             ways = ["adjoint"] * len(captured.maps)
-        runner = modes.make_runner(mode.name, program, plain, captured.dynamic)
-        prepared = Prepared(program, runner, mode, captured.dynamic, tuple(ways), weights)
+        runner = modes.make_runner(chosen.name, program, plain, captured.dynamic)
+        prepared = Prepared(program, runner, chosen, captured.dynamic, tuple(ways), weights)
         self._compare(prepared, plain, truth)
         return prepared
 
-    def _count(self, captured: Captured, x: Tensor, head: Head | None, truth: Reference) -> tuple[Program, list[str]]:
+    def _count(
+        self, captured: Captured, x: Tensor, head: Head | None, truth: Reference, thorough: bool
+    ) -> tuple[Program, list[str]]:
         """GAIA-Z: the densities that the structure tells, but for those that are wrong on the example."""
-        found = analyse(captured.graph.graph)
+        found = analyse(captured.graph.graph, thorough)
         ways = [str(each) if isinstance(each, Density) else f"adjoint, {each}" for each in found]
         densities = [each if isinstance(each, Density) else None for each in found]
         while True:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gaia_fast.compiled.onnx import missing, to_onnx
 from gaia_fast.compiled.program import Program, without_recourse
-from gaia_fast.errors import ArgumentError, BackendError, ModelError
+from gaia_fast.errors import ArgumentError, BackendError, CompilationError
 
 FORMATS = (".onnx", ".pt2")
 
@@ -35,8 +35,8 @@ def export(program: Program, path: Path, example: Tensor, dynamic: bool, metadat
         metadata: put into the file; `read_metadata` reads it.
 
     Raises:
-        ArgumentError: no such format or folder. BackendError: a package is missing. ModelError: the program does not
-        fit the format.
+        ArgumentError: no such format or folder. BackendError: a package is missing. CompilationError: the program
+        does not fit the format.
     """
     check_format(path)
     alone = without_recourse(program)
@@ -85,6 +85,6 @@ def _export_package(program: Program, path: Path, example: Tensor, dynamic: bool
             torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=configuration)
     except Exception as error:
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(
+        raise CompilationError(
             f"the program cannot be written to {path} ({said}); AOTInductor needs a C++ compiler. Try .onnx"
         ) from error

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiled.blocked import blocked
-from gaia_fast.errors import ModelError
+from gaia_fast.errors import CompilationError
 
 if TYPE_CHECKING:
     import onnx
@@ -31,7 +31,7 @@ def to_onnx(graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dy
         dynamic: whether the number of images is left open.
 
     Raises:
-        ModelError: PyTorch knows no ONNX operators for a part of it.
+        CompilationError: PyTorch knows no ONNX operators for a part of it.
     """
     x = example[:1].expand(2, -1, -1, -1).contiguous() if dynamic else example
     sizes = ({0: torch.export.Dim("batch")},) if dynamic else None
@@ -50,6 +50,6 @@ def to_onnx(graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dy
             )
     except Exception as error:
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(f"the program cannot be written as ONNX: {said}; use another mode or format") from error
+        raise CompilationError(f"the program cannot be written as ONNX: {said}; use another mode or format") from error
     assert converted is not None
     return converted.model_proto

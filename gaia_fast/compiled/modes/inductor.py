@@ -4,14 +4,14 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiled.modes.sizes import FixedSizes
-from gaia_fast.errors import ModelError
+from gaia_fast.errors import CompilationError
 
 
 class Inductor(FixedSizes):
     """Compiles the graph for each number of images that is prepared; the first takes tens of seconds.
 
     Raises:
-        ModelError: the compiler failed; on the CPU it needs a C++ compiler.
+        CompilationError: the compiler failed; on the CPU it needs a C++ compiler.
     """
 
     def __init__(self, graph: fx.GraphModule, example: Tensor) -> None:
@@ -25,7 +25,7 @@ def _compile(graph: fx.GraphModule, example: Tensor, images: int) -> "_Compiled"
         compiled(repeated)
     except Exception as error:
         said = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise ModelError(
+        raise CompilationError(
             f"mode='inductor' failed to compile the program ({type(error).__name__}: {said}); use another mode"
         ) from error
     return compiled

@@ -15,7 +15,7 @@ class OnnxRuntime:
 
     Raises:
         BackendError: a package is missing, or other images than float32 on the CPU.
-        ModelError: no ONNX graph can be made.
+        CompilationError: no ONNX graph can be made.
     """
 
     def __init__(self, graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dynamic: bool) -> None:

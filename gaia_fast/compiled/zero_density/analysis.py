@@ -44,13 +44,14 @@ class Unknown(Exception):
     """The pattern of a node is not known, and why."""
 
 
-def analyse(graph: fx.Graph) -> list[Density | str]:
+def analyse(graph: fx.Graph, thorough: bool = False) -> list[Density | str]:
     """Returns the density of every inspected map of a captured graph, or why there is none.
 
     Args:
         graph: as captured, constants and norms folded.
+        thorough: whether conditions fail for as few images as possible, rather than take as little time as possible.
     """
-    analysis = _Analysis(graph)
+    analysis = _Analysis(graph, thorough)
     found: list[Density | str] = []
     for mark in marks(graph, MAP):
         try:
@@ -92,7 +93,8 @@ _SMOOTH_GATES = {aten.sigmoid.default, aten.softmax.int, aten._softmax.default}
 
 
 class _Analysis:
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, thorough: bool) -> None:
+        self._thorough = thorough
         self._result = logits_node(graph)
         self._known: dict[fx.Node, Density | Unknown] = {}
         for node in reversed(graph.nodes):  # readers first, so that no recursion is deep
@@ -231,7 +233,7 @@ class _Analysis:
             if not isinstance(behind.pattern, Everywhere):
                 live = _thin(behind.pattern, zero.flatten(1).any(1))
                 if live is not None:
-                    return Density(Everywhere(), behind.conditions | {Live(live, geometry)})
+                    return Density(Everywhere(), behind.conditions | {Live(live, geometry, self._thorough)})
         unusable = tuple(zero.flatten(1).any(1).nonzero().flatten().tolist())
         if isinstance(behind.pattern, Everywhere):
             if not covered or unusable:

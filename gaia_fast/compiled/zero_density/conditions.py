@@ -16,18 +16,20 @@ class Live:
     """What must be true of an image: every position is in a window with a non-zero channel of `of`.
 
     Where windows overlap, a grid of positions that has one in each window is looked at, a ninth of all for 3x3: an
-    image fails where a window is zero, or where its position of the grid is.
+    image fails where a window is zero, or where its position of the grid is. `thorough` looks at all of them, so that
+    images fail that must.
     """
 
     of: Pattern
     geometry: Geometry
+    thorough: bool = False
 
     def nodes(self) -> set[fx.Node]:
         return self.of.nodes()
 
     def value(self, values: Values) -> Tensor:
         """(N,), positive where it is true."""
-        begin, step = self.geometry.grid()
+        begin, step = (0, 1) if self.thorough else self.geometry.grid()
         y = largest_tells(self.of, values)
         if y is not None:
             live = y[:, :, begin::step, begin::step].amax(1, keepdim=True)

@@ -1,0 +1,56 @@
+"""`gaia-fast export`: prediction and score as one file that needs neither this package nor Python."""
+
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+from gaia_fast.cli import output
+from gaia_fast.cli.images import blank_images, first_images
+from gaia_fast.cli.options import DetectorOptions, ModelOptions, detector_options, model_options, preset_option
+from gaia_fast.compiled.export import FORMATS
+from gaia_fast.evaluation import model_input
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@model_options
+@preset_option
+@detector_options(default=("gaia-z",), single=True, engines=False)
+@click.option("--images", metavar="SOURCE", help="Images to check the program on before it is written; else noise.")
+@click.option("--size", metavar="H[xW]", help="Size of the input, where no images are given.")
+@click.option("--threshold", type=float, help="Put into the file; scores above it are out of distribution.")
+def export(
+    file: Path,
+    model: ModelOptions,
+    preset: str,
+    detectors: DetectorOptions,
+    images: str | None,
+    size: str | None,
+    threshold: float | None,
+) -> None:
+    """Writes FILE, model.onnx or model.pt2: images in, logits and score out, for any number of images.
+
+    An .onnx file runs in onnxruntime and holds standard operators alone; a .pt2 file is an AOTInductor package, for
+    PyTorch's C++ library. Threshold, method and layers are in the file's metadata. The score of an image that the
+    program cannot score is NaN.
+    """
+    if images is not None and size is not None:
+        raise click.UsageError("give --images or --size, not both")
+    if file.suffix not in FORMATS:
+        raise click.BadParameter(f"{file} ends in neither of {', '.join(FORMATS)}", param_hint="FILE")
+    network = model.load()
+    x = _example(images, size, preset)
+    (detector,) = detectors.build(network).values()
+    detector.threshold = threshold
+    written = detector.export(file, model_input(network, x))
+    output.note(f"checked on {x.shape[0]} {'images' if images else 'images of noise'} of {tuple(x.shape[1:])}")
+    click.echo(f"{written}: {written.stat().st_size / 2**20:.1f} MiB")
+
+
+def _example(images: str | None, size: str | None, preset: str) -> Tensor:
+    if images is not None:
+        return first_images(images, preset, 8)
+    blank = blank_images(size, preset)
+    return torch.randn((8, *blank.shape[1:]), generator=torch.Generator().manual_seed(0))
