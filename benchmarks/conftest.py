@@ -1,7 +1,8 @@
 """What every benchmark shares: interleaving with what it is compared to, and the table and JSON at the end.
 
 Each measured call is preceded by one call of its baseline, so that both see the same machine; the ratio quoted is the
-median over these pairs. Set OMP_WAIT_POLICY=PASSIVE (`make bench` does): busy-waiting threads stall each other.
+median over these pairs. Where both have threads of their own (`settle`), each is called once more before it is timed.
+Set OMP_WAIT_POLICY=PASSIVE (`make bench` does): busy-waiting threads stall each other.
 """
 
 import json
@@ -34,21 +35,29 @@ ROWS: pytest.StashKey[list[dict]] = pytest.StashKey()
 
 @pytest.fixture
 def against(request: pytest.FixtureRequest, benchmark: Callable) -> Measure:
-    """`against(baseline, run, rounds)`: times `run`, each round after one call of `baseline`; records the ratio.
+    """`against(baseline, run, ...)`: times `run`, each round after one call of `baseline`; records the ratio.
 
     A ratio below 1 means that `run` is faster. `goal` is the ratio that the project aims at, if it names one.
     """
 
     def measure(
-        baseline: Callable[[], object], run: Callable[[], object], rounds: int = 15, goal: float | None = None
+        baseline: Callable[[], object],
+        run: Callable[[], object],
+        rounds: int = 15,
+        goal: float | None = None,
+        settle: bool = False,
     ) -> None:
         before: list[float] = []
         spent: list[float] = []
 
         def time_baseline() -> None:
+            if settle:
+                baseline()
             start = time.perf_counter()
             baseline()
             before.append(time.perf_counter() - start)
+            if settle:
+                run()
 
         def timed_run() -> None:
             start = time.perf_counter()

@@ -1,19 +1,14 @@
 """The hooks engine on networks that other people wrote: torchvision's and timm's, with random weights."""
 
 import copy
-import warnings
 
 import pytest
 import torch
-from torch import nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.errors import LayerError
 
-import torchvision_schemas  # noqa: F401  (before torchvision)
-
-torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed (see `make test`)")
-timm = pytest.importorskip("timm", reason="timm is not installed (see `make test`)")
+from architectures import create
 
 # Name -> the number of inspected layers, the head, and the module that A_last comes from.
 SCORED = {
@@ -32,20 +27,6 @@ SCORED = {
     "timm/mobilenetv3_small_050": (34, "classifier", "act2"),
 }
 REFUSED = ["torchvision/convnext_tiny", "torchvision/squeezenet1_0", "timm/vit_tiny_patch16_224"]
-
-
-def create(name: str) -> nn.Module:
-    library, architecture = name.split("/")
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # googlenet announces another initialisation
-        factory = torchvision.models.get_model if library == "torchvision" else timm.create_model
-        model = factory(architecture)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    return model.eval()
 
 
 @pytest.mark.parametrize("name", SCORED)

@@ -6,6 +6,7 @@ import pytest
 from gaia_fast import GaiaZ
 
 DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
+EAGER = ("--engine", "reference", "--engine", "hooks")  # what need not be compiled
 
 
 def read():
@@ -22,7 +23,7 @@ def test_passes(run, digits_npz):
     assert record["images"] == 5
     ran = [check for check in record["checks"] if check["passed"] is not None]
     assert {(check["method"], check["engine"]) for check in ran} >= {
-        (method, engine) for method in ("gaia-a", "gaia-z") for engine in ("reference", "hooks")
+        (method, engine) for method in ("gaia-a", "gaia-z") for engine in ("reference", "hooks", "compiled", "export")
     }
     assert all(check["score_error"] <= check["limit"] for check in ran)
     for check in record["checks"]:
@@ -33,7 +34,7 @@ def test_passes(run, digits_npz):
 
 
 def test_limit_is_64_images_by_default(run, digits_npz):
-    assert run("validate", digits_npz, *DIGITS, "--method", "gaia-z", "--json", "out.json").exit_code == 0
+    assert run("validate", digits_npz, *DIGITS, *EAGER, "--method", "gaia-z", "--json", "out.json").exit_code == 0
     assert read()["images"] == 40
     assert read()["options"]["limit"] == 64
 
@@ -47,7 +48,7 @@ def test_wrong_scores_fail(run, folder, request, monkeypatch):
         return dataclasses.replace(out, score=out.score * 1.001) if self._backend == "torch" else out
 
     monkeypatch.setattr(GaiaZ, "score", score)
-    found = run("validate", request.getfixturevalue(folder), *DIGITS, "--json", "out.json")
+    found = run("validate", request.getfixturevalue(folder), *DIGITS, *EAGER, "--json", "out.json")
     assert found.exit_code == 1  # also where images are unreadable: a failure weighs more
     assert found.stdout.splitlines()[-1] == "FAILED"
     assert "FAIL" in found.stdout
@@ -56,7 +57,9 @@ def test_wrong_scores_fail(run, folder, request, monkeypatch):
 
 
 def test_unreadable_images(run, damaged_folder):
-    found = run("validate", damaged_folder, *DIGITS, "--method", "gaia-a", "--layers", "layer4", "--json", "out.json")
+    found = run(
+        "validate", damaged_folder, *DIGITS, *EAGER, "--method", "gaia-a", "--layers", "layer4", "--json", "out.json"
+    )
     assert found.exit_code == 3
     assert read()["images"] == 6
     assert read()["float64_counts"] is None
@@ -64,7 +67,7 @@ def test_unreadable_images(run, damaged_folder):
 
 
 def test_layers_and_options_reach_the_checks(run, digits_folder):
-    arguments = ("validate", digits_folder, *DIGITS, "--json", "out.json", "--limit", "2")
+    arguments = ("validate", digits_folder, *DIGITS, *EAGER, "--json", "out.json", "--limit", "2")
     assert run(*arguments, "--layers", "gaia-z=layer4", "--fusion", "top1").exit_code == 0
     assert read()["channels"] == 2 * 3 * 64
     assert read()["options"]["fusion"] == "top1"
@@ -73,5 +76,8 @@ def test_layers_and_options_reach_the_checks(run, digits_folder):
     assert "did you mean 'layer4'" in found.stderr
 
 
-def test_engines_are_not_chosen(run, digits_folder):
-    assert run("validate", digits_folder, *DIGITS, "--engine", "hooks").exit_code == 2
+def test_what_is_checked_can_be_chosen(run, digits_folder):
+    arguments = ("--method", "gaia-a", "--limit", "2", "--engine", "hooks", "--json", "out.json")
+    assert run("validate", digits_folder, *DIGITS, *arguments).exit_code == 0
+    assert {check["engine"] for check in read()["checks"]} == {"hooks"}
+    assert run("validate", digits_folder, *DIGITS, "--engine", "fast").exit_code == 2

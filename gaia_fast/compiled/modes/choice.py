@@ -60,6 +60,9 @@ def make_runner(mode: str, program: Program, example: Tensor, dynamic: bool) -> 
         runner = OnnxRuntime(program.graph, program.outputs, example, dynamic)
     else:
         runner = Eager(program.graph)
+    images = example.shape[0]
+    if not dynamic:
+        return FixedSizes(None, {images: runner.prepare(images) if isinstance(runner, FixedSizes) else runner})
     if isinstance(runner, FixedSizes):
-        runner.prepare(example.shape[0])
+        runner.prepare(images)
     return runner

@@ -1,7 +1,7 @@
 """Any number of images, where a program is made for fixed numbers of them."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,17 +13,23 @@ class FixedSizes:
     """Keeps a runner for each number of images prepared; others are filled up with copies of the last image, or split.
 
     Images do not see each other in a program, so what is added changes nothing of the results.
+
+    Args:
+        make: makes the runner for a number of images; None where there are those of `runners` alone.
+        runners: by number of images.
     """
 
-    def __init__(self, make: Callable[[int], Runner]) -> None:
+    def __init__(self, make: Callable[[int], Runner] | None, runners: Mapping[int, Runner] | None = None) -> None:
         self._make = make
-        self._runners: dict[int, Runner] = {}
+        self._runners: dict[int, Runner] = dict(runners or {})
         self._lock = threading.Lock()
 
     def prepare(self, images: int) -> Runner:
-        """Makes the runner for a number of images, unless it is there."""
+        """Makes the runner for a number of images, unless it is there or cannot be made; returns what runs them."""
         with self._lock:
             if images not in self._runners:
+                if self._make is None:
+                    return self
                 self._runners[images] = self._make(images)
             return self._runners[images]
 

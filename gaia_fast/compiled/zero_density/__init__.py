@@ -5,7 +5,7 @@ a closed unit stops it, and elsewhere it is a sum of products of weights that ar
 accident of rounding. So the *pattern* of non-zeros follows rules of its own, backwards through the graph:
 
     logits                       every entry of A that some path reaches
-    ReLU, ReLU6                  open units only: the pattern behind it, where the unit is open
+    ReLU, ReLU6, sigmoid         open units only: the pattern behind it, where the unit is open
     add, scale, norm             as behind it
     concatenation                the slice of it
     group norm                   everything, if each group has a non-zero entry

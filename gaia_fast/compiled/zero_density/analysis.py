@@ -19,6 +19,7 @@ from gaia_fast.compiled.zero_density.patterns import (
     Open,
     Pattern,
     Slice,
+    Somewhere,
     Union,
     Windows,
     Without,
@@ -89,7 +90,7 @@ _RESHAPING = {
     aten.channel_shuffle.default,
 }
 _AVERAGING = {aten.mean.dim, aten.adaptive_avg_pool2d.default}
-_SMOOTH_GATES = {aten.sigmoid.default, aten.softmax.int, aten._softmax.default}
+_SMOOTH = {aten.softmax.int, aten._softmax.default}
 
 
 class _Analysis:
@@ -149,6 +150,8 @@ class _Analysis:
             return self.behind(user)
         if target in (aten.relu.default, aten.relu_.default):
             return self._gate(user, 0.0, inf)
+        if target is aten.sigmoid.default:  # flat where it is 0 or 1 to rounding
+            return self._gate(user, 0.0, 1.0)
         if target is aten.relu6.default:
             return self._gate(user, 0.0, 6.0)
         if target in (aten.hardtanh.default, aten.clamp.default):
@@ -177,7 +180,7 @@ class _Analysis:
             if isinstance(behind.pattern, Everywhere):
                 return behind
             raise Unknown(f"{_name(user)} moves the entries of a map that is zero in places")
-        if target in _SMOOTH_GATES:
+        if target in _SMOOTH:
             behind = self.behind(user)
             if isinstance(behind.pattern, Everywhere):
                 return behind
@@ -215,6 +218,8 @@ class _Analysis:
         # A factor a channel: it gets the sum over the positions of that channel, of gradient times map.
         if isinstance(behind.pattern, Everywhere):
             return behind
+        if node.meta["val"].ndim == 4 and tuple(mine[2:]) == (1, 1):
+            return Density(Somewhere(behind.pattern), behind.conditions)
         raise Unknown(f"{_name(user)} sums over a map that is zero in places")
 
     def _convolution(self, user: fx.Node, node: fx.Node) -> Density:
@@ -234,6 +239,8 @@ class _Analysis:
                 live = _thin(behind.pattern, zero.flatten(1).any(1))
                 if live is not None:
                     return Density(Everywhere(), behind.conditions | {Live(live, geometry, self._thorough)})
+        if geometry.groups == 1 and bool(zero.flatten(1).any(1).all()):
+            raise Unknown(f"{_name(user)} has weights that are exactly zero")
         unusable = tuple(zero.flatten(1).any(1).nonzero().flatten().tolist())
         if isinstance(behind.pattern, Everywhere):
             if not covered or unusable:

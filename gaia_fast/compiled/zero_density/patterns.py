@@ -142,6 +142,19 @@ class Windows(Pattern):
 
 
 @dataclass(frozen=True)
+class Somewhere(Pattern):
+    """The channels that have a position in another pattern: (N, K, 1, 1)."""
+
+    of: Pattern
+
+    def nodes(self) -> set[fx.Node]:
+        return self.of.nodes()
+
+    def mask(self, values: Values) -> Tensor:
+        return self.of.mask(values).to(torch.float32).amax((2, 3), keepdim=True) > 0
+
+
+@dataclass(frozen=True)
 class Without(Pattern):
     """A pattern less some channels."""
 

@@ -1,0 +1,26 @@
+"""Networks that other people wrote, torchvision's and timm's, with random weights."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import torchvision_schemas  # noqa: F401  (before torchvision)
+
+torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed (see `make test`)")
+timm = pytest.importorskip("timm", reason="timm is not installed (see `make test`)")
+
+
+def create(name: str) -> nn.Module:
+    library, architecture = name.split("/")
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # googlenet announces another initialisation
+        factory = torchvision.models.get_model if library == "torchvision" else timm.create_model
+        model = factory(architecture)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval()

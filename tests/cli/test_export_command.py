@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from gaia_fast.compiled.export import read_metadata
+from gaia_fast.compiled.loading import load
+from gaia_fast.data import load_images
+from gaia_fast.evaluation import make_detector, model_input
+from gaia_fast.models import digits_resnet
+
+DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
+
+
+@pytest.mark.parametrize("method", ["gaia-z", "gaia-a"])
+def test_a_file_that_scores(run, digits_npz, tmp_path, method):
+    path = tmp_path / "model.onnx"
+    arguments = ("--method", method, "--images", digits_npz, "--threshold", "2.5")
+    found = run("export", path, *DIGITS, *arguments)
+    assert found.exit_code == 0, found.output
+    assert found.stdout.startswith(f"{path}: ")
+    assert "checked on 8 images of" in found.stderr
+    assert float(read_metadata(path)["threshold"]) == 2.5
+    model = digits_resnet(pretrained=True)
+    x = model_input(model, next(load_images(str(digits_npz), "digits").batches(40)).images)
+    _, score = load(path)(x)
+    torch.testing.assert_close(score, make_detector(method, model, engine="hooks")(x), rtol=1e-4, atol=0)
+
+
+def test_noise_where_there_are_no_images(run, tmp_path):
+    found = run("export", tmp_path / "model.onnx", *DIGITS, "--size", "8")
+    assert found.exit_code == 0, found.output
+    assert "checked on 8 images of noise" in found.stderr
+
+
+def test_wrong_usage(run, tmp_path, digits_npz):
+    assert run("export", tmp_path / "model.pth", *DIGITS).exit_code == 2
+    assert run("export", tmp_path / "model.onnx", *DIGITS, "--size", "8", "--images", digits_npz).exit_code == 2
+    assert run("export", tmp_path / "model.onnx", "--arch", "resnet34", "--size", "32").exit_code == 2  # no weights

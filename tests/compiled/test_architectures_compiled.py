@@ -1,0 +1,156 @@
+"""What the compiled engine makes of networks that other people wrote; docs/architectures.md is written from this.
+
+`GAIA_FAST_WRITE_DOCS=1 pytest tests/compiled/test_architectures_compiled.py` writes the table anew.
+"""
+
+import copy
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from gaia_fast import GaiaA, GaiaZ, models, reference
+from gaia_fast.errors import CompilationError
+
+import zoo
+from architectures import create
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "architectures.md"
+WRITE = os.environ.get("GAIA_FAST_WRITE_DOCS") == "1"
+
+BUILT_IN = ["resnet18", "resnet34", "wrn_40_2", "digits_resnet"]
+TORCHVISION = [
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+    "vgg11_bn",
+    "densenet121",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "googlenet",
+    "inception_v3",
+    "shufflenet_v2_x0_5",
+    "mnasnet0_5",
+    "efficientnet_b0",
+]
+TIMM = [
+    "seresnet18",
+    "resnetv2_50x1_bit",
+    "resnetrs50",
+    "regnety_002",
+    "mobilenetv3_small_050",
+    "hrnet_w18_small",
+    "dla34",
+    "res2net50_26w_4s",
+    "cspresnet50",
+    "legacy_xception",
+    "repvgg_a0",
+    "resnet26d",
+    "ecaresnet26t",
+    "skresnet18",
+    "selecsls42b",
+]
+NAMES = [
+    *(f"gaia_fast/{name}" for name in BUILT_IN),
+    "gaia_fast/BiT-S, narrow",
+    *(f"torchvision/{name}" for name in TORCHVISION),
+    *(f"timm/{name}" for name in TIMM),
+]
+
+INTRODUCTION = """# Architectures
+
+What the compiled engine does for each network, with random weights and noise for images. The test that writes this
+table (`tests/compiled/test_architectures_compiled.py`) compares every score with the float64 reference: GAIA-A to 1e-5
+and GAIA-Z to 1e-4, or twice what plain PyTorch is itself off by where that is more. Hooks score all of them too.
+
+GAIA-Z: "forward" are maps whose densities are counted in the forward pass; "adjoint" those whose gradient is computed,
+with the commonest reason. What is counted forward with random weights may need the adjoint with trained ones, and the
+other way round: `print(detector.plan(images))` says it for yours.
+
+| network | input | maps | GAIA-A | GAIA-Z | why not forward |
+|---|---|---|---|---|---|
+"""
+
+# name -> the row of the table, as the tests of this session find it.
+ROWS: dict[str, str] = {}
+
+
+def build(name: str) -> nn.Module:
+    library, architecture = name.split("/")
+    if library != "gaia_fast":
+        return create(name)
+    torch.manual_seed(0)
+    if architecture.startswith("BiT"):
+        return zoo.build("small_bit")
+    return models.ARCHITECTURES[architecture]().eval()
+
+
+def size_of(name: str) -> int:
+    if name.startswith("gaia_fast/"):
+        return 8 if "digits" in name else 32
+    return 96 if "inception" in name or "xception" in name else 64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def document() -> Iterator[None]:
+    yield
+    if WRITE:
+        DOCUMENT.write_text(INTRODUCTION + "".join(f"{ROWS[name]}\n" for name in NAMES if name in ROWS))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_scores_equal_the_reference(name: str) -> None:
+    model, size = build(name), size_of(name)
+    channels = next(iter(model.parameters())).shape[1]
+    x = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
+    double = copy.deepcopy(model).double()
+    ways = {}
+    for detector, method, limit in ((GaiaZ, reference.gaia_z, 1e-4), (GaiaA, reference.gaia_a, 1e-5)):
+        compiled = detector(model, engine="compiled", mode="eager").prepare(x)
+        plan = compiled.plan(x)
+        ways[detector] = plan.ways
+        truth = method(double, x.double()).score
+        plain = (method(model, x).score.double() / truth - 1).abs().max()
+        error = (compiled(x).double() / truth - 1).abs().max()
+        assert error <= max(limit, 2 * plain)
+
+    assert set(ways[GaiaA]) == {"adjoint"}
+    whys = Counter(way.partition(", ")[2] for way in ways[GaiaZ] if way.startswith("adjoint"))
+    forward, adjoint = len(ways[GaiaZ]) - sum(whys.values()), sum(whys.values())
+    counted = " + ".join(f"{n} {what}" for n, what in ((forward, "forward"), (adjoint, "adjoint")) if n)
+    why = whys.most_common(1)[0][0] if whys else ""
+    ROWS[name] = f"| {name} | {size}x{size} | {len(ways[GaiaZ])} | adjoint | {counted} | {why} |"
+    if not WRITE:
+        assert ROWS[name] in DOCUMENT.read_text(), "docs/architectures.md is of another version; see above"
+
+
+class Branching(nn.Module):
+    """Looks at its images to decide what to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.conv(x))
+        if y.sum() > 0:  # which no graph can hold
+            y = y + 1
+        return self.fc(torch.relu(y).mean((2, 3)))
+
+
+def test_a_model_that_is_no_graph_is_refused_with_its_line_and_scored_by_hooks() -> None:
+    model, x = Branching().eval(), torch.randn(2, 3, 8, 8)
+    with pytest.raises(CompilationError, match=rf"Branching cannot be compiled: .* at {__file__}:\d+: .*hooks"):
+        GaiaZ(model, engine="compiled").prepare(x)
+    detector = GaiaZ(model).prepare(x)
+    plan = detector.plan(x)
+    assert plan.engine.name == "hooks"
+    assert "not compiled: Branching cannot be compiled" in plan.engine.why
+    assert torch.equal(detector(x), GaiaZ(model, engine="hooks")(x))

@@ -1,0 +1,194 @@
+"""The compiled engine through the detectors: preparation, fallbacks, changes of the model."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gaia_fast import GaiaA, GaiaZ, hooks, reference
+from gaia_fast.compiled import engine as engine_module
+from gaia_fast.errors import ArgumentError, CompilationError, InputError, ModelError, NonFiniteError
+
+import zoo
+
+
+def sometimes_closed() -> tuple[nn.Module, Tensor, Tensor]:
+    """A model; images for which each window has an open channel; and images for which some have none."""
+    torch.manual_seed(2)
+    layers = [nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), nn.ReLU()]
+    model = zoo.Pooled(nn.Sequential(*layers), 16).eval()
+    nn.init.zeros_(layers[0].bias)
+    nn.init.constant_(layers[4].bias, -0.02)
+    nn.init.zeros_(layers[3].bias)
+    good = zoo.images(4, 8).sign() * 2
+    bad = good[:2].clone()
+    bad[:, :, 2:5, 3] = 0  # the first map is zero there, and so the second below zero in every channel
+    return model, good, bad
+
+
+def test_closed_windows_are_scored_again_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, good, bad = sometimes_closed()
+    detector = GaiaZ(model, engine="compiled", mode="eager").prepare(good)
+    assert set(detector.plan(good).ways) == {"open units"}
+    again: list[int] = []
+
+    def measure(model: nn.Module, x: Tensor, *rest: object) -> object:
+        again.append(x.shape[0])
+        return hooks_measure(model, x, *rest)
+
+    hooks_measure = hooks.measure
+    monkeypatch.setattr(engine_module.hooks, "measure", measure)
+    x = torch.cat([good[:1], bad, good[1:]])
+    out = detector.score(x, return_matrix=True)
+    truth = reference.gaia_z(model, x)
+    assert again == [2]
+    assert torch.allclose(out.score, truth.score, rtol=1e-6)
+    for index, expected in enumerate(truth.abnormality):
+        assert torch.allclose(out.matrix[:, index], expected, rtol=1e-6)
+
+
+def test_a_map_whose_density_fails_on_the_example_gets_its_adjoint() -> None:
+    model, _, bad = sometimes_closed()
+    detector = GaiaZ(model, engine="compiled", mode="eager").prepare(bad)
+    first, second = detector.plan(bad).ways
+    assert first == "adjoint, the example has windows in which every channel is closed"
+    assert second == "open units"
+    assert torch.allclose(detector(bad), reference.gaia_z(model, bad).score, rtol=1e-6)
+
+
+def test_a_wrong_pattern_is_found_on_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    analyse = engine_module.analyse
+    model, x = zoo.build("strided_shortcut"), zoo.images(4)
+    # The second and third map have one shape, and each other's patterns now.
+    monkeypatch.setattr(engine_module, "analyse", lambda *arguments: [(d := analyse(*arguments))[0], d[2], d[1], d[3]])
+    detector = GaiaZ(model, engine="compiled", mode="eager").prepare(x)
+    ways = detector.plan(x).ways
+    assert ways[1] == ways[2] == "adjoint, the reference counts otherwise on the example"
+    assert ways[0] == ways[3] == "open units"
+    assert torch.allclose(detector(x), reference.gaia_z(model, x).score, rtol=1e-6)
+
+
+def test_a_program_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = engine_module.build
+
+    def wrong(*arguments: object) -> object:
+        program = build(*arguments)
+        with torch.no_grad():
+            next(each for each in program.graph.buffers() if each.ndim == 4).mul_(1.5)
+        return program
+
+    monkeypatch.setattr(engine_module, "build", wrong)
+    with pytest.raises(ModelError, match=r"is off by .* from the reference .*engine='hooks' scores it") as caught:
+        GaiaA(zoo.build("parallel"), engine="compiled", mode="eager")(zoo.images(2))
+    assert not isinstance(caught.value, CompilationError)
+
+
+def test_auto_is_hooks_until_prepared() -> None:
+    model, x = zoo.build("parallel"), zoo.images(3)
+    detector = GaiaZ(model, mode="eager")
+    plan = detector.plan(x)
+    assert (plan.engine.name, plan.mode, plan.ways) == ("hooks", None, ())
+    assert "prepare(...)" in plan.engine.why
+    before = detector(x)
+    assert detector.prepare(x) is detector
+    plan = detector.plan(x)
+    assert (plan.engine.name, plan.mode.name, plan.ways) == ("compiled", "eager", ("open units", "open units"))
+    assert "mode     eager: asked for" in str(plan)
+    assert "open units" in str(plan)
+    assert torch.allclose(detector(x), before, rtol=1e-6)
+    assert detector.plan(zoo.images(3, 20)).engine.name == "hooks"  # another size is another program
+
+
+def test_weights_that_change_are_seen() -> None:
+    model, x = zoo.build("strided_shortcut"), zoo.images(3)
+    detector = GaiaA(model, engine="compiled", mode="eager")
+    detector(x)
+    with torch.no_grad():
+        model.residual[0].weight.mul_(1.3)
+    assert torch.allclose(detector(x), reference.gaia_a(model, x).score, rtol=1e-5)
+    model.stem[1].running_mean.add_(0.3)
+    assert torch.allclose(detector(x), reference.gaia_a(model, x).score, rtol=1e-5)
+    model.fc = nn.Linear(12, 4).eval()
+    assert torch.allclose(detector(x), reference.gaia_a(model, x).score, rtol=1e-5)
+    model.double()
+    out = detector.score(x.double())
+    assert out.logits.dtype == torch.float64
+    assert torch.allclose(out.score, reference.gaia_a(model, x.double()).score.float(), rtol=1e-6)
+    model.train()
+    with pytest.raises(ModelError, match="training mode"):
+        detector(x.double())
+
+
+def test_auto_goes_back_to_hooks_when_weights_change() -> None:
+    model, x = zoo.build("parallel"), zoo.images(3)
+    detector = GaiaZ(model, mode="eager").prepare(x)
+    with torch.no_grad():
+        model.left[0].weight.add_(0.1)
+    assert detector.plan(x).engine.name == "hooks"
+    assert torch.allclose(detector(x), reference.gaia_z(model, x).score, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_any_grad_mode_and_frozen_parameters(mode: type[torch.no_grad]) -> None:
+    model, x = zoo.build("strided_shortcut").requires_grad_(False), zoo.images(3)
+    expected = reference.gaia_a(zoo.build("strided_shortcut"), x).score
+    detector = GaiaA(model, engine="compiled", mode="eager")
+    with mode():
+        out = detector.score(x.clone())
+    assert torch.allclose(out.score, expected, rtol=1e-5)
+    assert not out.score.requires_grad
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_refusals_of_input_are_those_of_every_engine() -> None:
+    model, x = zoo.build("parallel"), zoo.images(3)
+    detector = GaiaA(model, engine="compiled", mode="eager").prepare(x)
+    assert detector.score(zoo.images(0)).score.shape == (0,)
+    bad = x.clone()
+    bad[1, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match="images 1 of the batch"):
+        detector(bad)
+    with torch.no_grad():
+        model.fc.weight.zero_()
+        model.fc.bias.zero_()
+    with pytest.raises(NonFiniteError, match="logits are all equal"):
+        detector(x)
+
+
+def test_preparing_what_has_nothing_to_prepare() -> None:
+    for engine in ("hooks", "reference"):
+        with pytest.raises(ArgumentError, match="has nothing to prepare"):
+            GaiaZ(zoo.build("parallel"), engine=engine).prepare(zoo.images(1))
+    with pytest.raises(InputError, match="no images"):
+        GaiaZ(zoo.build("parallel")).prepare(zoo.images(0))
+
+
+def test_autocast_is_refused() -> None:
+    detector = GaiaZ(zoo.build("parallel"), engine="compiled", mode="eager")
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(CompilationError, match="autocast"):
+        detector(zoo.images(2))
+
+
+def test_a_number_of_images_written_into_the_model_is_filled_up() -> None:
+    from test_capture import FixedBatch
+
+    torch.manual_seed(0)
+    model, x = FixedBatch(3).eval(), zoo.images(3)
+    detector = GaiaZ(model, engine="compiled", mode="onnxruntime").prepare(x)
+    truth = reference.gaia_z(model, x).score
+    assert torch.allclose(detector(x), truth, rtol=1e-6)
+    assert torch.allclose(detector(x[:2]), truth[:2], rtol=1e-6)
+    assert torch.allclose(detector(torch.cat([x, x[1:]])), torch.cat([truth, truth[1:]]), rtol=1e-6)
+
+
+def test_folding_flips_only_units_that_are_zero_to_rounding() -> None:
+    """The counts of a program against the reference: where they differ, some unit is zero to rounding."""
+    model, x = zoo.build("wrn_40_2"), zoo.images(8, 32)
+    detector = GaiaZ(model, engine="compiled", mode="eager").prepare(x)
+    out = detector.score(x, return_matrix=True)
+    own = reference.gaia_z(model, x)
+    different = 0
+    for index, (expected, each) in enumerate(zip(own.abnormality, detector.plan(x).maps, strict=True)):
+        gap = (out.matrix[:, index, : each.channels] - expected).abs() * each.area
+        assert float(gap.max()) < 1.5  # one unit of a channel, not a pattern
+        different += int((gap > 0.5).sum())
+    assert different <= 16

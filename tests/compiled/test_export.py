@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_engine import sometimes_closed
+
+from gaia_fast import GaiaA, GaiaZ, reference
+from gaia_fast.compiled.export import FORMATS, read_metadata
+from gaia_fast.compiled.loading import load
+from gaia_fast.errors import ArgumentError, InputError
+
+import zoo
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
+def test_a_file_scores_as_the_detector_does(tmp_path: Path, ending: str, detector: type[GaiaA] | type[GaiaZ]) -> None:
+    model = zoo.build("strided_shortcut")
+    compiled = detector(model)
+    compiled.threshold = 1.25
+    path = compiled.export(tmp_path / f"model{ending}", zoo.images(3))
+    run = load(path)
+    truth = reference.gaia_z if detector is GaiaZ else reference.gaia_a
+    for count in (1, 3, 5):
+        x = zoo.images(count, seed=count)
+        logits, score = run(x)
+        assert score.dtype == torch.float32
+        assert torch.allclose(score, truth(model, x).score, rtol=1e-5)
+        with torch.no_grad():
+            assert torch.allclose(logits, model(x), rtol=1e-4, atol=1e-5)
+    metadata = read_metadata(path)
+    assert float(metadata["threshold"]) == 1.25
+    assert json.loads(metadata["method"])["name"] == compiled.method.name
+    assert json.loads(metadata["layers"]) == ["stem.1", "residual.1", "residual.4", "shortcut.1"]
+    assert json.loads(metadata["images"]) == [None, 3, 16, 16]
+
+
+def test_onnx_holds_standard_operators_alone_with_named_ends(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    for name in ("vgg_like", "small_bit", "group_norm"):
+        path = GaiaA(zoo.build(name)).export(tmp_path / f"{name}.onnx", zoo.images(2, zoo.image_size(name)))
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+        assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+        assert not model.functions
+        assert [each.name for each in model.graph.input] == ["images"]
+        assert [each.name for each in model.graph.output] == ["logits", "score"]
+        assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+        assert {each.key for each in model.metadata_props} >= {"threshold", "method", "layers", "images", "gaia_fast"}
+
+
+def test_what_a_file_cannot_score_is_no_number(tmp_path: Path) -> None:
+    model, good, bad = sometimes_closed()
+    run = load(GaiaZ(model).export(tmp_path / "model.onnx", good))
+    _, score = run(torch.cat([good, bad]))
+    assert torch.allclose(score[: len(good)], reference.gaia_z(model, good).score, rtol=1e-5)
+    assert bool(score[len(good) :].isnan().all())
+
+
+def test_refusals(tmp_path: Path) -> None:
+    detector = GaiaZ(zoo.build("parallel"))
+    with pytest.raises(ArgumentError, match=r"model\.pth ends in neither of"):
+        detector.export(tmp_path / "model.pth", zoo.images(2))
+    with pytest.raises(ArgumentError, match="the folder .* does not exist"):
+        detector.export(tmp_path / "no" / "model.onnx", zoo.images(2))
+    with pytest.raises(InputError, match="no images"):
+        detector.export(tmp_path / "model.onnx", zoo.images(0))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,121 @@
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from gaia_fast import GaiaA, GaiaZ, reference
+from gaia_fast.compiled.modes import MODES, FixedSizes
+from gaia_fast.errors import ArgumentError, BackendError
+
+import zoo
+
+HERE = [mode for mode in MODES if mode != "cudagraph"]
+
+
+@pytest.mark.parametrize("mode", HERE)
+@pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
+def test_every_mode_scores_any_number_of_images(mode: str, detector: type[GaiaA] | type[GaiaZ]) -> None:
+    model = zoo.build("strided_shortcut")
+    compiled = detector(model, engine="compiled", mode=mode).prepare(zoo.images(4))
+    truth = reference.gaia_z if detector is GaiaZ else reference.gaia_a
+    for count in (4, 1, 3, 9):
+        x = zoo.images(count, seed=count)
+        out = compiled.score(x)
+        assert torch.allclose(out.score, truth(model, x).score, rtol=1e-5)
+        with torch.no_grad():
+            assert torch.allclose(out.logits, model(x), rtol=1e-4, atol=1e-5)
+    assert compiled.plan(zoo.images(2)).mode.name == mode
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mode", ["eager", "inductor"])
+def test_half_precision(dtype: torch.dtype, mode: str) -> None:
+    model, x = zoo.build("strided_shortcut", dtype), zoo.images(4, dtype=dtype)
+    truth = reference.gaia_a(zoo.build("strided_shortcut").double(), x.double()).score
+    own = (reference.gaia_a(model, x).score / truth - 1).abs().max()
+    found = GaiaA(model, engine="compiled", mode=mode)(x)
+    assert found.dtype == torch.float32
+    assert (found / truth - 1).abs().max() <= max(2 * own, 4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("mode", ["eager", "inductor"])
+def test_channels_last(mode: str) -> None:
+    model = zoo.build("vgg_like").to(memory_format=torch.channels_last)
+    x = zoo.images(3).to(memory_format=torch.channels_last)
+    found = GaiaA(model, engine="compiled", mode=mode)(x)
+    assert torch.allclose(found, reference.gaia_a(model, x).score, rtol=1e-5)
+
+
+def test_auto_says_why() -> None:
+    choice = GaiaZ(zoo.build("parallel"), engine="compiled").plan(zoo.images(2)).mode
+    assert choice.name == "onnxruntime"
+    assert "fastest measured" in choice.why
+    choice = (
+        GaiaZ(zoo.build("parallel", torch.float64), engine="compiled").plan(zoo.images(2, dtype=torch.float64)).mode
+    )
+    assert choice.name == "eager"
+
+
+def test_modes_that_cannot_run_here_say_why() -> None:
+    with pytest.raises(ArgumentError, match=r"mode='fast' does not exist; choose from \('auto', 'eager'"):
+        GaiaZ(zoo.build("parallel"), mode="fast")
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match="mode='cudagraph' needs a CUDA device"):
+            GaiaZ(zoo.build("parallel"), engine="compiled", mode="cudagraph")(zoo.images(2))
+    half = zoo.build("parallel", torch.bfloat16)
+    with pytest.raises(BackendError, match="mode='onnxruntime' takes float32 images on the CPU"):
+        GaiaZ(half, engine="compiled", mode="onnxruntime")(zoo.images(2, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("mode", HERE)
+def test_threads_do_not_disturb_each_other(mode: str) -> None:
+    model = zoo.build("strided_shortcut")
+    detector = GaiaA(model, engine="compiled", mode=mode).prepare(zoo.images(2))
+    batches = [zoo.images(2, seed=seed) for seed in range(6)]
+    expected = [detector(x) for x in batches]
+    found: dict[int, Tensor] = {}
+
+    def run(index: int) -> None:
+        for _ in range(5):
+            found[index] = detector(batches[index])
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(batches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.allclose(found[index], expected[index], rtol=1e-6) for index in range(len(batches)))
+
+
+class Recorder:
+    """A runner for a number of images that notes what it was given."""
+
+    def __init__(self, size: int, calls: list[int]) -> None:
+        self.size, self.calls = size, calls
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        assert x.shape[0] == self.size
+        self.calls.append(self.size)
+        return (x.sum((1, 2, 3)), x[:, 0])
+
+
+def test_sizes_are_filled_up_to_the_next_or_split() -> None:
+    calls: list[int] = []
+    runner = FixedSizes(lambda size: Recorder(size, calls))
+    x = zoo.images(11)
+    runner(x[:4])  # nothing is prepared: made for as many
+    runner.prepare(8)
+    for count, expected in ((3, [4]), (4, [4]), (5, [8]), (8, [8]), (9, [8, 4]), (11, [8, 4])):
+        calls.clear()
+        total, channel = runner(x[:count])
+        assert calls == expected
+        torch.testing.assert_close(total, x[:count].sum((1, 2, 3)))
+        assert torch.equal(channel, x[:count, 0])
+
+
+def test_no_warnings_reach_the_user() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        GaiaA(zoo.build("parallel"), engine="compiled", mode="onnxruntime")(zoo.images(2))

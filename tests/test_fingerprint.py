@@ -1,0 +1,51 @@
+import pytest
+import torch
+from torch import nn
+
+from gaia_fast import fingerprint
+
+import zoo
+
+
+def test_nothing_changed() -> None:
+    model = zoo.build("vgg_like")
+    modules = list(model.modules())
+    for look in (fingerprint.structure, fingerprint.weights):
+        before = look(modules)
+        with torch.no_grad():
+            model(zoo.images(2))
+        assert look(modules) == before
+
+
+CHANGES = {
+    "training": lambda model: model.features[1].train(),
+    "replaced": lambda model: setattr(model, "pool", nn.AvgPool2d(4)),
+    "taken out": lambda model: setattr(model, "pool", None),
+    "put in": lambda model: model.features.append(nn.ReLU()),
+    "statistics lost": lambda model: setattr(model.features[1], "running_var", None),
+}
+WRITES = {
+    "in place, no_grad": lambda model: torch.no_grad()(lambda: model.features[0].weight.mul_(2))(),
+    "replaced": lambda model: setattr(model.features[0], "weight", nn.Parameter(torch.zeros(8, 3, 3, 3))),
+    "buffer": lambda model: model.features[1].running_mean.add_(1),
+    "moved": lambda model: model.double(),
+    "loaded": lambda model: model.load_state_dict(zoo.build("vgg_like").state_dict()),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_structure_that_changes_is_seen(name: str) -> None:
+    model = zoo.build("vgg_like")
+    modules = list(model.modules())
+    before = fingerprint.structure(modules)
+    CHANGES[name](model)
+    assert fingerprint.structure(modules) != before
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_weights_that_change_are_seen(name: str) -> None:
+    model = zoo.build("vgg_like")
+    modules = list(model.modules())
+    before = fingerprint.weights(modules)
+    WRITES[name](model)
+    assert fingerprint.weights(modules) != before
