@@ -76,7 +76,8 @@ dev: $(VENV)/test-tools
 	rm -f $(VENV)/installed
 
 bench: $(VENV)/test-tools
-	$(BIN)/pytest benchmarks --benchmark-disable-gc -q --results benchmarks/results/cpu.json
+	$(BIN)/pytest benchmarks/test_engines.py benchmarks/test_kernels.py --benchmark-disable-gc -q --results benchmarks/results/cpu.json
+	$(BIN)/pytest benchmarks/test_compiled.py --benchmark-disable-gc -q --results benchmarks/results/compiled-cpu.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -23,4 +23,6 @@ def create(name: str) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
+            if module.weight is not None:  # timm begins training with residual branches at zero, and nobody ends there
+                module.weight.data[module.weight == 0] = 1
     return model.eval()

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command of at most ten minutes, without a network: builds for this GPU, tests,
-# checks for bad accesses and races, times each kernel. Figures go to benchmarks/results/<gpu>/kernels.json; everything
-# is also left in $OUT where that is set.
+# Everything that needs a GPU, in two commands of at most ten minutes each, without a network:
+#   run.sh           builds for this GPU, tests, checks for bad accesses and races, times each kernel
+#   run.sh engines   builds, and times the engines beside the plain prediction: compiling takes most of the time
+# Figures belong into benchmarks/results/<gpu>/{kernels,engines}.json; everything is left in $OUT where that is set.
 #
 # Needs: Python 3.10 to 3.12 with torch 2.10 to 2.13 for CUDA, its Triton (3.6 or 3.7), pytest, pytest-benchmark,
 # hypothesis, scikit-build-core, setuptools and pybind11; nvcc, CMake, Ninja. pytest-xdist and compute-sanitizer are used
 # where they are.
 set -uo pipefail
+WHAT=${1:-kernels}
 ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-$ROOT/build/gpu}
@@ -30,6 +32,23 @@ export GAIA_FAST_CUDA=on GAIA_FAST_CUDA_ARCHITECTURES="$capability-real" OMP_WAI
 # Into a folder of its own, so that neither the source tree nor another installation is what is tested.
 step build 120 "$PYTHON" -m pip install --quiet --no-build-isolation --no-deps --target "$OUT/package" --upgrade "$ROOT"
 export PYTHONPATH="$OUT/package"
+
+finish() {
+  rm -rf "$OUT/package"
+  if ((${#failed[@]})); then
+    echo "FAILED: ${failed[*]}"
+    exit 1
+  fi
+  echo "everything passed in $SECONDS s"
+  exit 0
+}
+
+if [[ $WHAT == engines ]]; then
+  step engines 460 "$PYTHON" "$ROOT/benchmarks/gpu/engines.py" --out "$OUT/engines.json" --seconds 430
+  cat "$OUT/engines.log"
+  finish
+fi
+
 pytest=("$PYTHON" -m pytest -q -p no:cacheprovider -c "$ROOT/pyproject.toml" --rootdir "$ROOT")
 ops="$ROOT/tests/ops"
 
@@ -50,9 +69,4 @@ fi
 
 step kernels 240 "$PYTHON" "$ROOT/benchmarks/gpu/kernels.py" --out "$OUT/kernels.json"
 cat "$OUT/kernels.log"
-rm -rf "$OUT/package"
-if ((${#failed[@]})); then
-  echo "FAILED: ${failed[*]}"
-  exit 1
-fi
-echo "everything passed in $SECONDS s"
+finish

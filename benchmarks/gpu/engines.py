@@ -1,0 +1,166 @@
+"""Times every engine on this GPU beside the plain prediction and the authors' way, and writes one table.
+
+Networks: ResNet34 at 32x32 with 1, 8, 128 and 512 images, and torchvision's ResNet-50 at 224x224 where it is installed;
+float32 as PyTorch has it by default, and bfloat16. Medians of CUDA events, after warming up, rows of one case in turns.
+Compiling takes most of the time: cases that no longer fit in `--seconds` are named and left out.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import gaia_fast
+from gaia_fast import GaiaA, GaiaZ
+from gaia_fast.compiled.capture import capture
+from gaia_fast.compiled.fold import fold_constants, fold_norms
+from gaia_fast.compiled.modes import make_runner
+from gaia_fast.compiled.program import Program
+from gaia_fast.errors import GaiaError
+from gaia_fast.models import resnet34
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from authors import Authors
+
+MODES = ("eager", "inductor", "cudagraph")
+BACKENDS = ("torch", "triton", "cuda")
+
+
+def cases() -> list[tuple[str, torch.dtype, int, int]]:
+    """(network, dtype, images, side); what the goals name comes first."""
+    both = (torch.bfloat16, torch.float32)
+    found = [("resnet34", dtype, images, 32) for images in (1, 128) for dtype in both]
+    found += [("resnet50", dtype, 64, 224) for dtype in both]
+    return found + [("resnet34", dtype, images, 32) for images in (8, 512) for dtype in both]
+
+
+def build(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name == "resnet34":
+        return resnet34(num_classes=10).eval().cuda()
+    import torchvision
+
+    return torchvision.models.resnet50().eval().cuda()
+
+
+def plain_program(model: nn.Module, x: Tensor) -> Program:
+    captured = capture(model, x, [], False, None)
+    for fold in (fold_constants, fold_norms, fold_constants):
+        fold(captured.graph)
+    return Program(captured.graph, ("logits",), ())
+
+
+def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> dict[str, Callable[[], object]]:
+    """What is timed, by name; what cannot be made is named on stderr."""
+    late = ["layer4"] if name == "resnet50" else ["layer3", "layer4"]
+    wanted: dict[str, Callable[[], Callable[[], object]]] = {
+        "plain, eager": lambda: lambda: no_grad(model, x),
+        "plain, CUDA graph": lambda: bind(make_runner("cudagraph", plain_program(model, x), x, True), x),
+        "plain, torch.compile": lambda: bind(make_runner("inductor", plain_program(model, x), x, True), x),
+    }
+    methods = {"GAIA-Z": (GaiaZ, None), f"GAIA-A {'+'.join(late)}": (GaiaA, late)}
+    for title, (detector, layers) in methods.items():
+        if name == "resnet34":  # without in-place ReLUs, as the authors' way needs
+            way = "gaia_z" if detector is GaiaZ else "gaia_a"
+            wanted[f"{title}, authors' way"] = lambda way=way, layers=layers: bind(
+                getattr(Authors(model, layers, x), way), x
+            )
+        for mode in reversed(MODES):
+            wanted[f"{title}, compiled, {mode}"] = lambda make=detector, layers=layers, mode=mode: bind(
+                make(model, layers=layers, engine="compiled", mode=mode).prepare(x).score, x
+            )
+        for backend in BACKENDS:
+            wanted[f"{title}, hooks, {backend}"] = lambda make=detector, layers=layers, backend=backend: bind(
+                make(model, layers=layers, engine="hooks", backend=backend).score, x
+            )
+    found = {}
+    for title, make in wanted.items():
+        if left() < 30:
+            print(f"left out for want of time: {title}", file=sys.stderr)
+            continue
+        try:
+            found[title] = make()
+            found[title]()
+        except (GaiaError, RuntimeError) as error:
+            found.pop(title, None)
+            print(f"cannot run: {title}: {str(error).splitlines()[0]}", file=sys.stderr)
+    return found
+
+
+def bind(run: Callable[[Tensor], object], x: Tensor) -> Callable[[], object]:
+    return lambda: run(x)
+
+
+@torch.no_grad()
+def no_grad(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x)
+
+
+def milliseconds(run: Callable[[], object]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def measure(found: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    times: dict[str, list[float]] = {title: [] for title in found}
+    for _ in range(3):
+        for run in found.values():
+            run()
+    torch.cuda.synchronize()
+    for _ in range(rounds):
+        for title, run in found.items():
+            times[title].append(milliseconds(run))
+    return {title: statistics.median(each) for title, each in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=540)
+    arguments = parser.parse_args()
+    begin = time.monotonic()
+
+    def left() -> float:
+        return arguments.seconds - (time.monotonic() - begin)
+
+    rows = []
+    for name, dtype, images, side in cases():
+        title = f"{name}, {str(dtype).removeprefix('torch.')}, {images} x {side}x{side}"
+        if left() < 60:
+            print(f"left out for want of time: {title}", file=sys.stderr)
+            continue
+        try:
+            model = build(name).to(dtype)
+        except ImportError as error:
+            print(f"left out: {title}: {error}", file=sys.stderr)
+            continue
+        x = torch.randn(images, 3, side, side, device="cuda", dtype=dtype)
+        times = measure(runs(name, model, x, left), 50 if images == 1 else 15)
+        print(title)
+        for what, spent in times.items():
+            rows.append({"case": title, "what": what, "milliseconds": spent})
+            print(f"  {what:<40} {spent:9.3f} ms  {spent / times['plain, eager']:6.2f}x of plain eager")
+        record = {
+            "device": torch.cuda.get_device_name(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "gaia_fast": gaia_fast.__version__,
+            "rows": rows,
+        }
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n")  # after each case: the time may end here
+
+
+if __name__ == "__main__":
+    main()
