@@ -48,7 +48,6 @@ TIMM = [
     "mobilenetv3_small_050",
     "hrnet_w18_small",
     "dla34",
-    "res2net50_26w_4s",
     "cspresnet50",
     "legacy_xception",
     "repvgg_a0",
