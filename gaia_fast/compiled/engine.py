@@ -195,8 +195,8 @@ class Compiled:
         """Raises ModelError unless the runner agrees with the reference, as far as two orders of rounding can.
 
         A unit that is zero to rounding and opens changes a score by far more than rounding does. Where the model
-        amplifies rounding beyond that, both are held to the reference on a float64 copy: the program may be off by twice
-        what the reference in the model's own dtype is.
+        amplifies rounding beyond that, both are held to the reference on a float64 copy: the program may be off by
+        twice what the reference in the model's own dtype is.
         """
         score = dict(zip(prepared.program.outputs, prepared.runner(x), strict=True))["score"]
         allowed = max(1e-3, 32 * _eps(own.logits))
