@@ -4,13 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from plain import plain
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
-from gaia_fast.compiled.capture import capture
-from gaia_fast.compiled.fold import fold_constants, fold_norms
-from gaia_fast.compiled.modes import Runner, make_runner
-from gaia_fast.compiled.program import Program
 from gaia_fast.models import resnet34, wrn_40_2
 
 MODES = ["onnxruntime", "inductor"]
@@ -59,14 +56,6 @@ def eager(model: nn.Module, x: Tensor) -> Callable[[], Tensor]:
         return model(x)
 
     return run
-
-
-def plain(model: nn.Module, mode: str, x: Tensor) -> Runner:
-    """The model's own forward pass, folded and run as the programs are."""
-    captured = capture(model, x, [], False, None)
-    for fold in (fold_constants, fold_norms, fold_constants):
-        fold(captured.graph)
-    return make_runner(mode, Program(captured.graph, ("logits",), ()), x, captured.dynamic)
 
 
 def rounds(batch: int) -> int:

@@ -57,9 +57,9 @@ class Choice:
 def available() -> dict[str, Availability]:
     """Returns every backend's name with its `Availability` on this machine."""
     found = {"torch": Availability(True, f"PyTorch {torch.__version__} reductions")}
-    for name, (missing, what, _) in _COMPILED.items():
-        reason = missing()
-        found[name] = Availability(not reason, reason or what())
+    for name, backend in _COMPILED.items():
+        reason = backend.missing()
+        found[name] = Availability(not reason, reason or backend.what())
     return found
 
 
@@ -82,7 +82,7 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype) -> Choice:
         if obstacle:
             raise BackendError(f"backend={requested!r} cannot run here: {obstacle}")
         return Choice(requested, "asked for")
-    if device.type == "cuda" and (here := [name for name in ("triton", "cuda") if not _COMPILED[name][0]()]):
+    if device.type == "cuda" and (here := [name for name in ("triton", "cuda") if not _COMPILED[name].missing()]):
         # Not before benchmarks/gpu/run.sh has measured which is faster, at which sizes.
         return Choice("torch", f"plain PyTorch reductions; {' and '.join(here)} can be asked for by name")
     obstacle = _obstacle("cpu", device, dtype)
@@ -94,11 +94,11 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype) -> Choice:
 
 
 def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str:
-    missing, _, reads = _COMPILED[name]
-    if reason := missing():
+    backend = _COMPILED[name]
+    if reason := backend.missing():
         return reason
-    if device.type != reads():
-        return f"the maps are on {device} and the backend reads {reads().upper()} memory only"
+    if device.type != backend.memory():
+        return f"the maps are on {device} and the backend reads {backend.memory().upper()} memory only"
     if dtype not in KERNEL_DTYPES:
         return f"the maps are {dtype} and the kernels take float32, float16 and bfloat16"
     return ""
@@ -148,9 +148,17 @@ def _cuda_what() -> str:
     return "CUDA kernels built for the CPU" if _emulated() else f"CUDA kernels, {kernels.cuda_build()}"  # type: ignore[union-attr]
 
 
-# Of each backend with kernels: why it is missing, what it is, and the kind of device whose memory it reads.
-_COMPILED: dict[str, tuple[Callable[[], str], Callable[[], str], Callable[[], str]]] = {
-    "cpu": (_cpu_missing, _cpu_what, lambda: "cpu"),
-    "triton": (_triton_missing, _triton_what, lambda: "cpu" if _interpreted() else "cuda"),
-    "cuda": (_cuda_missing, _cuda_what, lambda: "cpu" if _emulated() else "cuda"),
+@dataclass(frozen=True)
+class _Kernels:
+    """A backend with kernels: why it is missing (empty where it is not), what it is, whose memory it reads."""
+
+    missing: Callable[[], str]
+    what: Callable[[], str]
+    memory: Callable[[], str]
+
+
+_COMPILED = {
+    "cpu": _Kernels(_cpu_missing, _cpu_what, lambda: "cpu"),
+    "triton": _Kernels(_triton_missing, _triton_what, lambda: "cpu" if _interpreted() else "cuda"),
+    "cuda": _Kernels(_cuda_missing, _cuda_what, lambda: "cpu" if _emulated() else "cuda"),
 }

@@ -15,7 +15,7 @@ from gaia_fast._version import __version__
 from gaia_fast.backends import Choice
 from gaia_fast.capture import ForwardHooks
 from gaia_fast.compiled import modes
-from gaia_fast.compiled.engine import Compiled
+from gaia_fast.compiled.engine import Compiled, Prepared
 from gaia_fast.errors import ArgumentError, BackendError, CalibrationError, InputError, ModelError
 from gaia_fast.measurement import FeatureMap, Measurement
 from gaia_fast.method import Method
@@ -204,8 +204,7 @@ class _Detector:
         head = self._find_head(images)
         if self._engine == "compiled":
             self._compiled.prepare(images, head)
-        engine, backend = self._choose(x)
-        prepared = self._compiled.find(images) if engine.name == "compiled" else None
+        engine, backend, prepared = self._choose(images)
         return Plan(
             self.method,
             type(self.model).__name__,
@@ -251,30 +250,32 @@ class _Detector:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, {self.method}, threshold={self.threshold})"
 
-    def _choose(self, x: Tensor) -> tuple[Choice, Choice]:
-        """The engine and the backend for a batch."""
+    def _choose(self, x: Tensor) -> tuple[Choice, Choice, Prepared | None]:
+        """The engine and the backend for a batch, and the compiled program, where there is one already."""
         if self._engine == "reference":
             if self._backend not in ("auto", "torch"):
                 raise ArgumentError(
                     f"engine='reference' uses no kernels, so backend={self._backend!r} means nothing; use 'torch'"
                 )
-            return Choice("reference", "asked for"), Choice("torch", "the reference uses no kernels")
+            return Choice("reference", "asked for"), Choice("torch", "the reference uses no kernels"), None
         backend = backends.choose(self._backend, x.device, x.dtype)
-        if self._engine == "compiled" or (self._engine == "auto" and self._compiled.find(x) is not None):
-            why = "asked for" if self._engine == "compiled" else "prepared for such images"
-            return Choice("compiled", why), backend
         if self._engine == "hooks":
-            return Choice("hooks", "asked for"), backend
+            return Choice("hooks", "asked for"), backend, None
+        prepared = self._compiled.find(x)
+        if self._engine == "compiled":
+            return Choice("compiled", "asked for"), backend, prepared
+        if prepared is not None:
+            return Choice("compiled", "prepared for such images"), backend, prepared
         refusal = self._refusals.get(x.shape[1:])
         why = f"not compiled: {refusal}" if refusal else "takes any eager model; prepare(...) compiles it, for speed"
-        return Choice("hooks", why), backend
+        return Choice("hooks", why), backend, None
 
     def _measure(self, x: Tensor) -> Measurement:
-        engine, backend = self._choose(x)
+        engine, backend, prepared = self._choose(x)
         if engine.name == "reference":
             measured = self._measure_by_reference(x)
         elif engine.name == "compiled":
-            measured = self._compiled.measure(x, self._find_head(x))
+            measured = self._compiled.measure(x, self._find_head(x), prepared)
         else:
             head = self._find_head(x)
             measured = hooks.measure(self.model, x, self.method, self._layers, self._asked_for, head, backend.name)

@@ -47,3 +47,8 @@ class DataError(GaiaError, ValueError):
 
 class ArgumentError(GaiaError, ValueError):
     """An option has a value that is not one of those allowed."""
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line that another library's exception says, or its kind where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,6 +1,5 @@
 """Whether every engine, backend, mode and export that runs here scores the user's own model and images right."""
 
-import copy
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,10 @@ from gaia_fast.compiled.export import FORMATS
 from gaia_fast.compiled.loading import load
 from gaia_fast.compiled.modes import MODES
 from gaia_fast.detector import ENGINES, GaiaOutput
-from gaia_fast.errors import ArgumentError, BackendError, CompilationError, DataError, GaiaError, ModelError
+from gaia_fast.errors import ArgumentError, BackendError, CompilationError, DataError, GaiaError
 from gaia_fast.evaluation import METHODS, Detector, make_detector
 from gaia_fast.reference import Reference
+from gaia_fast.truth import float64_copy, relative_error
 
 # Largest relative error of a float32 score. GAIA-Z counts: one activation that is zero to rounding moves its score.
 TOLERANCE = {"gaia-a": 1e-5, "gaia-z": 1e-4}
@@ -34,7 +34,7 @@ class Check:
         engine: of `SUBJECTS`.
         backend: the backend of the reference and of hooks, the mode of a compiled program, the ending of an export.
         passed: the score error is at most `limit` and no count differs; None where it cannot run here.
-        reason: why it cannot run here, or why it failed; empty where it passed.
+        reason: why it cannot run here, or why it failed; where it passed, what it left out; else empty.
         score_error: largest relative error of a score against the float64 reference; None where there is no score.
         limit: the largest error that passes.
         wrong_counts: GAIA-Z: how many channels, over all images, have another number of non-zero gradients than the
@@ -114,7 +114,7 @@ def validate(
     model = checks.unwrap(model)
     layers = layers or {}
     gaia_a = {"head": head, "fusion": fusion, "statistic": statistic}
-    truth_model = _float64(model)
+    truth_model = float64_copy(model)
     rows = [row for method in methods for row in _rows(method, model, layers.get(method), gaia_a, engines)]
     own_error = dict.fromkeys(methods, 0.0)
     images = channels = float64_counts = 0
@@ -125,7 +125,7 @@ def validate(
         for method in methods:
             truth = _reference(method, truth_model, x.double(), layers.get(method), gaia_a)
             own = _reference(method, model, x, layers.get(method), gaia_a)
-            own_error[method] = max(own_error[method], _relative_error(own.score, truth.score))
+            own_error[method] = max(own_error[method], relative_error(own.score, truth.score))
             areas: list[int] = []
             if method == "gaia-z":
                 plan = make_detector(method, model, layers=layers.get(method)).plan(x)
@@ -157,6 +157,8 @@ class _Row:
     failures: list[str] = field(default_factory=list)
     score_error: float = 0.0
     wrong_counts: int = 0
+    images: int = 0
+    unscored: int = 0
     exported: Callable[[Tensor], tuple[Tensor, ...]] | None = None
 
     def run(self, x: Tensor, truth: Reference, own: Reference, areas: Sequence[int]) -> None:
@@ -172,7 +174,9 @@ class _Row:
             self.failures.append(f"{type(error).__name__}: {error}")
             return
         scored = ~out.score.isnan()  # an export leaves out what it cannot score
-        self.score_error = max(self.score_error, _relative_error(out.score[scored], truth.score[scored]))
+        self.images += scored.numel()
+        self.unscored += scored.numel() - int(scored.sum())
+        self.score_error = max(self.score_error, relative_error(out.score[scored], truth.score[scored]))
         if out.matrix is not None:
             found = [out.matrix[:, index, : each.shape[1]] for index, each in enumerate(own.abnormality)]
             self.wrong_counts += _count_differences(found, own.abnormality, areas)
@@ -192,14 +196,20 @@ class _Row:
             return Check(self.method, self.engine, self.backend, None, self.unavailable)
         if self.failures:
             return Check(self.method, self.engine, self.backend, False, self.failures[0], limit=limit)
+        left_out = f"{self.unscored} of {self.images} images got no score (NaN): a file cannot ask hooks"
+        if self.unscored == self.images:
+            return Check(self.method, self.engine, self.backend, False, left_out, limit=limit)
         reasons = []
         if not self.score_error <= limit:
             reasons.append(f"the score is off by {self.score_error:.2g}, more than {limit:.2g}")
         if self.wrong_counts and self.engine != "compiled":
             reasons.append(f"{self.wrong_counts} channels have a wrong count")
         counts = self.wrong_counts if self.method == "gaia-z" and self.engine != "export" else None
+        passed = not reasons
+        if self.unscored:
+            reasons.append(left_out)
         why = "; ".join(reasons)
-        return Check(self.method, self.engine, self.backend, not why, why, self.score_error, limit, counts)
+        return Check(self.method, self.engine, self.backend, passed, why, self.score_error, limit, counts)
 
 
 def _rows(
@@ -233,21 +243,6 @@ def _reference(
     if method == "gaia-z":
         return reference.gaia_z(model, x, layers)
     return reference.gaia_a(model, x, layers, **gaia_a)  # type: ignore[arg-type]
-
-
-def _float64(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model).double()
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied to float64, which the reference needs ({type(error).__name__}: "
-            f"{error}); give a model that copy.deepcopy(model).double() takes"
-        ) from error
-
-
-def _relative_error(score: Tensor, truth: Tensor) -> float:
-    error = (score.double() - truth.double()).abs() / truth.double().abs().clamp_min(torch.finfo(torch.float64).tiny)
-    return float(error.max()) if error.numel() else 0.0
 
 
 def _count_differences(found: Sequence[Tensor], expected: Sequence[Tensor], areas: Sequence[int]) -> int:

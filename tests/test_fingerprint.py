@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -33,19 +35,15 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_structure_that_changes_is_seen(name: str) -> None:
+@pytest.mark.parametrize(
+    ("look", "change"),
+    [(fingerprint.structure, each) for each in CHANGES.values()]
+    + [(fingerprint.weights, each) for each in WRITES.values()],
+    ids=[*CHANGES, *(f"weights {name}" for name in WRITES)],
+)
+def test_changes_are_seen(look: Callable, change: Callable) -> None:
     model = zoo.build("vgg_like")
     modules = list(model.modules())
-    before = fingerprint.structure(modules)
-    CHANGES[name](model)
-    assert fingerprint.structure(modules) != before
-
-
-@pytest.mark.parametrize("name", WRITES)
-def test_weights_that_change_are_seen(name: str) -> None:
-    model = zoo.build("vgg_like")
-    modules = list(model.modules())
-    before = fingerprint.weights(modules)
-    WRITES[name](model)
-    assert fingerprint.weights(modules) != before
+    before = look(modules)
+    change(model)
+    assert look(modules) != before

@@ -13,6 +13,8 @@ from gaia_fast.errors import DataError, ModelError, NonFiniteError
 from gaia_fast.models import digits_resnet
 from gaia_fast.validation import validate
 
+import zoo
+
 EAGER = ("reference", "hooks")  # what need not be compiled
 
 
@@ -163,3 +165,22 @@ def test_a_model_that_cannot_be_copied(batches):
 
     with pytest.raises(ModelError, match=r"Single cannot be copied to float64.*only one of me"):
         validate(Single().eval(), batches)
+
+
+def test_images_that_a_file_leaves_without_a_score_are_told(monkeypatch):
+    monkeypatch.setattr(validation, "FORMATS", (".onnx",))
+    model, good, bad = zoo.sometimes_closed()
+    (check,) = validate(model, [good, bad], methods=("gaia-z",), engines=("export",)).checks
+    assert check.passed
+    assert check.reason == "2 of 6 images got no score (NaN): a file cannot ask hooks"
+
+
+def test_a_file_that_scores_nothing_fails(monkeypatch):
+    monkeypatch.setattr(validation, "FORMATS", (".onnx",))
+    model, good, bad = zoo.sometimes_closed()
+    file = GaiaZ(model, engine="compiled").export
+    monkeypatch.setattr(GaiaZ, "export", lambda self, path, x: file(path, good))
+    (check,) = validate(model, [bad], methods=("gaia-z",), engines=("export",)).checks
+    assert check.passed is False
+    assert check.score_error is None
+    assert check.reason.startswith("2 of 2 images")

@@ -163,6 +163,19 @@ def plain_norm() -> nn.Module:
     return Pooled(nn.Sequential(*layers, nn.Conv2d(8, 8, 3, groups=4), nn.BatchNorm2d(8), nn.ReLU6()), 8)
 
 
+class FixedBatch(nn.Module):
+    """Has its number of images written into it."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.images = images
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.norm(self.conv(x))).mean((2, 3))
+        return self.fc(y.view(self.images, 4))
+
+
 ZOO: dict[str, Callable[[], nn.Module]] = {
     "resnet34": lambda: resnet34(num_classes=10),
     "wrn_40_2": lambda: wrn_40_2(num_classes=10),
@@ -201,3 +214,17 @@ def images(count: int, size: int = 16, dtype: torch.dtype = torch.float32, seed:
 
 def image_size(name: str) -> int:
     return 32 if name in ("resnet34", "wrn_40_2", "small_bit") else 16
+
+
+def sometimes_closed() -> tuple[nn.Module, Tensor, Tensor]:
+    """A model; images for which each window has an open channel; and images for which some have none."""
+    torch.manual_seed(2)
+    layers = [nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), nn.ReLU()]
+    model = Pooled(nn.Sequential(*layers), 16).eval()
+    nn.init.zeros_(layers[0].bias)
+    nn.init.constant_(layers[4].bias, -0.02)
+    nn.init.zeros_(layers[3].bias)
+    good = images(4, 8).sign() * 2
+    bad = good[:2].clone()
+    bad[:, :, 2:5, 3] = 0  # the first map is zero there, and so the second below zero in every channel
+    return model, good, bad

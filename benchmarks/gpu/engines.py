@@ -19,14 +19,12 @@ from torch import Tensor, nn
 
 import gaia_fast
 from gaia_fast import GaiaA, GaiaZ
-from gaia_fast.compiled.capture import capture
-from gaia_fast.compiled.fold import fold_constants, fold_norms
-from gaia_fast.compiled.modes import make_runner
-from gaia_fast.compiled.program import Program
 from gaia_fast.errors import GaiaError
 from gaia_fast.models import resnet34
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from plain import plain
+
 from authors import Authors
 
 MODES = ("eager", "inductor", "cudagraph")
@@ -50,20 +48,13 @@ def build(name: str) -> nn.Module:
     return torchvision.models.resnet50().eval().cuda()
 
 
-def plain_program(model: nn.Module, x: Tensor) -> Program:
-    captured = capture(model, x, [], False, None)
-    for fold in (fold_constants, fold_norms, fold_constants):
-        fold(captured.graph)
-    return Program(captured.graph, ("logits",), ())
-
-
 def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> dict[str, Callable[[], object]]:
     """What is timed, by name; what cannot be made is named on stderr."""
     late = ["layer4"] if name == "resnet50" else ["layer3", "layer4"]
     wanted: dict[str, Callable[[], Callable[[], object]]] = {
         "plain, eager": lambda: lambda: no_grad(model, x),
-        "plain, CUDA graph": lambda: bind(make_runner("cudagraph", plain_program(model, x), x, True), x),
-        "plain, torch.compile": lambda: bind(make_runner("inductor", plain_program(model, x), x, True), x),
+        "plain, CUDA graph": lambda: bind(plain(model, "cudagraph", x), x),
+        "plain, torch.compile": lambda: bind(plain(model, "inductor", x), x),
     }
     methods = {"GAIA-Z": (GaiaZ, None), f"GAIA-A {'+'.join(late)}": (GaiaA, late)}
     for title, (detector, layers) in methods.items():

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from torch._decomp import get_decompositions
 
 from gaia_fast.compiled.fold import constant
+from gaia_fast.compiled.geometry import unread
 
 aten = torch.ops.aten
 
@@ -77,7 +78,6 @@ def _convolution(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     g, x, weight, _, stride, padding, dilation, transposed, _, groups, mask = node.args
     if mask[1] or mask[2] or transposed or len(stride) != 2:
         return None
-    height, width = x.meta["val"].shape[2:]
     inputs, outputs = x.meta["val"].shape[1], g.meta["val"].shape[1]
     kernel = weight.meta["val"].shape[2:]
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -90,12 +90,8 @@ def _convolution(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         rest = [r - p for r, p in zip(reach, padding, strict=True)]
         arguments = (g, contiguous, None, [1, 1], rest, dilation, False, [0, 0], groups)
     else:
-        out = g.meta["val"].shape[2:]
         # A strided convolution may not reach the last rows and columns: no gradient goes there, but they exist.
-        beyond = [
-            size - ((o - 1) * s - 2 * p + r + 1)
-            for size, o, s, p, r in zip((height, width), out, stride, padding, reach, strict=True)
-        ]
+        beyond = unread(x.meta["val"].shape[2:], g.meta["val"].shape[2:], kernel, stride, padding, dilation)
         arguments = (g, weight, None, stride, padding, dilation, True, beyond, groups)
     replaced = graph.call_function(aten.convolution.default, arguments)
     replaced.meta["val"] = x.meta["val"]
@@ -152,11 +148,7 @@ def _avg_pool(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     padding = list(padding) * (2 // len(padding))
     if any(padding) and not count_include_pad:
         return None
-    out = g.meta["val"].shape[2:]
-    beyond = [
-        size - ((o - 1) * s - 2 * p + k)
-        for size, o, s, p, k in zip(value.shape[2:], out, stride, padding, kernel, strict=True)
-    ]
+    beyond = unread(value.shape[2:], g.meta["val"].shape[2:], kernel, stride, padding, (1, 1))
     if any(not 0 <= b < s for b, s in zip(beyond, stride, strict=True)):  # a window hangs over the edge
         return None
     ones = graph.call_function(

@@ -16,12 +16,13 @@ from torch import Tensor, fx, nn
 
 from gaia_fast import checks
 from gaia_fast.capture import ForwardHooks
-from gaia_fast.errors import CompilationError, GaiaError
+from gaia_fast.compiled.batch import export_arguments
+from gaia_fast.errors import CompilationError, GaiaError, first_line
 from gaia_fast.layers import Head, InspectedLayer, MapNames, is_feature_map
 from gaia_fast.measurement import FeatureMap
 from gaia_fast.ops.library import register
 
-# What a mark stands on: an inspected map A^l (by its index), A_last (each candidate in turn), and Phi.
+# What a mark stands on: an inspected map A^l (the only one with an index), a candidate for A_last, and Phi.
 MAP, LAST, PHI = 0, 1, 2
 
 
@@ -71,10 +72,10 @@ def capture(model: nn.Module, x: Tensor, layers: list[InspectedLayer], asked_for
         LayerError: as in the other engines.
     """
     try:
-        return _export(model, x[:1].expand(2, -1, -1, -1).contiguous(), True, layers, asked_for, head)
+        return _export(model, x, True, layers, asked_for, head)
     except CompilationError:
         # A model may have its batch size written into it, and still be a graph.
-        return _export(model, x.contiguous(), False, layers, asked_for, head)
+        return _export(model, x, False, layers, asked_for, head)
 
 
 class _Marker:
@@ -87,7 +88,6 @@ class _Marker:
     def begin(self) -> None:
         self.maps: list[FeatureMap] = []
         self.names = MapNames()
-        self._lasts = 0
 
     def watch(self, hooks: ForwardHooks, images: int) -> None:
         for layer in self._layers:
@@ -105,8 +105,7 @@ class _Marker:
     def _mark_last(self, _: nn.Module, output: Any) -> Tensor | None:
         if not isinstance(output, Tensor) or output.ndim != 4:
             return None
-        self._lasts += 1
-        return MARK(output, LAST, self._lasts - 1)
+        return MARK(output, LAST, 0)
 
     def _mark_phi(self, _: nn.Module, phi: Any) -> Tensor | None:
         return MARK(phi, PHI, 0) if isinstance(phi, Tensor) else None
@@ -131,11 +130,11 @@ def _export(
     model: nn.Module, x: Tensor, dynamic: bool, layers: list[InspectedLayer], asked_for: bool, head: Head | None
 ) -> Captured:
     marker = _Marker(layers, asked_for, head)
-    sizes = {0: torch.export.Dim("batch")} if dynamic else None
+    arguments, sizes = export_arguments(x, dynamic)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(_Marked(model, marker).eval(), (x,), dynamic_shapes=(sizes,))
+            exported = torch.export.export(_Marked(model, marker).eval(), arguments, dynamic_shapes=sizes)
             # No decompositions: this only makes every operator return its result and change nothing.
             graph = exported.run_decompositions({}).module(check_guards=False)
     except GaiaError:
@@ -174,9 +173,10 @@ def _refusal(model: nn.Module, error: Exception) -> str:
         and not isinstance(frame.f_locals["self"], _Marked)
     ]
     where = f" at {lines[-1]}" if lines else ""
-    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    name = type(model).__name__
-    return f"{name} cannot be compiled: torch.export stops{where}: {said}. engine='hooks' scores it as it is"
+    return (
+        f"{type(model).__name__} cannot be compiled: torch.export stops{where}: {first_line(error)}. engine='hooks' "
+        "scores it as it is"
+    )
 
 
 def logits_node(graph: fx.Graph) -> fx.Node:

@@ -1,8 +1,6 @@
 """The compiled engine: a model captured once, scored by a forward-only program, checked before it is used."""
 
-import copy
 import threading
-from collections import Counter as Tally
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from gaia_fast.backends import Choice
 from gaia_fast.compiled import modes
 from gaia_fast.compiled.capture import Captured, capture
 from gaia_fast.compiled.export import check_format, export
-from gaia_fast.compiled.fold import fold_constants, fold_norms
+from gaia_fast.compiled.fold import fold
 from gaia_fast.compiled.program import Program, build
 from gaia_fast.compiled.zero_density import Density, analyse
 from gaia_fast.errors import CompilationError, ModelError
@@ -23,6 +21,7 @@ from gaia_fast.layers import Head, InspectedLayer
 from gaia_fast.measurement import Measurement
 from gaia_fast.method import Method
 from gaia_fast.reference import Reference
+from gaia_fast.truth import float64_copy, relative_error
 
 Key = tuple[torch.Size, torch.dtype, torch.device]
 
@@ -44,10 +43,6 @@ class Prepared:
     dynamic: bool
     ways: tuple[str, ...]
     weights: list[int]
-
-    def __str__(self) -> str:
-        counted = Tally(self.ways)
-        return "; ".join(f"{count} maps: {way}" for way, count in counted.items())
 
 
 class Compiled:
@@ -96,12 +91,12 @@ class Compiled:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def measure(self, x: Tensor, head: Head | None) -> Measurement:
-        """Scores one batch, preparing the program where there is none yet.
+    def measure(self, x: Tensor, head: Head | None, prepared: Prepared | None) -> Measurement:
+        """Scores one batch with what `find` found for it; prepares the program where that is None.
 
         Images for which the structure's promise does not hold (`Counter.live`) are scored again by hooks.
         """
-        prepared = self.find(x) or self.prepare(x, head)
+        prepared = prepared or self.prepare(x, head)
         plain = x.detach().as_subclass(Tensor)
         found = dict(zip(prepared.program.outputs, prepared.runner(plain), strict=True))
         live = found.get("live")
@@ -135,8 +130,7 @@ class Compiled:
         weights = fingerprint.weights(self.modules)
         plain = x.detach().as_subclass(Tensor).contiguous()
         captured = capture(self.model, plain, self.layers, self.asked_for, head)
-        for each in (fold_constants, fold_norms, fold_constants):
-            each(captured.graph)
+        fold(captured.graph)
         truth = self._reference(plain, head, self.model)
         if self.method.name == "gaia-z":
             program, ways = self._count(captured, plain, head, truth, thorough)
@@ -200,11 +194,11 @@ class Compiled:
         """
         score = dict(zip(prepared.program.outputs, prepared.runner(x), strict=True))["score"]
         allowed = max(1e-3, 32 * _eps(own.logits))
-        error = _relative_error(score, own.score)
+        error = relative_error(score, own.score)
         if not error <= allowed:
-            truth = self._reference(x.double(), head, copy.deepcopy(self.model).double()).score
-            allowed = max(allowed, 2 * _relative_error(own.score, truth))
-            error = _relative_error(score, truth)
+            truth = self._reference(x.double(), head, float64_copy(self.model)).score
+            allowed = max(allowed, 2 * relative_error(own.score, truth))
+            error = relative_error(score, truth)
         if not error <= allowed:
             raise ModelError(
                 f"the program of {type(self.model).__name__} in mode {prepared.mode.name!r} is off by {error:.2g} from "
@@ -219,10 +213,6 @@ class Compiled:
             return reference.gaia_z(model, x, names, p=method.p)
         named = head.name if head else None
         return reference.gaia_a(model, x, names, named, method.fusion, method.statistic, p=method.p)
-
-
-def _relative_error(score: Tensor, truth: Tensor) -> float:
-    return float((score.double() / truth.double() - 1).abs().max())
 
 
 def _eps(logits: Tensor) -> float:

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gaia_fast.compiled.batch import export_arguments
 from gaia_fast.compiled.onnx import missing, to_onnx
 from gaia_fast.compiled.program import Program, without_recourse
-from gaia_fast.errors import ArgumentError, BackendError, CompilationError
+from gaia_fast.errors import ArgumentError, BackendError, CompilationError, first_line
 
 FORMATS = (".onnx", ".pt2")
 
@@ -28,17 +29,15 @@ def export(program: Program, path: Path, example: Tensor, dynamic: bool, metadat
 
     Args:
         program: what the file will do.
-        path: ending in ".onnx" (onnxruntime, standard operators alone) or ".pt2" (an AOTInductor package, run by
-            PyTorch's C++ library or `torch._inductor.aoti_load_package`).
+        path: checked by `check_format`; ending in ".onnx" (onnxruntime, standard operators alone) or ".pt2" (an
+            AOTInductor package, run by PyTorch's C++ library or `torch._inductor.aoti_load_package`).
         example: images, of which the first is enough.
         dynamic: whether the number of images is left open.
         metadata: put into the file; `read_metadata` reads it.
 
     Raises:
-        ArgumentError: no such format or folder. BackendError: a package is missing. CompilationError: the program
-        does not fit the format.
+        BackendError: a package is missing. CompilationError: the program does not fit the format.
     """
-    check_format(path)
     alone = without_recourse(program)
     if path.suffix == ".onnx":
         _export_onnx(alone, path, example, dynamic, metadata)
@@ -75,16 +74,15 @@ def _export_onnx(program: Program, path: Path, example: Tensor, dynamic: bool, m
 
 
 def _export_package(program: Program, path: Path, example: Tensor, dynamic: bool, metadata: Mapping[str, str]) -> None:
-    x = example[:1].expand(2, -1, -1, -1).contiguous() if dynamic else example
-    sizes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    arguments, sizes = export_arguments(example, dynamic)
     configuration = {"freezing": True, "aot_inductor.metadata": {"gaia_fast": json.dumps(dict(metadata))}}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(program.graph, (x,), dynamic_shapes=sizes)
+            exported = torch.export.export(program.graph, arguments, dynamic_shapes=sizes)
             torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=configuration)
     except Exception as error:
-        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CompilationError(
-            f"the program cannot be written to {path} ({said}); AOTInductor needs a C++ compiler. Try .onnx"
+            f"the program cannot be written to {path} ({first_line(error)}); AOTInductor needs a C++ compiler. Try "
+            ".onnx"
         ) from error

@@ -14,6 +14,11 @@ _FACTORIES = (aten.ones.default, aten.zeros.default, aten.full.default, aten.sca
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
+def fold(module: fx.GraphModule) -> fx.GraphModule:
+    """Folds a captured graph: constants, then norms, then the constants which that left. In place."""
+    return fold_constants(fold_norms(fold_constants(module)))
+
+
 def fold_constants(module: fx.GraphModule) -> fx.GraphModule:
     """Evaluates every node that no image reaches; the results become buffers, detached from the model. In place."""
     graph = module.graph

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
+from gaia_fast.compiled.batch import export_arguments
 from gaia_fast.compiled.blocked import blocked
-from gaia_fast.errors import CompilationError
+from gaia_fast.errors import CompilationError, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -33,15 +34,14 @@ def to_onnx(graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dy
     Raises:
         CompilationError: PyTorch knows no ONNX operators for a part of it.
     """
-    x = example[:1].expand(2, -1, -1, -1).contiguous() if dynamic else example
-    sizes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    arguments, sizes = export_arguments(example, dynamic)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             converted = torch.onnx.export(
                 blocked(graph),
-                (x,),
+                arguments,
                 dynamo=True,
                 dynamic_shapes=sizes,
                 input_names=["images"],
@@ -49,7 +49,8 @@ def to_onnx(graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dy
                 verbose=False,
             )
     except Exception as error:
-        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CompilationError(f"the program cannot be written as ONNX: {said}; use another mode or format") from error
+        raise CompilationError(
+            f"the program cannot be written as ONNX: {first_line(error)}; use another mode or format"
+        ) from error
     assert converted is not None
     return converted.model_proto

@@ -1,11 +1,10 @@
 """Logits and score as one forward-only tensor program, with no autograd when it runs.
 
 The captured model is run once more on tensors that hold no numbers, with gradients taken where the method wants them,
-and everything that happens is recorded: the forward pass, the densities counted beside it (`zero_density.py`), the
-backward pass as far as the earliest map that needs it (`adjoint.py`), and the score.
+and everything that happens is recorded: the forward pass, the densities counted beside it (`zero_density`), the
+backward pass as far as the earliest map that needs it (`adjoint`), and the score.
 """
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isinf
@@ -24,6 +23,7 @@ from gaia_fast.errors import LayerError
 from gaia_fast.layers import Head
 from gaia_fast.measurement import FeatureMap
 from gaia_fast.method import Method
+from gaia_fast.ops.maps import accumulator_dtype
 
 aten = torch.ops.aten
 
@@ -177,7 +177,7 @@ class _Recorder(fx.Interpreter):
             )
         if g is None:
             raise LayerError(checks.unusable_last(self.head.last_name if self.head else ""))
-        return g.to(_wide(g.dtype)).mean((2, 3)).abs().mean(1).sqrt()
+        return g.to(accumulator_dtype(g.dtype)).mean((2, 3)).abs().mean(1).sqrt()
 
     def _gradients(self, logits: Tensor) -> dict[int, Tensor]:
         target: Tensor | None
@@ -202,7 +202,7 @@ class _Recorder(fx.Interpreter):
         """The sums over space that the method's eps of a map is made of: (N, K)."""
         if g is None:
             return self.counter.count(index)
-        wide = _wide(g.dtype)
+        wide = accumulator_dtype(g.dtype)
         if self.method.name == "gaia-z":
             return (g != 0).to(wide).sum((2, 3))
         return (g if self.method.statistic == "abs_mean" else g.abs()).sum((2, 3), dtype=wide)
@@ -211,10 +211,6 @@ class _Recorder(fx.Interpreter):
 def _leaf(x: Tensor) -> Tensor:
     """The tensor, as one that gradients can be taken towards; nothing upstream of the first is recorded."""
     return x if x.requires_grad else x.detach().requires_grad_()
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _norm(eps: Tensor, p: float) -> Tensor:
@@ -241,7 +237,5 @@ def _tidy(module: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
-        elif node.target is operator.getitem:
-            continue
     graph.eliminate_dead_code()
     module.recompile()

@@ -1,18 +1,12 @@
 import pytest
 import torch
+from graphs import captured
 from torch import Tensor, nn
 
-from gaia_fast import layers
-from gaia_fast.compiled.capture import LAST, MAP, PHI, capture, marks
+from gaia_fast.compiled.capture import LAST, MAP, PHI, marks
 from gaia_fast.errors import LayerError
 
 import zoo
-
-
-def captured(model: nn.Module, x: Tensor, names: list[str] | None = None, with_head: bool = True):
-    with torch.no_grad():
-        head = layers.find_head(model, x, None) if with_head else None
-    return capture(model, x, layers.inspected_layers(model, names), names is not None, head)
 
 
 @pytest.mark.parametrize("name", ["strided_shortcut", "shared_norm", "norm_act", "vgg_like", "small_bit"])
@@ -58,21 +52,8 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-class FixedBatch(nn.Module):
-    """Has its number of images written into it."""
-
-    def __init__(self, images: int) -> None:
-        super().__init__()
-        self.images = images
-        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.norm(self.conv(x))).mean((2, 3))
-        return self.fc(y.view(self.images, 4))
-
-
 def test_a_batch_size_written_into_the_model_is_kept() -> None:
-    model, x = FixedBatch(3).eval(), zoo.images(3)
+    model, x = zoo.FixedBatch(3).eval(), zoo.images(3)
     found = captured(model, x, with_head=False)
     assert not found.dynamic
     with torch.no_grad():

@@ -11,22 +11,8 @@ from gaia_fast.errors import ArgumentError, CompilationError, InputError, ModelE
 import zoo
 
 
-def sometimes_closed() -> tuple[nn.Module, Tensor, Tensor]:
-    """A model; images for which each window has an open channel; and images for which some have none."""
-    torch.manual_seed(2)
-    layers = [nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), nn.ReLU()]
-    model = zoo.Pooled(nn.Sequential(*layers), 16).eval()
-    nn.init.zeros_(layers[0].bias)
-    nn.init.constant_(layers[4].bias, -0.02)
-    nn.init.zeros_(layers[3].bias)
-    good = zoo.images(4, 8).sign() * 2
-    bad = good[:2].clone()
-    bad[:, :, 2:5, 3] = 0  # the first map is zero there, and so the second below zero in every channel
-    return model, good, bad
-
-
 def test_closed_windows_are_scored_again_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, good, bad = sometimes_closed()
+    model, good, bad = zoo.sometimes_closed()
     detector = GaiaZ(model, engine="compiled", mode="eager").prepare(good)
     assert set(detector.plan(good).ways) == {"open units"}
     again: list[int] = []
@@ -47,7 +33,7 @@ def test_closed_windows_are_scored_again_exactly(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_map_whose_density_fails_on_the_example_gets_its_adjoint() -> None:
-    model, _, bad = sometimes_closed()
+    model, _, bad = zoo.sometimes_closed()
     detector = GaiaZ(model, engine="compiled", mode="eager").prepare(bad)
     first, second = detector.plan(bad).ways
     assert first == "adjoint, the example has windows in which every channel is closed"
@@ -169,10 +155,8 @@ def test_autocast_is_refused() -> None:
 
 
 def test_a_number_of_images_written_into_the_model_is_filled_up() -> None:
-    from test_capture import FixedBatch
-
     torch.manual_seed(0)
-    model, x = FixedBatch(3).eval(), zoo.images(3)
+    model, x = zoo.FixedBatch(3).eval(), zoo.images(3)
     detector = GaiaZ(model, engine="compiled", mode="onnxruntime").prepare(x)
     truth = reference.gaia_z(model, x).score
     assert torch.allclose(detector(x), truth, rtol=1e-6)

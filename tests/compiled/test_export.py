@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine import sometimes_closed
 
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.compiled.export import FORMATS, read_metadata
@@ -51,7 +50,7 @@ def test_onnx_holds_standard_operators_alone_with_named_ends(tmp_path: Path) -> 
 
 
 def test_what_a_file_cannot_score_is_no_number(tmp_path: Path) -> None:
-    model, good, bad = sometimes_closed()
+    model, good, bad = zoo.sometimes_closed()
     run = load(GaiaZ(model).export(tmp_path / "model.onnx", good))
     _, score = run(torch.cat([good, bad]))
     assert torch.allclose(score[: len(good)], reference.gaia_z(model, good).score, rtol=1e-5)

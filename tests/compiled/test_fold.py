@@ -1,17 +1,13 @@
 import pytest
 import torch
-from test_capture import captured
+from graphs import captured, targets
 from torch import nn
 
-from gaia_fast.compiled.fold import fold_constants, fold_norms
+from gaia_fast.compiled.fold import fold, fold_constants
 
 import zoo
 
 aten = torch.ops.aten
-
-
-def targets(module: torch.fx.GraphModule) -> list[object]:
-    return [node.target for node in module.graph.nodes if node.op == "call_function"]
 
 
 @pytest.mark.parametrize("name", ["strided_shortcut", "dense_like", "plain_norm", "small_bit", "convolution_head"])
@@ -19,8 +15,7 @@ def test_folding_changes_nothing_but_the_last_bits(name: str) -> None:
     model, x = zoo.build(name, torch.float64), zoo.images(3, zoo.image_size(name), torch.float64)
     found = captured(model, x)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    for fold in (fold_constants, fold_norms, fold_constants):
-        fold(found.graph)
+    fold(found.graph)
     assert aten._native_batch_norm_legit_no_training.default not in targets(found.graph)
     with torch.no_grad():
         torch.testing.assert_close(found.graph(x), model(x.clone()), rtol=1e-11, atol=1e-12)
@@ -29,12 +24,10 @@ def test_folding_changes_nothing_but_the_last_bits(name: str) -> None:
 
 def test_a_norm_behind_its_own_convolution_disappears_and_another_becomes_a_factor_and_a_shift() -> None:
     found = captured(zoo.build("strided_shortcut"), zoo.images(2))
-    for fold in (fold_constants, fold_norms, fold_constants):
-        fold(found.graph)
+    fold(found.graph)
     assert aten.mul.Tensor not in targets(found.graph)  # four norms, each behind a convolution
     found = captured(zoo.build("dense_like"), zoo.images(2))
-    for fold in (fold_constants, fold_norms, fold_constants):
-        fold(found.graph)
+    fold(found.graph)
     assert targets(found.graph).count(aten.mul.Tensor) == 4  # norms of concatenated maps
 
 
@@ -51,8 +44,7 @@ def test_a_convolution_that_others_read_too_keeps_its_weights() -> None:
     model, x = Read().eval(), zoo.images(2)
     model.norm.running_mean.fill_(0.5)
     found = captured(model, x)
-    for fold in (fold_constants, fold_norms, fold_constants):
-        fold(found.graph)
+    fold(found.graph)
     with torch.no_grad():
         torch.testing.assert_close(found.graph(x), model(x), rtol=1e-5, atol=1e-6)
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from gaia_fast import layers, reference
 from gaia_fast.compiled.capture import capture
-from gaia_fast.compiled.fold import fold_constants, fold_norms
+from gaia_fast.compiled.fold import fold
+from gaia_fast.compiled.geometry import Geometry
 from gaia_fast.compiled.program import build
 from gaia_fast.compiled.zero_density import Density, analyse
-from gaia_fast.compiled.zero_density.geometry import Geometry
 from gaia_fast.method import Method
 
 import zoo
@@ -20,8 +20,7 @@ import zoo
 def counted(model: nn.Module, x: Tensor, thorough: bool = False) -> tuple[list[Density | str], dict[str, Tensor]]:
     """What the analysis says of each map, and what the program that believes it gives."""
     found = capture(model, x, layers.inspected_layers(model), False, None)
-    for fold in (fold_constants, fold_norms, fold_constants):
-        fold(found.graph)
+    fold(found.graph)
     densities = analyse(found.graph.graph, thorough)
     program = build(found, Method("gaia-z"), None, [each if isinstance(each, Density) else None for each in densities])
     with torch.no_grad():

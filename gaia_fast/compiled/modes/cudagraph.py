@@ -5,7 +5,8 @@ import threading
 import torch
 from torch import Tensor, fx
 
-from gaia_fast.compiled.modes.inductor import _Compiled
+from gaia_fast.compiled.batch import repeated
+from gaia_fast.compiled.modes.inductor import Frozen
 from gaia_fast.compiled.modes.sizes import FixedSizes
 from gaia_fast.errors import BackendError
 
@@ -16,20 +17,21 @@ class CudaGraph(FixedSizes):
     """Records the program, compiled by Inductor, into a CUDA graph with buffers of its own.
 
     Raises:
-        BackendError: the images are not on a CUDA device.
+        BackendError: the images are not on a CUDA device. CompilationError: the compiler failed.
     """
 
     def __init__(self, graph: fx.GraphModule, example: Tensor) -> None:
         if example.device.type != "cuda":
             raise BackendError(f"mode='cudagraph' needs a CUDA device; the images are on {example.device}")
-        super().__init__(lambda images: _Recorded(graph, example[:1].expand(images, -1, -1, -1).contiguous()))
+        super().__init__(lambda images: _Recorded(graph, repeated(example, images)))
 
 
 class _Recorded:
     def __init__(self, graph: fx.GraphModule, x: Tensor) -> None:
         self._lock = threading.Lock()
         self._images = x.clone()
-        run = _Compiled(graph)
+        self._done: torch.cuda.Event | None = None
+        run = Frozen(graph, x)
         with torch.cuda.device(x.device), torch.no_grad():
             beside = torch.cuda.Stream()
             beside.wait_stream(torch.cuda.current_stream())
@@ -54,5 +56,3 @@ class _Recorded:
             outputs = tuple(each.clone() for each in self._outputs)
             self._done = stream.record_event()
             return outputs
-
-    _done: "torch.cuda.Event | None" = None

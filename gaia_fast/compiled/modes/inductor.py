@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, fx
 
+from gaia_fast.compiled.batch import repeated
 from gaia_fast.compiled.modes.sizes import FixedSizes
-from gaia_fast.errors import CompilationError
+from gaia_fast.errors import CompilationError, first_line
 
 
 class Inductor(FixedSizes):
@@ -15,27 +16,27 @@ class Inductor(FixedSizes):
     """
 
     def __init__(self, graph: fx.GraphModule, example: Tensor) -> None:
-        super().__init__(lambda images: _compile(graph, example, images))
+        super().__init__(lambda images: Frozen(graph, repeated(example, images)))
 
 
-def _compile(graph: fx.GraphModule, example: Tensor, images: int) -> "_Compiled":
-    repeated = example[:1].expand(images, -1, -1, -1).contiguous()
-    compiled = _Compiled(graph)
-    try:
-        compiled(repeated)
-    except Exception as error:
-        said = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise CompilationError(
-            f"mode='inductor' failed to compile the program ({type(error).__name__}: {said}); use another mode"
-        ) from error
-    return compiled
+class Frozen:
+    """The graph, compiled for batches like `x`, weights frozen in; run once already.
 
+    Raises:
+        CompilationError: the compiler failed.
+    """
 
-class _Compiled:
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, x: Tensor) -> None:
         # An own copy of the module: PyTorch keeps what it compiled by code, and forgets all beyond a few sizes.
         own = fx.GraphModule(graph, graph.graph)
         self._run = torch.compile(own, fullgraph=True, dynamic=False, options={"freezing": True})
+        try:
+            self(x)
+        except Exception as error:
+            raise CompilationError(
+                f"PyTorch's compiler failed on the program ({type(error).__name__}: {first_line(error)}); use "
+                "mode='eager'"
+            ) from error
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from gaia_fast.compiled.capture import MAP, MARK, logits_node, marks
 from gaia_fast.compiled.fold import CONVOLUTIONS, constant_value
+from gaia_fast.compiled.geometry import Geometry
 from gaia_fast.compiled.zero_density.conditions import Condition, Live, LiveGroups, OtherClass, Same
-from gaia_fast.compiled.zero_density.geometry import Geometry
 from gaia_fast.compiled.zero_density.patterns import (
     Both,
     Chosen,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from gaia_fast.compiled.zero_density.geometry import Geometry
+from gaia_fast.compiled.geometry import Geometry
 from gaia_fast.compiled.zero_density.patterns import Pattern, Values, any_channel, largest_tells
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gaia_fast.compiled.zero_density.geometry import Geometry
+from gaia_fast.compiled.geometry import Geometry
 
 Values = dict[fx.Node, Any]
 

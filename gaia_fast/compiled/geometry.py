@@ -1,9 +1,28 @@
 """How the windows of a convolution or a pooling lie on what they read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+def unread(
+    size: Sequence[int],
+    out: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Returns, axis by axis, how many of the last positions (padding counted) no window reaches.
+
+    Negative where the last window hangs over the edge. Transposed convolutions call it their output padding.
+    """
+    return [
+        length - ((o - 1) * s - 2 * p + d * (k - 1) + 1)
+        for length, o, k, s, p, d in zip(size, out, kernel, stride, padding, dilation, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -47,10 +66,7 @@ class Geometry:
             if all(2 * p <= k for p, k in zip(self.padding, self.kernel, strict=True)):
                 return torch.nn.functional.max_pool2d(windows, self.kernel, 1, self.padding, self.dilation)
         channels = windows.shape[1]
-        beyond = [
-            size - ((o - 1) * s - 2 * p + r + 1)
-            for size, o, s, p, r in zip(self.size, self.out, self.stride, self.padding, reach, strict=True)
-        ]
+        beyond = unread(self.size, self.out, self.kernel, self.stride, self.padding, self.dilation)
         ones = torch.ones((channels, 1, *self.kernel), dtype=windows.dtype, device=windows.device)
         return torch.conv_transpose2d(
             windows.clamp(max=1), ones, None, self.stride, self.padding, beyond, channels, self.dilation

@@ -1,0 +1,29 @@
+"""What every engine is held to: the same model in float64, and how far a score is from its."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from gaia_fast.errors import ModelError
+
+
+def float64_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy of the model in float64, for the reference.
+
+    Raises:
+        ModelError: the model cannot be copied, or not converted.
+    """
+    try:
+        return copy.deepcopy(model).double()
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied to float64, which the reference needs ({type(error).__name__}: "
+            f"{error}); give a model that copy.deepcopy(model).double() takes"
+        ) from error
+
+
+def relative_error(score: Tensor, truth: Tensor) -> float:
+    """Returns the largest |score - truth| / |truth| of (N,) scores, computed in float64; 0.0 for none."""
+    error = (score.double() - truth.double()).abs() / truth.double().abs().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(error.max()) if error.numel() else 0.0
