@@ -185,6 +185,17 @@ PYBIND11_MODULE(_kernels, m) {
                                      make_map(y, dtype, shape, y_strides), counts, threads);
         });
 
+  m.def("convolution", [](std::array<uintptr_t, 9> data, Sizes x, std::array<int64_t, 3> y,
+                          std::array<int64_t, 8> window, int tile, bool relu, int statistic, int threads) {
+    py::gil_scoped_release unlocked;
+    const auto at = [&data](size_t i) { return reinterpret_cast<float*>(data[i]); };
+    return active->convolution(
+        {at(0),     x[0],      x[1],      x[2],      x[3],      at(1), at(2),     at(3),     at(4),
+         at(5),     at(6),     at(7),     y[0],      y[1],      y[2],  window[0], window[1], window[2],
+         window[3], window[4], window[5], window[6], window[7], tile,  relu,      at(8),     statistic},
+        threads);
+  });
+
   m.def("frobenius", [](uintptr_t moments, int64_t n, int64_t stride_n, const std::vector<int64_t>& begins,
                         const std::vector<int64_t>& widths, const std::vector<double>& inverse_area,
                         uintptr_t output_component, double p, uintptr_t score) {

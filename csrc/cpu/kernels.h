@@ -5,6 +5,31 @@
 
 namespace gaia::cpu {
 
+enum Statistic { kSum = 0, kAbsSum = 1, kPositive = 2 };
+
+// A convolution and what stands behind it; maps are float32, contiguous in N, H, W, channels.
+//   z = convolution of x with the packed weights + bias + residual
+//   z = relu ? max(z, 0) : z;  z = gate <= 0 ? 0 : z
+//   sums = sum over space of z, |z| or [z > 0]
+//   y = z * scale + skip
+struct Convolution {
+  const float* x;
+  int64_t n, h, w, c;
+  const float* packed;
+  const float* bias;      // K of them, or null
+  const float* residual;  // like y, added; or null
+  const float* gate;      // like y, or null
+  const float* scale;     // K of them, or null
+  const float* skip;      // like y, or null
+  float* y;
+  int64_t out_h, out_w, k;  // k a multiple of 16
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int tile;  // 1 for windows, 2 and 4 for F(2x2, 3x3) and F(4x4, 3x3), which need c a multiple of 16
+  bool relu;
+  float* sums;  // (N, K), or null
+  int statistic;
+};
+
 struct KernelTable {
   const char* level;
   // Reads g once and writes its moments.
@@ -13,6 +38,8 @@ struct KernelTable {
   // masked; scale has K values or is null. The maps share shape and dtype, not strides.
   void (*relu_backward_moments)(const gaia_map& g, const gaia_map* y, const float* scale, const gaia_map& grad_in,
                                 const gaia_moments& out, int threads);
+  // False where memory is short.
+  bool (*convolution)(const Convolution& job, int threads);
   // Writes y = relu(x * scale + shift + residual) and counts its non-zeros; scale and shift have K values or are null.
   void (*relu_forward_count)(const gaia_map& x, const gaia_map* residual, const float* scale, const float* shift,
                              const gaia_map& y, const gaia_moments& out, int threads);

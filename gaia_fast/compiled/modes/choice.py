@@ -7,6 +7,7 @@ from gaia_fast.backends import Choice
 from gaia_fast.compiled.modes.cudagraph import CudaGraph
 from gaia_fast.compiled.modes.eager import Eager
 from gaia_fast.compiled.modes.inductor import Inductor
+from gaia_fast.compiled.modes.native import Native
 from gaia_fast.compiled.modes.onnxruntime import OnnxRuntime
 from gaia_fast.compiled.modes.runner import Runner
 from gaia_fast.compiled.modes.sizes import FixedSizes
@@ -14,7 +15,7 @@ from gaia_fast.compiled.onnx import missing
 from gaia_fast.compiled.program import Program
 from gaia_fast.errors import ArgumentError
 
-MODES = ("eager", "inductor", "onnxruntime", "cudagraph")
+MODES = ("eager", "native", "inductor", "onnxruntime", "cudagraph")
 
 
 def check(requested: str) -> None:
@@ -57,6 +58,8 @@ def make_runner(mode: str, program: Program, example: Tensor, dynamic: bool) -> 
         runner = Inductor(program.graph, example)
     elif mode == "cudagraph":
         runner = CudaGraph(program.graph, example)
+    elif mode == "native":
+        runner = Native(program.graph, example)
     elif mode == "onnxruntime":
         runner = OnnxRuntime(program.graph, program.outputs, example, dynamic)
     else:

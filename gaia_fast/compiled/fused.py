@@ -1,0 +1,261 @@
+"""A program rewritten for this package's own kernels: each convolution takes up what stands behind it.
+
+Forward, that is the residual added to it, the ReLU and the count of what is open; backward, the gradient added to it,
+the ReLU's mask, the sums that the score needs, the norm's factor and the skip connection's gradient. A norm and a ReLU
+behind anything else become `relu_forward_count`. What fits nowhere stays PyTorch's.
+"""
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from gaia_fast import ops
+from gaia_fast.compiled.fold import CONVOLUTIONS, constant, constant_value
+from gaia_fast.ops.convolution import Weights, convolution, takes
+
+aten = torch.ops.aten
+
+
+class Convolution(nn.Module):
+    """`gaia_fast.ops.convolution` with its weights: (x, residual, gate, skip) to (y, sums)."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        bias: Tensor | None,
+        scale: Tensor | None,
+        window: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
+        relu: bool,
+        statistic: str | None,
+    ) -> None:
+        super().__init__()
+        self._weights, self._bias, self._scale = weights, bias, scale
+        self._stride, self._padding, self._dilation = window
+        self._relu, self._statistic = relu, statistic
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None, gate: Tensor | None, skip: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return convolution(
+            x,
+            self._weights,
+            self._bias,
+            residual,
+            gate,
+            self._scale,
+            skip,
+            stride=self._stride,
+            padding=self._padding,
+            dilation=self._dilation,
+            relu=self._relu,
+            statistic=self._statistic,
+        )
+
+
+def fused(module: fx.GraphModule) -> fx.GraphModule:
+    """Returns a copy of a float32 program on the CPU, made of the kernels above; the weights are shared."""
+    fresh = fx.Graph()
+    fresh.output(fresh.graph_copy(module.graph, {}))
+    copied = fx.GraphModule(module, fresh)
+    _Fuser(copied).run()
+    copied.graph.eliminate_dead_code()
+    copied.graph.lint()
+    copied.recompile()
+    copied.delete_all_unused_submodules()
+    return copied
+
+
+class _Fuser:
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module, self.graph = module, module.graph
+        self._weights: dict[str, Weights] = {}
+        self._count = 0
+
+    def run(self) -> None:
+        for node in list(self.graph.nodes):
+            if node.target in CONVOLUTIONS:
+                self._convolution(node)
+        for node in list(self.graph.nodes):
+            if node.target is aten.relu.default:
+                self._norm(node)
+
+    def _convolution(self, node: fx.Node) -> None:
+        window = _window(node)
+        weight = constant_value(node.args[1])
+        bias = node.args[2] if len(node.args) > 2 else None
+        bias_value = None if bias is None else constant_value(bias)
+        if window is None or weight is None or not takes(weight) or (bias is not None and bias_value is None):
+            return
+        last = node
+        residual = gate = skip = scale = None
+        relu = False
+        if added := _added(last):
+            residual, last = added
+        if (user := _only_user(last)) is not None and user.target is aten.relu.default:
+            relu, last = True, user
+        elif gated := _gated(last):
+            gate, last = gated
+        value = node.meta["val"]
+        statistic, sums = _summed(last, relu)
+        if not relu and (scaled := _scaled(last, sums, int(value.shape[1]))):
+            scale, last = scaled
+            if added := _added(last):
+                skip, last = added
+        name = f"convolution_{self._count}"
+        self._count += 1
+        key = str(node.args[1].target)  # type: ignore[union-attr]
+        weights = self._weights.setdefault(key, Weights(weight))
+        self.module.add_submodule(name, Convolution(weights, bias_value, scale, window, relu, statistic))
+        with self.graph.inserting_before(last):
+            made = self.graph.call_module(name, (node.args[0], residual, gate, skip))
+            y = self.graph.call_function(operator.getitem, (made, 0))
+            y.meta["val"] = last.meta["val"]
+            total = self.graph.call_function(operator.getitem, (made, 1)) if sums else None
+        last.replace_all_uses_with(y)
+        for each in sums:
+            assert total is not None
+            total.meta["val"] = each.meta["val"]
+            each.replace_all_uses_with(total)
+        for each in [*sums, last]:
+            _erase(self.graph, each)
+
+    def _norm(self, node: fx.Node) -> None:
+        """relu(x * scale + shift), with the count of what is open."""
+        value = node.meta["val"]
+        if value.ndim != 4 or value.dtype != torch.float32:
+            return
+        x, parameters = node.args[0], {}
+        for name, target in (("shift", aten.add.Tensor), ("scale", aten.mul.Tensor)):
+            if isinstance(x, fx.Node) and x.target is target and len(x.users) == 1:
+                factor = _per_channel(x.args[1], int(value.shape[1]))
+                if factor is not None:
+                    parameters[name], x = factor, x.args[0]
+        _, counts = _summed(node, True)
+        if not parameters and not counts:
+            return
+        with self.graph.inserting_before(node):
+            placed = {name: constant(self.module, factor) for name, factor in parameters.items()}
+            made = self.graph.call_function(
+                ops.relu_forward_count, (x, placed.get("scale"), placed.get("shift")), {"backend": "cpu"}
+            )
+            y = self.graph.call_function(operator.getitem, (made, 0))
+            y.meta["val"] = value
+            count = self.graph.call_function(operator.getitem, (made, 1))
+        node.replace_all_uses_with(y)
+        for each in counts:
+            count.meta["val"] = each.meta["val"]
+            each.replace_all_uses_with(count)
+        for each in [*counts, node]:
+            _erase(self.graph, each)
+
+
+def _window(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
+    """(stride, padding, dilation) of a convolution over two axes, of one group, not transposed; None of any other."""
+    value = node.meta["val"]
+    if value.ndim != 4 or value.dtype != torch.float32:
+        return None
+    if node.target is aten.convolution.default:
+        _, _, _, stride, padding, dilation, transposed, _, groups = node.args
+        if transposed:
+            return None
+    else:
+        defaults: list[Any] = [None, None, None, [1, 1], [0, 0], [1, 1], 1]
+        stride, padding, dilation, groups = [*node.args, *defaults[len(node.args) :]][3:]
+    if groups != 1 or isinstance(padding, str):
+        return None
+    return _pair(stride), _pair(padding), _pair(dilation)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _added(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """What is added to a node that nothing else reads, and the sum."""
+    user = _only_user(node)
+    if user is None or user.target is not aten.add.Tensor or user.kwargs or len(user.args) != 2:
+        return None
+    other = user.args[1] if user.args[0] is node else user.args[0]
+    if not isinstance(other, fx.Node) or other is node or not _same_shape(other, node):
+        return None
+    return other, user
+
+
+def _gated(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The map whose open units let a node through that nothing else reads, and what is let through."""
+    user = _only_user(node)
+    if user is None or user.target is not aten.where.self or user.args[2] is not node:
+        return None
+    closed, zero, _ = user.args
+    if not isinstance(closed, fx.Node) or closed.target is not aten.le.Scalar or closed.args[1] != 0:
+        return None
+    nothing = constant_value(zero)
+    if nothing is None or bool(nothing.any()) or not _same_shape(closed.args[0], node):
+        return None
+    return closed.args[0], user  # type: ignore[return-value]
+
+
+def _summed(node: fx.Node, relu: bool) -> tuple[str | None, list[fx.Node]]:
+    """What of a node is summed over space, and the sums."""
+    for name, find in _STATISTICS.items():
+        if name == "positive" and not relu:
+            continue
+        if sums := [each for user in node.users for each in find(user) if _over_space(each)]:
+            return name, sums
+    return None, []
+
+
+def _absolute(user: fx.Node) -> list[fx.Node]:
+    return list(user.users) if user.target is aten.abs.default else []
+
+
+def _positive(user: fx.Node) -> list[fx.Node]:
+    if user.target is not aten.gt.Scalar or user.args[1] != 0:
+        return []
+    return [each for copy in user.users if copy.target is aten._to_copy.default for each in copy.users]
+
+
+_STATISTICS = {"sum": lambda user: [user], "abs_sum": _absolute, "positive": _positive}
+
+
+def _over_space(node: fx.Node) -> bool:
+    # Of float32 there is but one dtype to sum in.
+    return node.target is aten.sum.dim_IntList and list(node.args[1]) in ([2, 3], [-2, -1], [-1, -2])  # type: ignore[arg-type]
+
+
+def _scaled(node: fx.Node, sums: list[fx.Node], channels: int) -> tuple[Tensor, fx.Node] | None:
+    """The factor a channel of a node that nothing but its sums reads besides, and the product."""
+    users = [user for user in node.users if user not in sums and not any(each in sums for each in user.users)]
+    if len(users) != 1 or users[0].target is not aten.mul.Tensor or users[0].args[0] is not node:
+        return None
+    factor = _per_channel(users[0].args[1], channels)
+    return None if factor is None else (factor, users[0])
+
+
+def _per_channel(node: Any, channels: int) -> Tensor | None:
+    """The (K,) values of a constant that holds one a channel."""
+    value = constant_value(node)
+    if value is None or value.numel() != channels or tuple(value.shape[-3:]) != (channels, 1, 1):
+        return None
+    return value.reshape(channels)
+
+
+def _same_shape(one: Any, other: fx.Node) -> bool:
+    shapes = [each.meta["val"].shape for each in (one, other)]
+    return len(shapes[0]) == len(shapes[1]) and all(a is b or a == b for a, b in zip(*shapes, strict=True))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """Takes out a node that nothing reads any more, and what was there for it alone."""
+    if node.users or node.op != "call_function":
+        return
+    inputs = node.all_input_nodes
+    graph.erase_node(node)
+    for each in inputs:
+        _erase(graph, each)

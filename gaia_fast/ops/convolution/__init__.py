@@ -1,0 +1,115 @@
+"""A convolution with all that stands behind it, in one pass over its outputs."""
+
+import torch
+from torch import Tensor
+
+from gaia_fast.errors import BackendError
+from gaia_fast.ops import maps
+from gaia_fast.ops.convolution.cpu import STATISTICS, convolution_cpu
+from gaia_fast.ops.convolution.packing import GROUP, Weights, cheapest_form
+from gaia_fast.ops.convolution.reference import convolution_reference
+
+__all__ = ["STATISTICS", "Weights", "convolution", "takes"]
+
+
+def takes(weight: Tensor) -> bool:
+    """Whether the C++ convolution takes these (K, C, height, width) weights of one group: float32, K whole sixteens."""
+    return weight.ndim == 4 and weight.dtype == torch.float32 and weight.shape[0] % GROUP == 0 and weight.numel() > 0
+
+
+def convolution(
+    x: Tensor,
+    weights: Weights,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    gate: Tensor | None = None,
+    scale: Tensor | None = None,
+    skip: Tensor | None = None,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    relu: bool = False,
+    statistic: str | None = None,
+    form: int | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """A convolution, what a network has behind it, and a sum over space: what a program is made of, both ways.
+
+        z = conv2d(x, weight, bias, stride, padding, dilation) + residual
+        z = max(z, 0) if relu;  z = where(gate <= 0, 0, z)
+        sums[n, k] = sum over (i, j) of z, |z| or [z > 0]
+        y = z * scale[k] + skip
+
+    Forward, the sums are the counts of open units (Eq. 10); backward, with the flipped weights, the ReLU's output as
+    `gate`, and the norm's factor as `scale`, they are those of the gradient at the norm's output (Eq. 11).
+
+    Args:
+        x: (N, C, H, W) float32 on the CPU (with backend "torch" anything), any strides; channels-last costs no copy.
+        weights: (K, C, height, width), as `takes` wants them.
+        bias, scale: (K,); None for 0 and 1.
+        residual, gate, skip: (N, K, H', W'); None for 0, no gate, and 0.
+        stride, padding, dilation: as in `torch.conv2d`, by axis; zeros outside.
+        statistic: "sum", "abs_sum", "positive", or None for no sums.
+        form: of `gaia_fast.ops.convolution.packing`; None takes the cheapest.
+        backend: "cpu" or "torch"; None for "cpu".
+
+    Returns:
+        y, (N, K, H', W') channels-last; and the sums (N, K), None where none were asked for. Accumulated in float32.
+        F(4 x 4, 3 x 3) rounds about eight times as much as PyTorch's own convolution, F(2 x 2, 3 x 3) twice.
+
+    Raises:
+        BackendError: wrong shapes or dtypes, or a backend that cannot run here.
+
+    Deterministic: an image's outputs depend on its shape, the form and the instruction-set level, on nothing else.
+    """
+    if statistic is not None and statistic not in STATISTICS:
+        raise BackendError(f"statistic={statistic!r} does not exist; choose from {tuple(STATISTICS)}")
+    if maps.check_map(x, "x").shape[1] != weights.shape[1]:
+        raise BackendError(f"x has {x.shape[1]} channels, the weights {tuple(weights.shape)} take {weights.shape[1]}")
+    height, width = (
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, p, d in zip(x.shape[2:], weights.shape[2:], stride, padding, dilation, strict=True)
+    )
+    outputs = weights.shape[0]
+    if height < 1 or width < 1:
+        raise BackendError(f"x of shape {tuple(x.shape)} is smaller than the window {tuple(weights.shape[2:])}")
+    for name, each in (("residual", residual), ("gate", gate), ("skip", skip)):
+        if each is not None:
+            maps.check_same(each, name, torch.Size((x.shape[0], outputs, height, width)), x.dtype, x.device)
+    for name, each in (("bias", bias), ("scale", scale)):
+        if each is not None:
+            maps.check_same(each, name, torch.Size((outputs,)), x.dtype, x.device)
+    if backend == "torch":
+        return convolution_reference(
+            x, weights.weight, bias, residual, gate, scale, skip, stride, padding, dilation, relu, statistic
+        )
+    if backend not in (None, "cpu"):
+        raise BackendError(f"backend={backend!r} has no convolution; choose from ('cpu', 'torch')")
+    maps.backend_name("cpu", x)
+    if x.dtype != torch.float32 or not takes(weights.weight):
+        raise BackendError(
+            f"the C++ convolution takes float32 and outputs in whole sixteens, not {x.dtype} and weights "
+            f"{tuple(weights.shape)}; use backend='torch'"
+        )
+    images = x.shape[0]
+    form = form or cheapest_form(tuple(weights.shape), stride, dilation, images, (height, width))
+    if images == 0:
+        sums = None if statistic is None else x.new_empty((0, outputs))
+        return x.new_empty((0, outputs, height, width)), sums
+    return convolution_cpu(
+        x,
+        weights,
+        form,
+        None if bias is None else bias.contiguous(),
+        residual,
+        gate,
+        None if scale is None else scale.contiguous(),
+        skip,
+        stride,
+        padding,
+        dilation,
+        relu,
+        statistic,
+        (height, width),
+    )

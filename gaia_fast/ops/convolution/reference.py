@@ -1,0 +1,40 @@
+"""`convolution` in plain PyTorch."""
+
+import torch
+from torch import Tensor
+
+
+def convolution_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    skip: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    relu: bool,
+    statistic: str | None,
+) -> tuple[Tensor, Tensor | None]:
+    """y and the sums; see `convolution`. Any dtype."""
+    z = torch.conv2d(x, weight, bias, stride, padding, dilation)
+    if residual is not None:
+        z = z + residual
+    if relu:
+        z = torch.relu(z)
+    if gate is not None:
+        z = torch.where(gate <= 0, 0, z)
+    sums = None
+    if statistic == "sum":
+        sums = z.sum((2, 3))
+    elif statistic == "abs_sum":
+        sums = z.abs().sum((2, 3))
+    elif statistic == "positive":
+        sums = (z > 0).to(z.dtype).sum((2, 3))
+    if scale is not None:
+        z = z * scale.view(-1, 1, 1)
+    if skip is not None:
+        z = z + skip
+    return z, sums
