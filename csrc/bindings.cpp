@@ -196,6 +196,12 @@ PYBIND11_MODULE(_kernels, m) {
         threads);
   });
 
+  m.def("open_everywhere", [](uintptr_t y, Sizes shape, int64_t begin, int64_t step, uintptr_t out) {
+    py::gil_scoped_release unlocked;
+    gaia::cpu::open_everywhere(reinterpret_cast<const float*>(y), shape[0], shape[1], shape[2], shape[3], begin, step,
+                               reinterpret_cast<float*>(out));
+  });
+
   m.def("frobenius", [](uintptr_t moments, int64_t n, int64_t stride_n, const std::vector<int64_t>& begins,
                         const std::vector<int64_t>& widths, const std::vector<double>& inverse_area,
                         uintptr_t output_component, double p, uintptr_t score) {

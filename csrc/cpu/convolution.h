@@ -21,6 +21,8 @@ constexpr int kGroups = kLanes == 16 ? 2 : 1;  // groups that one call of `multi
 constexpr int kRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 3;
 constexpr int64_t kDepth = 256;              // input channels multiplied before the next rows' turn
 constexpr int64_t kScratch = 224 * 1024;     // floats of V and M that a chunk should not exceed
+constexpr int64_t kGap = 16;                 // floats
+constexpr double kAlone = 12e6;              // operations below which waking other threads costs more than it saves
 constexpr int64_t kFewest = 24, kMost = 96;  // rows of a chunk
 
 inline Vec fused(Vec a, Vec b, Vec c) {
@@ -39,12 +41,7 @@ inline Vec spread(float x) { return x - Vec{}; }
 template <int R, int G>
 void multiply(const float* v, int64_t ldv, const float* u, int64_t group, int64_t depth, const float* ahead, float* m,
               int64_t ldm, bool add) {
-  Vec acc[R][G * kVecs];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int j = 0; j < G * kVecs; ++j) acc[r][j] = add ? Float32::load(m + r * ldm + j * kLanes) : Vec{};
-  }
+  Vec acc[R][G * kVecs] = {};
   for (int64_t c = 0; c < depth; ++c) {
     __builtin_prefetch(ahead + c * kGroup);
     Vec w[G * kVecs];
@@ -57,10 +54,14 @@ void multiply(const float* v, int64_t ldv, const float* u, int64_t group, int64_
       for (int j = 0; j < G * kVecs; ++j) acc[r][j] = fused(a, w[j], acc[r][j]);
     }
   }
+  // Parts are added up on their own: one chain of thousands of additions would round far more.
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int j = 0; j < G * kVecs; ++j) Float32::store(m + r * ldm + j * kLanes, acc[r][j]);
+    for (int j = 0; j < G * kVecs; ++j) {
+      float* const to = m + r * ldm + j * kLanes;
+      Float32::store(to, add ? acc[r][j] + Float32::load(to) : acc[r][j]);
+    }
   }
 }
 
@@ -281,8 +282,8 @@ bool convolve(const Form& form, int threads) {
   int64_t pieces = (tiles + most - 1) / most;
   if (pieces > 1) pieces += pieces % 2;
   int64_t images = pieces > 1 ? 1 : most / tiles;
-  if (images * threads > job.n) images = (job.n + threads - 1) / threads;
-  if (images < 1) images = 1;
+  if (pieces == 1 && job.n < images * threads)
+    images = job.n * tiles <= kMost ? job.n : (job.n + threads - 1) / threads;
   const int64_t chunks = (job.n + images - 1) / images * pieces;
   const int64_t groups = job.k / kGroup;
   int64_t splits = chunks >= threads ? 1 : threads;
@@ -296,16 +297,19 @@ bool convolve(const Form& form, int threads) {
     if (partial == nullptr) return false;
   }
   const int64_t work = chunks * splits;
+  const double operations = 2.0 * Form::kPositions * static_cast<double>(job.n * tiles * depth * job.k);
   bool enough = true;
-#pragma omp parallel num_threads(threads) if (threads > 1 && work > 1) reduction(&& : enough)
+#pragma omp parallel num_threads(threads) if (threads > 1 && work > 1 && operations > kAlone) reduction(&& : enough)
   {
     const FloatMode mode;
     static thread_local Scratch own;
-    float* const v = own.take(Form::kPositions * rows * (depth + job.k));
-    float* const m = v + Form::kPositions * rows * depth;
+    // Between the matrices of two positions lies a gap, or equal places of all would share a set of the cache.
+    const int64_t step_v = rows * depth + kGap, step_m = rows * job.k + kGap;
+    float* const v = own.take(Form::kPositions * (step_v + step_m));
     enough = v != nullptr;
+    float* const m = enough ? v + Form::kPositions * step_v : nullptr;
     const Ending ending{job};
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < (enough ? work : 0); ++item) {
       const int64_t chunk = item / splits, split = item % splits, piece = chunk % pieces;
       const int64_t first = chunk / pieces * images;
@@ -313,17 +317,17 @@ bool convolve(const Form& form, int threads) {
       const int64_t from = tiles * piece / pieces, to = tiles * (piece + 1) / pieces, each = to - from;
       const int64_t count = (last - first) * each;
       const int64_t begin = groups * split / splits * kGroup, end = groups * (split + 1) / splits * kGroup;
-      for (int64_t r = 0; r < count; ++r) form.gather(first + r / each, from + r % each, v + r * depth, count * depth);
+      for (int64_t r = 0; r < count; ++r) form.gather(first + r / each, from + r % each, v + r * depth, step_v);
       for (int position = 0; position < Form::kPositions; ++position) {
-        multiply_all(count, v + position * count * depth, depth, job.packed + position * depth * job.k, begin, end,
-                     m + position * count * job.k, job.k);
+        multiply_all(count, v + position * step_v, depth, job.packed + position * depth * job.k, begin, end,
+                     m + position * step_m, job.k);
       }
       for (int64_t image = first; image < last; ++image) {
         for (int64_t k = begin; k < end; k += kLanes) {
           Vec sum = {};
           for (int64_t tile = 0; tile < each; ++tile) {
             const float* row = m + ((image - first) * each + tile) * job.k;
-            sum += form.finish(ending, image, from + tile, row, count * job.k, k);
+            sum += form.finish(ending, image, from + tile, row, step_m, k);
           }
           if (job.sums != nullptr) Float32::store(partial + (image * pieces + piece) * job.k + k, sum);
         }

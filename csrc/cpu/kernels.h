@@ -57,4 +57,8 @@ const KernelTable* const* supported_tables();
 
 void frobenius(const gaia_packed& packed);
 
+// out[i] = 1 where each position of y (n, h, w, k) from `begin` on in `step`s, on both axes, has a positive channel.
+void open_everywhere(const float* y, int64_t n, int64_t h, int64_t w, int64_t k, int64_t begin, int64_t step,
+                     float* out);
+
 }  // namespace gaia::cpu

@@ -13,8 +13,8 @@
 namespace gaia::cpu {
 
 const KernelTable& GAIA_JOIN(GAIA_LEVEL, _table)() {
-  static const KernelTable table = {GAIA_STRING(GAIA_LEVEL), channel_moments, relu_backward_moments,
-                                    convolution, relu_forward_count};
+  static const KernelTable table = {GAIA_STRING(GAIA_LEVEL), channel_moments, relu_backward_moments, convolution,
+                                    relu_forward_count};
   return table;
 }
 

@@ -13,13 +13,14 @@ from torch import Tensor, fx, nn
 
 from gaia_fast import ops
 from gaia_fast.compiled.fold import CONVOLUTIONS, constant, constant_value
-from gaia_fast.ops.convolution import Weights, convolution, takes
+from gaia_fast.ops.convolution import Weights, cheapest_form, convolution_cpu, output_size, takes
+from gaia_fast.ops.open_everywhere import open_everywhere
 
 aten = torch.ops.aten
 
 
 class Convolution(nn.Module):
-    """`gaia_fast.ops.convolution` with its weights: (x, residual, gate, skip) to (y, sums)."""
+    """`gaia_fast.ops.convolution` with its weights: (x, residual, gate, skip) to (y, sums). The graph has checked them."""
 
     def __init__(
         self,
@@ -32,26 +33,21 @@ class Convolution(nn.Module):
     ) -> None:
         super().__init__()
         self._weights, self._bias, self._scale = weights, bias, scale
-        self._stride, self._padding, self._dilation = window
-        self._relu, self._statistic = relu, statistic
+        self._window, self._relu, self._statistic = window, relu, statistic
+        self._known: dict[torch.Size, tuple[int, tuple[int, int]]] = {}
 
     def forward(
         self, x: Tensor, residual: Tensor | None, gate: Tensor | None, skip: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        return convolution(
-            x,
-            self._weights,
-            self._bias,
-            residual,
-            gate,
-            self._scale,
-            skip,
-            stride=self._stride,
-            padding=self._padding,
-            dilation=self._dilation,
-            relu=self._relu,
-            statistic=self._statistic,
-        )
+        known = self._known.get(x.shape)
+        if known is None:
+            window = self._window
+            out = output_size(x.shape, self._weights.shape, *window)
+            form = cheapest_form(tuple(self._weights.shape), window[0], window[2], x.shape[0], out)
+            known = self._known[x.shape] = form, out
+        form, out = known
+        ending = self._bias, residual, gate, self._scale, skip
+        return convolution_cpu(x, self._weights, form, *ending, *self._window, self._relu, self._statistic, out)
 
 
 def fused(module: fx.GraphModule) -> fx.GraphModule:
@@ -80,6 +76,9 @@ class _Fuser:
         for node in list(self.graph.nodes):
             if node.target is aten.relu.default:
                 self._norm(node)
+        for node in list(self.graph.nodes):
+            if node.target is aten.amin.default:
+                self._condition(node)
 
     def _convolution(self, node: fx.Node) -> None:
         window = _window(node)
@@ -105,7 +104,7 @@ class _Fuser:
                 skip, last = added
         name = f"convolution_{self._count}"
         self._count += 1
-        key = str(node.args[1].target)  # type: ignore[union-attr]
+        key = str(node.args[1].target)
         weights = self._weights.setdefault(key, Weights(weight))
         self.module.add_submodule(name, Convolution(weights, bias_value, scale, window, relu, statistic))
         with self.graph.inserting_before(last):
@@ -149,6 +148,30 @@ class _Fuser:
             each.replace_all_uses_with(count)
         for each in [*counts, node]:
             _erase(self.graph, each)
+
+    def _condition(self, node: fx.Node) -> None:
+        """Whether each position of a grid has an open channel."""
+        highest = node.args[0]
+        if not _is(highest, aten.reshape.default) or list(node.args[1]) != [1] or node.meta["val"].ndim != 1:
+            return
+        highest = highest.args[0]
+        if not _is(highest, aten.amax.default) or list(highest.args[1]) != [1]:
+            return
+        y, begin, step = highest.args[0], 0, 1
+        while _is(y, aten.slice.Tensor) and y.args[1] in (2, 3):
+            y, _, begin, _, step = [*y.args, 1][:5]
+        value = y.meta["val"]
+        if value.ndim != 4 or value.dtype != torch.float32 or len(node.args) > 2:
+            return
+        with self.graph.inserting_before(node):
+            told = self.graph.call_function(open_everywhere, (y, begin, step))
+            told.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(told)
+        _erase(self.graph, node)
+
+
+def _is(node: Any, target: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target is target
 
 
 def _window(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
@@ -194,7 +217,7 @@ def _gated(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     nothing = constant_value(zero)
     if nothing is None or bool(nothing.any()) or not _same_shape(closed.args[0], node):
         return None
-    return closed.args[0], user  # type: ignore[return-value]
+    return closed.args[0], user
 
 
 def _summed(node: fx.Node, relu: bool) -> tuple[str | None, list[fx.Node]]:
@@ -222,7 +245,7 @@ _STATISTICS = {"sum": lambda user: [user], "abs_sum": _absolute, "positive": _po
 
 def _over_space(node: fx.Node) -> bool:
     # Of float32 there is but one dtype to sum in.
-    return node.target is aten.sum.dim_IntList and list(node.args[1]) in ([2, 3], [-2, -1], [-1, -2])  # type: ignore[arg-type]
+    return node.target is aten.sum.dim_IntList and list(node.args[1]) in ([2, 3], [-2, -1], [-1, -2])
 
 
 def _scaled(node: fx.Node, sums: list[fx.Node], channels: int) -> tuple[Tensor, fx.Node] | None:

@@ -9,12 +9,23 @@ from gaia_fast.ops.convolution.cpu import STATISTICS, convolution_cpu
 from gaia_fast.ops.convolution.packing import GROUP, Weights, cheapest_form
 from gaia_fast.ops.convolution.reference import convolution_reference
 
-__all__ = ["STATISTICS", "Weights", "convolution", "takes"]
+__all__ = ["STATISTICS", "Weights", "cheapest_form", "convolution", "convolution_cpu", "output_size", "takes"]
 
 
 def takes(weight: Tensor) -> bool:
     """Whether the C++ convolution takes these (K, C, height, width) weights of one group: float32, K whole sixteens."""
     return weight.ndim == 4 and weight.dtype == torch.float32 and weight.shape[0] % GROUP == 0 and weight.numel() > 0
+
+
+def output_size(
+    x: torch.Size, weight: torch.Size, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int]:
+    """(H', W') of the convolution of a map with weights of these shapes; less than 1 where no window fits."""
+    height, width = (
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, p, d in zip(x[2:], weight[2:], stride, padding, dilation, strict=True)
+    )
+    return height, width
 
 
 def convolution(
@@ -67,10 +78,7 @@ def convolution(
         raise BackendError(f"statistic={statistic!r} does not exist; choose from {tuple(STATISTICS)}")
     if maps.check_map(x, "x").shape[1] != weights.shape[1]:
         raise BackendError(f"x has {x.shape[1]} channels, the weights {tuple(weights.shape)} take {weights.shape[1]}")
-    height, width = (
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, k, s, p, d in zip(x.shape[2:], weights.shape[2:], stride, padding, dilation, strict=True)
-    )
+    height, width = output_size(x.shape, weights.shape, stride, padding, dilation)
     outputs = weights.shape[0]
     if height < 1 or width < 1:
         raise BackendError(f"x of shape {tuple(x.shape)} is smaller than the window {tuple(weights.shape[2:])}")

@@ -21,7 +21,7 @@ WINDOWS, F2, F4 = 1, 2, 4  # the forms, named by the side of the outputs that ar
 GROUP = 16  # output channels that are packed together
 
 # Reading one weight from memory costs as much as multiplying it with so many rows.
-_READING = 35
+_READING = 20
 
 _POINTS = {F2: (0.0, 1.0, -1.0), F4: (0.0, 1.0, -1.0, 0.5, -2.0)}
 

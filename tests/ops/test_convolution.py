@@ -1,0 +1,208 @@
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from gaia_fast.errors import BackendError
+from gaia_fast.ops.convolution import Weights, cheapest_form, convolution
+from gaia_fast.ops.convolution.packing import F2, F4, WINDOWS
+from gaia_fast.ops.convolution.reference import convolution_reference
+
+from cases import INF, INTERPRETED, NAN, TARGETS, Target
+
+if INTERPRETED:
+    pytest.skip("the convolution has no Triton kernel", allow_module_level=True)
+
+LEVELS = [each for each in TARGETS if each.backend == "cpu"]
+
+# How many times PyTorch's own error a form may have: what the transforms of Winograd's filtering cost.
+ROUNDING = {WINDOWS: 2, F2: 6, F4: 24}
+
+# (images, inputs, outputs, height, width, window, stride, padding, dilation). Rows and channels go by 3, 6 or 12 and by
+# 16 or 32, depths by 256, tiles by 2 or 4: each boundary is crossed, with and without a remainder.
+SHAPES = {
+    "one position": (1, 16, 16, 1, 1, (1, 1), (1, 1), (0, 0), (1, 1)),
+    "stem": (2, 3, 16, 13, 11, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "square": (3, 32, 48, 9, 7, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "small maps": (5, 48, 64, 4, 4, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "pieces": (2, 16, 32, 45, 42, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "deep": (2, 272, 16, 6, 6, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "no padding": (2, 16, 16, 8, 9, (3, 3), (1, 1), (0, 0), (1, 1)),
+    "much padding": (2, 16, 16, 5, 5, (3, 3), (1, 1), (2, 2), (1, 1)),
+    "strided": (2, 20, 32, 9, 8, (3, 3), (2, 2), (1, 1), (1, 1)),
+    "pointwise": (2, 40, 32, 6, 5, (1, 1), (1, 1), (0, 0), (1, 1)),
+    "pointwise, strided": (2, 16, 80, 7, 7, (1, 1), (2, 2), (0, 0), (1, 1)),
+    "large window": (1, 3, 16, 20, 20, (7, 7), (2, 2), (3, 3), (1, 1)),
+    "dilated, oblong": (2, 16, 16, 12, 9, (3, 5), (1, 2), (2, 1), (2, 1)),
+}
+ENDINGS = {
+    "plain": {},
+    "forward": {"bias", "residual", "relu", "positive"},
+    "backward": {"residual", "gate", "sum", "scale", "skip"},
+    "absolute": {"gate", "abs_sum"},
+    "everything": {"bias", "residual", "relu", "gate", "abs_sum", "scale", "skip"},
+}
+
+
+@pytest.fixture(params=LEVELS, ids=str)
+def level(request: pytest.FixtureRequest) -> Iterator[Target]:
+    with request.param.active() as each:
+        yield each
+
+
+class Case:
+    """A convolution with random arguments."""
+
+    def __init__(self, shape: tuple, ending: set[str] = frozenset(), seed: int = 0) -> None:
+        images, inputs, outputs, height, width, window, self.stride, self.padding, self.dilation = shape
+        generator = torch.Generator().manual_seed(seed)
+
+        def random(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator)
+
+        self.x = random(images, inputs, height, width)
+        self.weights = Weights(random(outputs, inputs, *window) / (inputs * window[0] * window[1]) ** 0.5)
+        out = torch.conv2d(self.x, self.weights.weight, None, self.stride, self.padding, self.dilation).shape
+        self.bias = random(outputs) if "bias" in ending else None
+        self.scale = random(outputs) if "scale" in ending else None
+        self.residual = random(*out) if "residual" in ending else None
+        self.gate = random(*out).relu() if "gate" in ending else None
+        self.skip = random(*out) if "skip" in ending else None
+        self.relu = "relu" in ending
+        self.statistic = next((each for each in ("sum", "abs_sum", "positive") if each in ending), None)
+
+    @property
+    def forms(self) -> list[int]:
+        simple = self.weights.shape[2:] == (3, 3) and self.stride == self.dilation == (1, 1)
+        return [WINDOWS, F2, F4] if simple and self.weights.shape[1] % 16 == 0 else [WINDOWS]
+
+    @property
+    def window(self) -> dict:
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+    def run(self, form: int | None = None, **changed: Tensor) -> tuple[Tensor, Tensor | None]:
+        given = {name: changed.get(name, getattr(self, name)) for name in ("bias", "residual", "gate", "scale", "skip")}
+        x = changed.get("x", self.x)
+        return convolution(x, self.weights, **given, **self.window, relu=self.relu, statistic=self.statistic, form=form)
+
+    def reference(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        maps = (self.bias, self.residual, self.gate, self.scale, self.skip)
+        wide = [None if each is None else each.to(dtype) for each in maps]
+        window = self.stride, self.padding, self.dilation
+        weight = self.weights.weight.to(dtype)
+        return convolution_reference(self.x.to(dtype), weight, *wide, *window, self.relu, self.statistic)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_against_the_formula(level: Target, shape: str, ending: str) -> None:
+    case = Case(SHAPES[shape], ENDINGS[ending])
+    truth, _ = case.reference(torch.float64)
+    plain, _ = case.reference(torch.float32)
+    own = float((plain.double() - truth).abs().max())
+    for form in case.forms:
+        y, sums = case.run(form)
+        assert y.shape == truth.shape
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        error = float((y.double() - truth).abs().max())
+        assert error <= ROUNDING[form] * own + 2e-7 * float(truth.abs().max()), f"form {form}"
+        if case.statistic is None:
+            assert sums is None
+        else:
+            check_sums(case, form, sums)
+
+
+def check_sums(case: Case, form: int, sums: Tensor) -> None:
+    """The sums are of what the form itself computed, before scale and skip."""
+    scale, skip = case.scale, case.skip
+    case.scale = case.skip = None
+    z, _ = case.run(form)
+    case.scale, case.skip = scale, skip
+    if case.statistic == "positive":
+        assert torch.equal(sums, (z > 0).sum((2, 3)).float())
+        return
+    z = z.abs() if case.statistic == "abs_sum" else z
+    error = (sums.double() - z.double().sum((2, 3))).abs()
+    assert bool((error <= 1e-6 * z.double().abs().sum((2, 3)) + 1e-12).all())
+
+
+@pytest.mark.parametrize("form", [WINDOWS, F2, F4])
+def test_an_image_knows_nothing_of_the_others_or_of_threads(
+    level: Target, form: int, set_threads: Callable[[int], None]
+) -> None:
+    for shape in ((7, 32, 64, 8, 8), (3, 16, 48, 34, 33), (40, 64, 64, 12, 12)):
+        case = Case((*shape, (3, 3), (1, 1), (1, 1), (1, 1)), {"residual", "relu", "sum"})
+        y, sums = case.run(form)
+        for threads in (1, 2, 3):
+            set_threads(threads)
+            again, same = case.run(form)
+            assert torch.equal(again, y)
+            assert torch.equal(same, sums)
+        alone, own = case.run(form, x=case.x[1:2], residual=case.residual[1:2])
+        assert torch.equal(alone, y[1:2])
+        assert torch.equal(own, sums[1:2])
+
+
+@pytest.mark.parametrize("form", [WINDOWS, F2, F4])
+def test_any_strides(level: Target, form: int) -> None:
+    case = Case(SHAPES["square"], ENDINGS["everything"])
+    y, _ = case.run(form)
+    wide = torch.zeros(3, 64, 18, 7)
+    wide[:, ::2, ::2] = case.x
+    again, _ = case.run(form, x=wide[:, ::2, ::2], gate=case.gate.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(y, again)
+
+
+@pytest.mark.parametrize("form", [WINDOWS, F2, F4])
+def test_a_closed_gate_lets_nothing_through_and_a_nan_stays_one(level: Target, form: int) -> None:
+    case = Case(SHAPES["square"], {"gate", "sum"})
+    case.residual = torch.full_like(case.gate, INF)
+    case.gate = torch.zeros_like(case.gate)
+    y, sums = case.run(form)
+    assert not y.any()
+    assert not sums.any()
+    case = Case(SHAPES["square"], {"relu", "positive"})
+    x = case.x.clone()
+    x[1, 0, 4, 4] = NAN
+    y, _ = case.run(form, x=x)
+    assert y[1, :, 3:6, 3:6].isnan().all()
+    assert not y[[0, 2]].isnan().any()
+
+
+def test_no_images(level: Target) -> None:
+    case = Case(SHAPES["square"], {"relu", "positive"})
+    y, sums = case.run(x=case.x[:0])
+    assert y.shape == (0, 48, 9, 7)
+    assert sums.shape == (0, 48)
+
+
+def test_the_cheapest_form_reads_little_for_few_positions_and_multiplies_little_for_many() -> None:
+    def form(channels: int, size: int, images: int) -> int:
+        return cheapest_form((channels, channels, 3, 3), (1, 1), (1, 1), images, (size, size))
+
+    assert [form(512, 4, images) for images in (1, 4, 32)] == [WINDOWS, F2, F4]
+    assert form(64, 32, 1) == F4
+    assert cheapest_form((64, 8, 3, 3), (1, 1), (1, 1), 32, (32, 32)) == WINDOWS
+    assert cheapest_form((64, 64, 3, 3), (2, 2), (1, 1), 32, (32, 32)) == WINDOWS
+    assert cheapest_form((64, 64, 5, 5), (1, 1), (1, 1), 32, (32, 32)) == WINDOWS
+
+
+def test_what_does_not_fit_is_refused_by_name() -> None:
+    case = Case(SHAPES["square"], ENDINGS["everything"])
+    with pytest.raises(BackendError, match=r"x has 31 channels, the weights \(48, 32, 3, 3\) take 32"):
+        case.run(x=case.x[:, 1:])
+    with pytest.raises(BackendError, match="residual must be"):
+        case.run(residual=case.residual[:, :, 1:])
+    with pytest.raises(BackendError, match="scale must be"):
+        case.run(scale=case.scale[1:])
+    with pytest.raises(BackendError, match="smaller than the window"):
+        convolution(torch.zeros(1, 32, 2, 2), case.weights)
+    with pytest.raises(BackendError, match="statistic='mean' does not exist"):
+        convolution(case.x, case.weights, statistic="mean")
+    with pytest.raises(BackendError, match="outputs in whole sixteens"):
+        convolution(case.x, Weights(torch.zeros(10, 32, 3, 3)))
+    with pytest.raises(BackendError, match="float32"):
+        convolution(case.x.bfloat16(), case.weights)
+    with pytest.raises(BackendError, match="backend='triton' has no convolution"):
+        convolution(case.x, case.weights, backend="triton")
