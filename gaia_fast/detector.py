@@ -335,7 +335,8 @@ class GaiaZ(_Detector):
         p: order of the norm that aggregates (Fig. 4).
         engine: "hooks", "compiled", "reference", or "auto": hooks until `prepare` was called, compiled from then on.
         backend: "cpu", "triton", "cuda", "torch", or "auto"; see `gaia_fast.backends`.
-        mode: how a compiled program runs: "eager", "inductor", "onnxruntime", "cudagraph", or "auto".
+        mode: how a compiled program runs: "eager", "native" (the package's own CPU kernels), "inductor", "onnxruntime",
+            "cudagraph", or "auto".
 
     Raises:
         LayerError, ModelError, ArgumentError, BackendError: see the messages.

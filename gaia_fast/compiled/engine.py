@@ -126,11 +126,11 @@ class Compiled:
                 "autocast decides dtypes while a model runs, and a compiled program has decided before; leave it, and "
                 "convert the model: model.to(torch.bfloat16)"
             )
-        chosen = modes.choose(mode, x)
         weights = fingerprint.weights(self.modules)
         plain = x.detach().as_subclass(Tensor).contiguous()
         captured = capture(self.model, plain, self.layers, self.asked_for, head)
         fold(captured.graph)
+        chosen = modes.choose(mode, x, captured.graph)
         truth = self._reference(plain, head, self.model)
         if self.method.name == "gaia-z":
             program, ways = self._count(captured, plain, head, truth, thorough)

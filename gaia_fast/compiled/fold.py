@@ -51,6 +51,13 @@ def fold_constants(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
+def for_any_layout(module: fx.GraphModule) -> None:
+    """Makes views, which hold for one memory layout alone, into reshapes; the caller recompiles."""
+    for node in module.graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+
+
 def constant(module: fx.GraphModule, value: Tensor) -> fx.Node:
     """A new buffer of the module, read at the graph's current place of insertion."""
     index = 0

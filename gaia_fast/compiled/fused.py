@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from gaia_fast import ops
-from gaia_fast.compiled.fold import CONVOLUTIONS, constant, constant_value
+from gaia_fast.compiled.fold import CONVOLUTIONS, constant, constant_value, for_any_layout
 from gaia_fast.ops.convolution import Weights, cheapest_form, convolution_cpu, output_size, takes
 from gaia_fast.ops.open_everywhere import open_everywhere
 
@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 class Convolution(nn.Module):
-    """`gaia_fast.ops.convolution` with its weights: (x, residual, gate, skip) to (y, sums). The graph has checked them."""
+    """`gaia_fast.ops.convolution` with its weights: (x, residual, gate, skip) to (y, sums), unchecked."""
 
     def __init__(
         self,
@@ -55,12 +55,27 @@ def fused(module: fx.GraphModule) -> fx.GraphModule:
     fresh = fx.Graph()
     fresh.output(fresh.graph_copy(module.graph, {}))
     copied = fx.GraphModule(module, fresh)
+    for_any_layout(copied)
     _Fuser(copied).run()
     copied.graph.eliminate_dead_code()
     copied.graph.lint()
     copied.recompile()
     copied.delete_all_unused_submodules()
     return copied
+
+
+def operations(module: fx.GraphModule) -> tuple[float, float]:
+    """Multiplications and additions of a graph's convolutions for one image: of all, and of those that are fused."""
+    total = ours = 0.0
+    for node in module.graph.nodes:
+        if node.target not in CONVOLUTIONS or node.meta["val"].ndim != 4:
+            continue
+        weight = node.args[1].meta["val"]
+        here = 2.0 * weight.numel() * int(node.meta["val"].shape[2]) * int(node.meta["val"].shape[3])
+        total += here
+        if _window(node) is not None and takes(weight):
+            ours += here
+    return total, ours
 
 
 class _Fuser:

@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from gaia_fast import checks
 from gaia_fast.compiled.adjoint import DECOMPOSITIONS, as_forward_operators
 from gaia_fast.compiled.capture import LAST, MAP, MARK, PHI, Captured
-from gaia_fast.compiled.fold import fold_constants
+from gaia_fast.compiled.fold import fold_constants, for_any_layout
 from gaia_fast.compiled.zero_density import Condition, Counter, Density
 from gaia_fast.errors import LayerError
 from gaia_fast.layers import Head
@@ -231,11 +231,9 @@ _IDENTITIES = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.def
 
 def _tidy(module: fx.GraphModule) -> None:
     """Takes out what recording leaves behind, and views that would hold for one memory layout alone."""
-    graph = module.graph
-    for node in list(graph.nodes):
+    for node in list(module.graph.nodes):
         if node.target in _IDENTITIES:
             node.replace_all_uses_with(node.args[0])
-        elif node.target in (aten.view.default, aten._unsafe_view.default):
-            node.target = aten.reshape.default
-    graph.eliminate_dead_code()
+    for_any_layout(module)
+    module.graph.eliminate_dead_code()
     module.recompile()

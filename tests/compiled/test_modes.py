@@ -49,9 +49,14 @@ def test_channels_last(mode: str) -> None:
 
 
 def test_auto_says_why() -> None:
-    choice = GaiaZ(zoo.build("parallel"), engine="compiled").plan(zoo.images(2)).mode
-    assert choice.name == "onnxruntime"
-    assert "fastest measured" in choice.why
+    few = GaiaZ(zoo.build("resnet34"), engine="compiled").plan(zoo.images(1, 16)).mode
+    assert few.name == "onnxruntime"
+    assert few.why == "faster than native: 6e+08 operations a batch are few"
+    many = GaiaZ(zoo.build("resnet34"), engine="compiled").plan(zoo.images(4, 16)).mode
+    assert many.name == "native"
+    grouped = GaiaZ(zoo.build("dense_like"), engine="compiled").plan(zoo.images(2)).mode
+    assert grouped.name == "onnxruntime"
+    assert "of the convolutions' operations" in grouped.why
     choice = (
         GaiaZ(zoo.build("parallel", torch.float64), engine="compiled").plan(zoo.images(2, dtype=torch.float64)).mode
     )

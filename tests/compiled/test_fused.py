@@ -1,0 +1,119 @@
+import operator
+
+import pytest
+import torch
+from graphs import captured, targets
+from torch import Tensor, nn
+
+from gaia_fast import GaiaA, GaiaZ, ops
+from gaia_fast.compiled.fold import fold
+from gaia_fast.compiled.fused import Convolution, fused, operations
+from gaia_fast.ops.open_everywhere import open_everywhere
+
+import zoo
+
+aten = torch.ops.aten
+
+
+class Block(nn.Module):
+    """A basic block behind a stem, and a strided one behind it, in whole sixteens of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*zoo.conv_norm(3, 16))
+        self.first, self.second = nn.Sequential(*zoo.conv_norm(16, 16)), nn.Sequential(*zoo.conv_norm(16, 16))
+        self.down, self.last = nn.Sequential(*zoo.conv_norm(16, 32, 2)), nn.Sequential(*zoo.conv_norm(32, 32))
+        self.short, self.fc = nn.Sequential(*zoo.conv_norm(16, 32, 2, 1)), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = (self.second(self.first(x).relu()) + x).relu()
+        x = (self.last(self.down(x).relu()) + self.short(x)).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def program(detector: type[GaiaA] | type[GaiaZ], model: nn.Module, x: Tensor, **options: str) -> torch.fx.GraphModule:
+    prepared = detector(model, engine="compiled", mode="eager", **options).prepare(x)._compiled.find(x)
+    assert prepared is not None
+    return prepared.program.graph
+
+
+def convolutions(module: torch.fx.GraphModule) -> list[Convolution]:
+    return [each for each in module.modules() if isinstance(each, Convolution)]
+
+
+@pytest.mark.parametrize("name", ["resnet34", "wrn_40_2", "small_bit", "vgg_like", "strided_shortcut", "norm_act"])
+@pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
+def test_a_fused_program_computes_what_the_program_does(detector: type[GaiaA] | type[GaiaZ], name: str) -> None:
+    model, x = zoo.build(name), zoo.images(3, zoo.image_size(name))
+    graph = program(detector, model, x)
+    with torch.no_grad():
+        expected, found = graph(x), fused(graph)(x.contiguous(memory_format=torch.channels_last))
+    assert len(expected) == len(found)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], expected[1], rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
+def test_nothing_is_left_between_convolutions(detector: type[GaiaA] | type[GaiaZ]) -> None:
+    torch.manual_seed(0)
+    made = fused(program(detector, Block().eval(), zoo.images(4)))
+    left = targets(made)
+    for each in (aten.relu.default, aten.gt.Scalar, aten.slice.Tensor):
+        assert each not in left
+    if detector is GaiaZ:
+        assert len(convolutions(made)) == 6
+        assert open_everywhere in left
+        assert aten.add.Tensor not in left
+        assert [each._statistic for each in convolutions(made)].count("positive") >= 4
+    else:
+        assert left.count(aten.convolution.default) == 2  # the adjoints of the strided ones
+        assert [each._statistic for each in convolutions(made)].count("sum") >= 2
+
+
+def test_norms_before_convolutions_become_one_kernel() -> None:
+    made = fused(program(GaiaZ, zoo.build("wrn_40_2"), zoo.images(2, 32)))
+    assert targets(made).count(ops.relu_forward_count) == 18
+    assert aten.relu.default not in targets(made)
+    adjoint = fused(program(GaiaA, zoo.build("wrn_40_2"), zoo.images(2, 32)))
+    assert sum(each._scale is not None for each in convolutions(adjoint)) >= 12
+
+
+@pytest.mark.parametrize("statistic", ["abs_mean", "mean_abs"])
+def test_both_statistics_of_gaia_a(statistic: str) -> None:
+    x = zoo.images(2)
+    torch.manual_seed(0)
+    model = Block().eval()
+    native = GaiaA(model, engine="compiled", mode="native", statistic=statistic)(x)
+    assert torch.allclose(native, GaiaA(model, engine="reference", statistic=statistic)(x), rtol=1e-5)
+
+
+def test_a_map_that_others_read_is_kept() -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.other, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            z = self.other(y.relu()) * 2 + y[:, :, 1:-1, 1:-1]
+            return self.fc((z.relu() + z).mean((2, 3)))
+
+    model, x = Read().eval(), zoo.images(2)
+    made = captured(model, x, with_head=False)
+    fold(made.graph)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(made.graph)(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_operations_are_those_of_the_convolutions() -> None:
+    found = captured(zoo.build("resnet34"), zoo.images(2, 32))
+    fold(found.graph)
+    total, ours = operations(found.graph)
+    assert total == ours == pytest.approx(2.32e9, rel=0.01)
+    grouped = nn.Sequential(nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(), nn.Conv2d(16, 10, 1), nn.ReLU())
+    model = zoo.Pooled(nn.Sequential(nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), *grouped), 10).eval()
+    found = captured(model, zoo.images(2))
+    total, ours = operations(found.graph)
+    assert (total, ours) == (2.0 * (48 * 256 + 576 * 196 + 160 * 196), 2.0 * 48 * 256)
+    assert operator.lt(ours, total)
