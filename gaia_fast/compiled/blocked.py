@@ -14,13 +14,13 @@ Exact for float32: y * 3e38 is at least 1 for every normal number, and sums of o
 """
 
 import operator
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
 from gaia_fast.compiled.fold import constant, constant_value, fold_constants
+from gaia_fast.compiled.nodes import calls, copy_of, per_channel, same_shape
 
 aten = torch.ops.aten
 
@@ -30,9 +30,7 @@ _BLOCK = 16  # channels that onnxruntime keeps together, at most
 
 def blocked(module: fx.GraphModule) -> fx.GraphModule:
     """Returns a copy of a program in the form above; the weights are shared."""
-    fresh = fx.Graph()
-    fresh.output(fresh.graph_copy(module.graph, {}))
-    copied = fx.GraphModule(module, fresh)
+    copied = copy_of(module)
     _Rewriter(copied).run()
     copied.graph.eliminate_dead_code()
     copied.graph.lint()
@@ -58,9 +56,9 @@ class _Rewriter:
 
     def _selection(self, node: fx.Node) -> None:
         closed, zero, g = node.args
-        if not (_is(closed, aten.le.Scalar) and closed.args[1] == 0 and _is_zero(zero)):
+        if not (calls(closed, aten.le.Scalar) and closed.args[1] == 0 and _is_zero(zero)):
             return
-        if _same_shape(closed.args[0], g) and self._blocks(closed.args[0]):
+        if same_shape(closed.args[0], g) and self._blocks(closed.args[0]):
             with self.graph.inserting_before(node):
                 product = self._call(aten.mul.Tensor, g, self._indicator(closed.args[0]), like=node)
             node.replace_all_uses_with(product)
@@ -68,19 +66,19 @@ class _Rewriter:
     def _norm(self, node: fx.Node) -> None:
         """A factor a channel, with or without a shift behind it: a convolution of one weight a channel."""
         x, factor = node.args
-        scale = constant_value(factor)
         value = node.meta["val"]
-        if scale is None or value.ndim != 4 or value.dtype != torch.float32 or not _same_shape(x, node):
+        if value.ndim != 4 or value.dtype != torch.float32 or not isinstance(x, fx.Node) or not same_shape(x, node):
             return
         channels = int(value.shape[1])
-        if scale.numel() != channels or tuple(scale.shape[-3:]) != (channels, 1, 1) or channels % _BLOCK:
+        scale = per_channel(factor, channels)
+        if scale is None or channels % _BLOCK:
             return
         shift, last = None, node
         if len(node.users) == 1:
             user = next(iter(node.users))
-            added = constant_value(user.args[1]) if _is(user, aten.add.Tensor) and user.args[0] is node else None
-            if added is not None and tuple(added.shape[-3:]) == (channels, 1, 1):
-                shift, last = added, user
+            if calls(user, aten.add.Tensor) and user.args[0] is node:
+                shift = per_channel(user.args[1], channels)
+                last = node if shift is None else user
         with self.graph.inserting_before(last):
             weight = constant(self.module, scale.reshape(channels, 1, 1, 1))
             bias = None if shift is None else constant(self.module, shift.reshape(channels))
@@ -105,7 +103,7 @@ class _Rewriter:
             factors = constant(self.module, torch.tensor(areas, dtype=node.meta["val"].dtype))
             sums = self._call(aten.mul.Tensor, means, factors, like=node)
         for user in list(node.users):
-            if _is(user, aten.mul.Tensor) and constant_value(user.args[1]) is not None:
+            if calls(user, aten.mul.Tensor) and constant_value(user.args[1]) is not None:
                 with self.graph.inserting_before(user):
                     joined = self._call(aten.mul.Tensor, factors, user.args[1], like=factors)
                     user.replace_all_uses_with(self._call(aten.mul.Tensor, means, joined, like=user))
@@ -119,10 +117,10 @@ class _Rewriter:
 
     def _summed(self, node: fx.Node) -> fx.Node | None:
         """The map whose mean over space stands for a sum, or a count."""
-        if not _is(node, aten.sum.dim_IntList) or list(node.args[1]) != [2, 3] or len(node.args) > 2:
+        if not calls(node, aten.sum.dim_IntList) or list(node.args[1]) != [2, 3] or len(node.args) > 2:
             return None
         source = node.args[0]
-        if _is(source, aten._to_copy.default) and _is(source.args[0], aten.gt.Scalar):
+        if calls(source, aten._to_copy.default) and calls(source.args[0], aten.gt.Scalar):
             y, threshold = source.args[0].args
             if threshold == 0 and self._blocks(y):
                 with self.graph.inserting_before(node):
@@ -155,17 +153,17 @@ class _Rewriter:
 
     def _emptiest(self, node: fx.Node) -> fx.Node | None:
         """min over a grid of positions of [max over channels of y] > 0, for ReLU's y: (N, 16, 1, 1)."""
-        if not _is(node, aten.amin.default) or not _is(node.args[0], aten.reshape.default):
+        if not calls(node, aten.amin.default) or not calls(node.args[0], aten.reshape.default):
             return None
         highest, pool = node.args[0].args[0], None
-        if _is(highest, operator.getitem) and _is(highest.args[0], aten.max_pool2d_with_indices.default):
+        if calls(highest, operator.getitem) and calls(highest.args[0], aten.max_pool2d_with_indices.default):
             pool, highest = highest.args[0], highest.args[0].args[0]
             if len(pool.args) > 4 and list(pool.args[4]) != [1, 1]:
                 return None
-        if not _is(highest, aten.amax.default) or list(highest.args[1]) != [1]:
+        if not calls(highest, aten.amax.default) or list(highest.args[1]) != [1]:
             return None
         y, begin, step = highest.args[0], 0, 1
-        while _is(y, aten.slice.Tensor) and y.args[1] in (2, 3):
+        while calls(y, aten.slice.Tensor) and y.args[1] in (2, 3):
             y, _, begin, _, step = [*y.args, 1][:5]
         if not self._blocks(y):
             return None
@@ -196,7 +194,7 @@ class _Rewriter:
 
     def _blocks(self, y: Any) -> bool:
         """Whether y is a ReLU's float32 output that is kept in blocks."""
-        if not (_is(y, aten.relu.default)):
+        if not (calls(y, aten.relu.default)):
             return False
         value = y.meta["val"]
         return value.ndim == 4 and value.dtype == torch.float32 and int(value.shape[1]) % _BLOCK == 0
@@ -207,17 +205,8 @@ class _Rewriter:
         return made
 
 
-def _is(node: Any, target: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target is target
-
-
 def _is_zero(node: Any) -> bool:
-    if _is(node, aten.scalar_tensor.default):
+    if calls(node, aten.scalar_tensor.default):
         return bool(node.args[0] == 0)
     value = constant_value(node)
     return value is not None and not bool(value.any())
-
-
-def _same_shape(one: Any, other: Any) -> bool:
-    shapes: list[Sequence[Any]] = [each.meta["val"].shape for each in (one, other)]
-    return len(shapes[0]) == len(shapes[1]) and all(a is b or a == b for a, b in zip(*shapes, strict=True))

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from gaia_fast import ops
 from gaia_fast.compiled.fold import CONVOLUTIONS, constant, constant_value, for_any_layout
+from gaia_fast.compiled.nodes import calls, copy_of, pair, per_channel, same_shape
 from gaia_fast.ops.convolution import Weights, cheapest_form, convolution_cpu, output_size, takes
 from gaia_fast.ops.open_everywhere import open_everywhere
 
@@ -52,9 +53,7 @@ class Convolution(nn.Module):
 
 def fused(module: fx.GraphModule) -> fx.GraphModule:
     """Returns a copy of a float32 program on the CPU, made of the kernels above; the weights are shared."""
-    fresh = fx.Graph()
-    fresh.output(fresh.graph_copy(module.graph, {}))
-    copied = fx.GraphModule(module, fresh)
+    copied = copy_of(module)
     for_any_layout(copied)
     _Fuser(copied).run()
     copied.graph.eliminate_dead_code()
@@ -143,7 +142,7 @@ class _Fuser:
         x, parameters = node.args[0], {}
         for name, target in (("shift", aten.add.Tensor), ("scale", aten.mul.Tensor)):
             if isinstance(x, fx.Node) and x.target is target and len(x.users) == 1:
-                factor = _per_channel(x.args[1], int(value.shape[1]))
+                factor = per_channel(x.args[1], int(value.shape[1]))
                 if factor is not None:
                     parameters[name], x = factor, x.args[0]
         _, counts = _summed(node, True)
@@ -167,13 +166,13 @@ class _Fuser:
     def _condition(self, node: fx.Node) -> None:
         """Whether each position of a grid has an open channel."""
         highest = node.args[0]
-        if not _is(highest, aten.reshape.default) or list(node.args[1]) != [1] or node.meta["val"].ndim != 1:
+        if not calls(highest, aten.reshape.default) or list(node.args[1]) != [1] or node.meta["val"].ndim != 1:
             return
         highest = highest.args[0]
-        if not _is(highest, aten.amax.default) or list(highest.args[1]) != [1]:
+        if not calls(highest, aten.amax.default) or list(highest.args[1]) != [1]:
             return
         y, begin, step = highest.args[0], 0, 1
-        while _is(y, aten.slice.Tensor) and y.args[1] in (2, 3):
+        while calls(y, aten.slice.Tensor) and y.args[1] in (2, 3):
             y, _, begin, _, step = [*y.args, 1][:5]
         value = y.meta["val"]
         if value.ndim != 4 or value.dtype != torch.float32 or len(node.args) > 2:
@@ -183,10 +182,6 @@ class _Fuser:
             told.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(told)
         _erase(self.graph, node)
-
-
-def _is(node: Any, target: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target is target
 
 
 def _window(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
@@ -203,7 +198,7 @@ def _window(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int,
         stride, padding, dilation, groups = [*node.args, *defaults[len(node.args) :]][3:]
     if groups != 1 or isinstance(padding, str):
         return None
-    return _pair(stride), _pair(padding), _pair(dilation)
+    return pair(stride), pair(padding), pair(dilation)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -216,7 +211,7 @@ def _added(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if user is None or user.target is not aten.add.Tensor or user.kwargs or len(user.args) != 2:
         return None
     other = user.args[1] if user.args[0] is node else user.args[0]
-    if not isinstance(other, fx.Node) or other is node or not _same_shape(other, node):
+    if not isinstance(other, fx.Node) or other is node or not same_shape(other, node):
         return None
     return other, user
 
@@ -230,7 +225,7 @@ def _gated(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if not isinstance(closed, fx.Node) or closed.target is not aten.le.Scalar or closed.args[1] != 0:
         return None
     nothing = constant_value(zero)
-    if nothing is None or bool(nothing.any()) or not _same_shape(closed.args[0], node):
+    if nothing is None or bool(nothing.any()) or not same_shape(closed.args[0], node):
         return None
     return closed.args[0], user
 
@@ -268,25 +263,8 @@ def _scaled(node: fx.Node, sums: list[fx.Node], channels: int) -> tuple[Tensor, 
     users = [user for user in node.users if user not in sums and not any(each in sums for each in user.users)]
     if len(users) != 1 or users[0].target is not aten.mul.Tensor or users[0].args[0] is not node:
         return None
-    factor = _per_channel(users[0].args[1], channels)
+    factor = per_channel(users[0].args[1], channels)
     return None if factor is None else (factor, users[0])
-
-
-def _per_channel(node: Any, channels: int) -> Tensor | None:
-    """The (K,) values of a constant that holds one a channel."""
-    value = constant_value(node)
-    if value is None or value.numel() != channels or tuple(value.shape[-3:]) != (channels, 1, 1):
-        return None
-    return value.reshape(channels)
-
-
-def _same_shape(one: Any, other: fx.Node) -> bool:
-    shapes = [each.meta["val"].shape for each in (one, other)]
-    return len(shapes[0]) == len(shapes[1]) and all(a is b or a == b for a, b in zip(*shapes, strict=True))
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:

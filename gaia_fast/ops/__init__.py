@@ -15,6 +15,9 @@ Semantics that every version shares:
 - kernels run on the maps' device and the caller's current stream, wait for nothing, and may be captured in a CUDA
   graph. Triton compiles when it first meets a kind of map, and its `frobenius` copies the layers' widths to the device
   then: call each once before.
+
+On the CPU, compiled programs are made of two more, `gaia_fast.ops.convolution` and `.open_everywhere`; they have no
+versions for GPUs and are not in PyTorch's registry.
 """
 
 from gaia_fast.ops.channel_moments import channel_moments

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from gaia_fast.compiled.capture import MAP, MARK, logits_node, marks
 from gaia_fast.compiled.fold import CONVOLUTIONS, constant_value
 from gaia_fast.compiled.geometry import Geometry
+from gaia_fast.compiled.nodes import pair, same_shape
 from gaia_fast.compiled.zero_density.conditions import Condition, Live, LiveGroups, OtherClass, Same
 from gaia_fast.compiled.zero_density.patterns import (
     Both,
@@ -210,15 +211,14 @@ class _Analysis:
             return behind
         if not isinstance(other, fx.Node) or user.target is not aten.mul.Tensor:
             raise Unknown(f"{_name(user)} by a value that may be zero")
-        mine, result = node.meta["val"].shape, user.meta["val"].shape
         if other.target is not aten.sigmoid.default and node.target is not aten.sigmoid.default:
             raise Unknown(f"{_name(user)} by a map that may be zero")
-        if len(mine) == len(result) and all(a is b or a == b for a, b in zip(mine, result, strict=True)):
+        if same_shape(node, user):
             return behind  # a sigmoid beside it is never zero
         # A factor a channel: it gets the sum over the positions of that channel, of gradient times map.
         if isinstance(behind.pattern, Everywhere):
             return behind
-        if node.meta["val"].ndim == 4 and tuple(mine[2:]) == (1, 1):
+        if node.meta["val"].ndim == 4 and tuple(node.meta["val"].shape[2:]) == (1, 1):
             return Density(Somewhere(behind.pattern), behind.conditions)
         raise Unknown(f"{_name(user)} sums over a map that is zero in places")
 
@@ -312,10 +312,10 @@ class _Analysis:
         behind = self.behind(user)
         if user.target is aten.avg_pool2d.default:
             value, result = node.meta["val"].shape, user.meta["val"].shape
-            kernel = _pair(user.args[1])
-            stride = _pair(user.args[2]) if len(user.args) > 2 and user.args[2] else kernel
-            padding = _pair(user.args[3]) if len(user.args) > 3 else (0, 0)
-            channels, size, out = int(value[1]), _pair(value[2:]), _pair(result[2:])
+            kernel = pair(user.args[1])
+            stride = pair(user.args[2]) if len(user.args) > 2 and user.args[2] else kernel
+            padding = pair(user.args[3]) if len(user.args) > 3 else (0, 0)
+            channels, size, out = int(value[1]), pair(value[2:]), pair(result[2:])
             geometry = Geometry(kernel, stride, padding, (1, 1), channels, channels, size, out)
             if isinstance(behind.pattern, Everywhere) and not geometry.covers():
                 raise Unknown(f"{_name(user)} skips positions")
@@ -356,21 +356,15 @@ def _geometry(user: fx.Node, node: fx.Node, weight: Tensor) -> Geometry:
         stride, padding, dilation, groups = (given + defaults[len(given) :])[3:]
     value, result = node.meta["val"].shape, user.meta["val"].shape
     return Geometry(
-        _pair(weight.shape[2:]),
-        _pair(stride),
-        _pair(padding),
-        _pair(dilation),
+        pair(weight.shape[2:]),
+        pair(stride),
+        pair(padding),
+        pair(dilation),
         int(groups),
         int(value[1]),
         (int(value[2]), int(value[3])),
         (int(result[2]), int(result[3])),
     )
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    return (int(value[0]), int(value[-1]))
 
 
 def _name(node: fx.Node) -> str:

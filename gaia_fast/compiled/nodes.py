@@ -1,0 +1,39 @@
+"""What rewrites of a graph ask of its nodes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, fx
+
+from gaia_fast.compiled.fold import constant_value
+
+
+def copy_of(module: fx.GraphModule) -> fx.GraphModule:
+    """A graph of its own, with the same weights."""
+    fresh = fx.Graph()
+    fresh.output(fresh.graph_copy(module.graph, {}))
+    return fx.GraphModule(module, fresh)
+
+
+def calls(node: Any, target: Any) -> bool:
+    """Whether an argument is the result of an operator."""
+    return isinstance(node, fx.Node) and node.target is target
+
+
+def same_shape(one: Any, other: Any) -> bool:
+    """Whether two nodes have one shape, symbols included."""
+    shapes: list[Sequence[Any]] = [each.meta["val"].shape for each in (one, other)]
+    return len(shapes[0]) == len(shapes[1]) and all(a is b or a == b for a, b in zip(*shapes, strict=True))
+
+
+def per_channel(node: Any, channels: int) -> Tensor | None:
+    """The (K,) values of a constant that has one for each of so many channels of a map; None of anything else."""
+    value = constant_value(node)
+    if value is None or value.numel() != channels or tuple(value.shape[-3:]) != (channels, 1, 1):
+        return None
+    return value.reshape(channels)
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """Both axes of a size that may be written once for both."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
