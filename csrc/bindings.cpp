@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -54,6 +56,52 @@ const gaia::cpu::KernelTable* initial_level() {
 }
 
 const gaia::cpu::KernelTable* active = nullptr;
+
+// A pointer of a chain: an address, with place -1; else so many floats into the array that `run` is given at this
+// place.
+using Pointer = std::pair<int64_t, int64_t>;
+
+// stage, the pointers and the sizes of gaia::cpu::Convolution in their order, tile, relu, statistic. With tile -1, of
+// gaia::cpu::OpenEverywhere: its own.
+using StepArguments = std::tuple<int64_t, std::vector<Pointer>, std::vector<int64_t>, int, bool, int>;
+
+// Steps on memory that each run names anew; safe to run from several threads.
+class Chain {
+ public:
+  explicit Chain(const std::vector<StepArguments>& steps) : steps_(steps) {
+    for (const auto& [stage, pointers, sizes, tile, relu, statistic] : steps_) {
+      if (pointers.size() != (tile < 0 ? 2 : 10) || sizes.size() != (tile < 0 ? 9 : 22))
+        throw std::invalid_argument("a step of another build of the extension");
+    }
+  }
+
+  bool run(const std::vector<uintptr_t>& given, int threads) const {
+    py::gil_scoped_release unlocked;
+    std::vector<gaia::cpu::Step> steps;
+    steps.reserve(steps_.size());
+    for (const auto& [stage, pointers, sizes, tile, relu, statistic] : steps_) {
+      const auto at = [&, &pointers = pointers](size_t i) {
+        const auto [place, offset] = pointers[i];
+        return place < 0 ? reinterpret_cast<float*>(offset)
+                         : reinterpret_cast<float*>(given.at(static_cast<size_t>(place))) + offset;
+      };
+      const auto& z = sizes;
+      if (tile < 0) {
+        steps.push_back({stage, {}, {at(0), at(1), z[0], z[1], z[2], z[3], z[4], z[5], z[6], z[7], z[8]}});
+      } else {
+        steps.push_back({stage,
+                         {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), z[0],     z[1],
+                          z[2],  z[3],  z[4],  z[5],  z[6],  z[7],  z[8],  z[9],  z[10], z[11], z[12],    z[13],
+                          z[14], z[15], z[16], z[17], z[18], z[19], z[20], z[21], tile,  relu,  statistic},
+                         {}});
+      }
+    }
+    return active->chain(steps.data(), static_cast<int64_t>(steps.size()), threads);
+  }
+
+ private:
+  std::vector<StepArguments> steps_;
+};
 
 #ifdef GAIA_CUDA
 
@@ -185,22 +233,14 @@ PYBIND11_MODULE(_kernels, m) {
                                      make_map(y, dtype, shape, y_strides), counts, threads);
         });
 
-  m.def("convolution", [](std::array<uintptr_t, 9> data, Sizes x, std::array<int64_t, 3> y,
-                          std::array<int64_t, 8> window, int tile, bool relu, int statistic, int threads) {
-    py::gil_scoped_release unlocked;
-    const auto at = [&data](size_t i) { return reinterpret_cast<float*>(data[i]); };
-    return active->convolution(
-        {at(0),     x[0],      x[1],      x[2],      x[3],      at(1), at(2),     at(3),     at(4),
-         at(5),     at(6),     at(7),     y[0],      y[1],      y[2],  window[0], window[1], window[2],
-         window[3], window[4], window[5], window[6], window[7], tile,  relu,      at(8),     statistic},
-        threads);
-  });
+  py::class_<Chain>(m, "Chain").def(py::init<const std::vector<StepArguments>&>()).def("run", &Chain::run);
 
-  m.def("open_everywhere", [](uintptr_t y, Sizes shape, int64_t begin, int64_t step, uintptr_t out) {
-    py::gil_scoped_release unlocked;
-    gaia::cpu::open_everywhere(reinterpret_cast<const float*>(y), shape[0], shape[1], shape[2], shape[3], begin, step,
-                               reinterpret_cast<float*>(out));
-  });
+  m.def("open_everywhere",
+        [](uintptr_t y, Sizes shape, std::array<int64_t, 2> grid, std::array<int64_t, 2> channels, uintptr_t out) {
+          py::gil_scoped_release unlocked;
+          gaia::cpu::open_everywhere({reinterpret_cast<float*>(y), reinterpret_cast<float*>(out), shape[0], shape[1],
+                                      shape[2], shape[3], grid[0], grid[1], channels[0], channels[1], 1});
+        });
 
   m.def("frobenius", [](uintptr_t moments, int64_t n, int64_t stride_n, const std::vector<int64_t>& begins,
                         const std::vector<int64_t>& widths, const std::vector<double>& inverse_area,

@@ -1,12 +1,10 @@
 // Convolutions of channels-last float32 maps with what stands behind them in one pass: bias, residual, ReLU or gate,
-// and a sum over space. Only for level.cpp.
+// and a sum over space; cut into items that threads may take in any order. Only for chain.h.
 //
 // A chunk of tiles (an output position, or M x M of them) becomes a matrix V, a row a tile, for each of the positions
 // that the form has: 1 with V the windows themselves, (M + 2)^2 in Winograd's minimal filtering F(M x M, 3 x 3). Each
 // is multiplied with its packed weights, and the products are turned into outputs while they are in the cache.
 #pragma once
-
-#include <stdlib.h>
 
 #include "kernels.h"
 #include "simd.h"
@@ -22,8 +20,14 @@ constexpr int kRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 3;
 constexpr int64_t kDepth = 256;              // input channels multiplied before the next rows' turn
 constexpr int64_t kScratch = 224 * 1024;     // floats of V and M that a chunk should not exceed
 constexpr int64_t kGap = 16;                 // floats
-constexpr double kAlone = 12e6;              // operations below which waking other threads costs more than it saves
+constexpr double kWhole = 5e5;               // operations below which an item is not shared out
 constexpr int64_t kFewest = 24, kMost = 96;  // rows of a chunk
+
+// Rows of a chunk, each with so many floats of V and M.
+inline int64_t rows_in_cache(int64_t floats) {
+  const int64_t most = kScratch / floats;
+  return most < kFewest ? kFewest : most > kMost ? kMost : most;
+}
 
 inline Vec fused(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
@@ -39,11 +43,13 @@ inline Vec spread(float x) { return x - Vec{}; }
 
 // m[r][:] (+)= sum over c of v[r][c] * u[c][:], for R rows and G groups of columns.
 template <int R, int G>
-void multiply(const float* v, int64_t ldv, const float* u, int64_t group, int64_t depth, const float* ahead, float* m,
-              int64_t ldm, bool add) {
+void multiply(const float* v, int64_t ldv, const float* u, int64_t group, int64_t depth, const float* ahead,
+              int64_t ahead_step, float* m, int64_t ldm, bool add) {
   Vec acc[R][G * kVecs] = {};
   for (int64_t c = 0; c < depth; ++c) {
-    __builtin_prefetch(ahead + c * kGroup);
+    // Not kept beyond the nearest cache: a network's weights would sweep the others.
+    __builtin_prefetch(ahead + c * kGroup, 0, 0);
+    if constexpr (G > 1) __builtin_prefetch(ahead + ahead_step + c * kGroup, 0, 0);
     Vec w[G * kVecs];
 #pragma GCC unroll 4
     for (int j = 0; j < G * kVecs; ++j) w[j] = Float32::load(u + j / kVecs * group + c * kGroup + j % kVecs * kLanes);
@@ -67,29 +73,37 @@ void multiply(const float* v, int64_t ldv, const float* u, int64_t group, int64_
 
 template <int R, int G>
 void multiply_rows(int64_t rows, const float* v, int64_t ldv, const float* u, int64_t group, int64_t depth,
-                   const float* ahead, float* m, int64_t ldm, bool add) {
-  if (rows == R) return multiply<R, G>(v, ldv, u, group, depth, ahead, m, ldm, add);
-  if constexpr (R > 1) multiply_rows<R - 1, G>(rows, v, ldv, u, group, depth, ahead, m, ldm, add);
+                   const float* ahead, int64_t ahead_step, float* m, int64_t ldm, bool add) {
+  if (rows == R) return multiply<R, G>(v, ldv, u, group, depth, ahead, ahead_step, m, ldm, add);
+  if constexpr (R > 1) multiply_rows<R - 1, G>(rows, v, ldv, u, group, depth, ahead, ahead_step, m, ldm, add);
 }
 
-// M (rows, K) = V (rows, depth) * U, for the output channels from `begin` to `end`.
+// M (rows, K) = V (rows, depth) * U, for the output channels from `begin` to `end`. U is read in the order in which it
+// lies: parts of kDepth inputs, in each the groups of outputs, in each the inputs.
 void multiply_all(int64_t rows, const float* v, int64_t depth, const float* u, int64_t begin, int64_t end, float* m,
                   int64_t ldm) {
   const int64_t turns = (rows + kRows - 1) / kRows;
+  for (int64_t r = 0; depth == 0 && r < rows; ++r) {
+    for (int64_t k = begin; k < end; ++k) m[r * ldm + k] = 0.0f;
+  }
   for (int64_t c = 0; c < depth; c += kDepth) {
-    const int64_t part = depth - c < kDepth ? depth - c : kDepth;
+    const int64_t part = depth - c < kDepth ? depth - c : kDepth, group = part * kGroup;
     for (int64_t k = begin; k < end;) {
       const bool full = end - k >= kGroups * kGroup;
-      const float* from = u + (k / kGroup * depth + c) * kGroup;
+      const float* const from = u + c * ldm + k * part;
+      const float* const next_groups = from + (full ? kGroups : 1) * group;
       for (int64_t turn = 0, r = 0; turn < turns; ++turn) {
         const int64_t next = rows * (turn + 1) / turns;  // rows shared out evenly
+        // The next groups are fetched evenly over the turns: memory would be waited for in one, and idle in the others.
+        const float* const ahead = next_groups + turn % kGroups * group;
+        const int64_t ahead_step = turns == 1 ? group : 0;
+        const float* const rows_v = v + r * depth + c;
+        float* const rows_m = m + r * ldm + k;
         if (full) {
-          const float* const ahead = from + (kGroups + turn % kGroups) * depth * kGroup;
-          multiply_rows<kRows, kGroups>(next - r, v + r * depth + c, depth, from, depth * kGroup, part, ahead,
-                                        m + r * ldm + k, ldm, c > 0);
+          multiply_rows<kRows, kGroups>(next - r, rows_v, depth, from, group, part, ahead, ahead_step, rows_m, ldm,
+                                        c > 0);
         } else {
-          multiply_rows<kRows, 1>(next - r, v + r * depth + c, depth, from, depth * kGroup, part, from + depth * kGroup,
-                                  m + r * ldm + k, ldm, c > 0);
+          multiply_rows<kRows, 1>(next - r, rows_v, depth, from, group, part, ahead, ahead_step, rows_m, ldm, c > 0);
         }
         r = next;
       }
@@ -182,6 +196,7 @@ struct Minimal {
   explicit Minimal(const Convolution& job) : job(job), down((job.out_h + M - 1) / M), across((job.out_w + M - 1) / M) {}
   int64_t tiles() const { return down * across; }
   int64_t depth() const { return job.c; }
+  int64_t rows() const { return rows_in_cache(kPositions * (depth() + job.k)); }
 
   void gather(int64_t image, int64_t tile, float* v, int64_t step) const {
     const int64_t top = tile / across * M - job.pad_h, left = tile % across * M - job.pad_w;
@@ -233,6 +248,7 @@ struct Direct {
   explicit Direct(const Convolution& job) : job(job) {}
   int64_t tiles() const { return job.out_h * job.out_w; }
   int64_t depth() const { return job.kernel_h * job.kernel_w * job.c; }
+  int64_t rows() const { return rows_in_cache(depth() + job.k); }
 
   void gather(int64_t image, int64_t tile, float* v, int64_t) const {
     const int64_t top = tile / job.out_w * job.stride_h - job.pad_h;
@@ -253,104 +269,101 @@ struct Direct {
   }
 
   Vec finish(const Ending& ending, int64_t image, int64_t tile, const float* m, int64_t, int64_t k) const {
-    return ending(Float32::load(m + k), image * tiles() + tile, k);
+    const int64_t i = job.begin_h + tile / job.out_w * job.step_h, j = job.begin_w + tile % job.out_w * job.step_w;
+    return ending(Float32::load(m + k), (image * job.y_h + i) * job.y_w + j, k);
   }
 };
 
-// Grows, and stays with its thread: fresh pages would cost as much as a small convolution.
-struct Scratch {
-  float* data = nullptr;
-  int64_t size = 0;
-  float* take(int64_t floats) {
-    if (floats > size) {
-      free(data);
-      data = static_cast<float*>(aligned_alloc(64, static_cast<size_t>((floats * 4 + 63) / 64 * 64)));
-      size = data != nullptr ? floats : 0;
-    }
-    return data;
+// No convolution: each position's channels times their factors.
+struct Pointwise {
+  static constexpr int kPositions = 0;
+  const Convolution& job;
+
+  explicit Pointwise(const Convolution& job) : job(job) {}
+  int64_t tiles() const { return job.out_h * job.out_w; }
+  int64_t depth() const { return 0; }
+  int64_t rows() const { return 1 + 16 * 1024 / job.k; }
+  void gather(int64_t, int64_t, float*, int64_t) const {}
+
+  Vec finish(const Ending& ending, int64_t image, int64_t tile, const float*, int64_t, int64_t k) const {
+    const int64_t position = image * tiles() + tile;
+    Vec z = Float32::load(job.x + position * job.k + k);
+    if (job.factor != nullptr) z = z * Float32::load(job.factor + k);
+    return ending(z, position, k);
   }
-  ~Scratch() { free(data); }
+};
+
+template <class Use>
+auto with_form(const Convolution& job, Use use) {
+  switch (job.tile) {
+    case 4: return use(Minimal<4>(job));
+    case 2: return use(Minimal<2>(job));
+    case 1: return use(Direct(job));
+    default: return use(Pointwise(job));
+  }
+}
+
+// How a convolution is cut into items. A chunk of tiles is a piece of one image, or some images whole: sums do not
+// depend on the number of images, or of threads. Where chunks are fewer than threads, each is split by outputs.
+struct Cut {
+  int64_t tiles, depth, pieces, images, splits;
+  int64_t items;           // chunks times splits
+  int64_t step_v, step_m;  // floats between the matrices of two positions
+  int64_t scratch;         // floats that an item needs
+  double operations;
 };
 
 template <class Form>
-bool convolve(const Form& form, int threads) {
+Cut cut(const Form& form, int threads) {
   const Convolution& job = form.job;
-  const int64_t tiles = form.tiles(), depth = form.depth();
-  // A chunk is a piece of one image, or some images whole: sums do not depend on the number of images, or threads.
-  int64_t most = kScratch / (Form::kPositions * (depth + job.k));
-  most = most < kFewest ? kFewest : most > kMost ? kMost : most;
-  int64_t pieces = (tiles + most - 1) / most;
-  if (pieces > 1) pieces += pieces % 2;
-  int64_t images = pieces > 1 ? 1 : most / tiles;
-  if (pieces == 1 && job.n < images * threads)
-    images = job.n * tiles <= kMost ? job.n : (job.n + threads - 1) / threads;
-  const int64_t chunks = (job.n + images - 1) / images * pieces;
-  const int64_t groups = job.k / kGroup;
-  int64_t splits = chunks >= threads ? 1 : threads;
-  if (splits > (groups + kGroups - 1) / kGroups) splits = (groups + kGroups - 1) / kGroups;
-  const int64_t rows = pieces > 1 ? (tiles + pieces - 1) / pieces : images * tiles;
-
-  static thread_local Scratch shared;
-  float* partial = job.sums;
-  if (job.sums != nullptr && pieces > 1) {
-    partial = shared.take(job.n * pieces * job.k);
-    if (partial == nullptr) return false;
-  }
-  const int64_t work = chunks * splits;
-  const double operations = 2.0 * Form::kPositions * static_cast<double>(job.n * tiles * depth * job.k);
-  bool enough = true;
-#pragma omp parallel num_threads(threads) if (threads > 1 && work > 1 && operations > kAlone) reduction(&& : enough)
-  {
-    const FloatMode mode;
-    static thread_local Scratch own;
-    // Between the matrices of two positions lies a gap, or equal places of all would share a set of the cache.
-    const int64_t step_v = rows * depth + kGap, step_m = rows * job.k + kGap;
-    float* const v = own.take(Form::kPositions * (step_v + step_m));
-    enough = v != nullptr;
-    float* const m = enough ? v + Form::kPositions * step_v : nullptr;
-    const Ending ending{job};
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < (enough ? work : 0); ++item) {
-      const int64_t chunk = item / splits, split = item % splits, piece = chunk % pieces;
-      const int64_t first = chunk / pieces * images;
-      const int64_t last = first + images < job.n ? first + images : job.n;
-      const int64_t from = tiles * piece / pieces, to = tiles * (piece + 1) / pieces, each = to - from;
-      const int64_t count = (last - first) * each;
-      const int64_t begin = groups * split / splits * kGroup, end = groups * (split + 1) / splits * kGroup;
-      for (int64_t r = 0; r < count; ++r) form.gather(first + r / each, from + r % each, v + r * depth, step_v);
-      for (int position = 0; position < Form::kPositions; ++position) {
-        multiply_all(count, v + position * step_v, depth, job.packed + position * depth * job.k, begin, end,
-                     m + position * step_m, job.k);
-      }
-      for (int64_t image = first; image < last; ++image) {
-        for (int64_t k = begin; k < end; k += kLanes) {
-          Vec sum = {};
-          for (int64_t tile = 0; tile < each; ++tile) {
-            const float* row = m + ((image - first) * each + tile) * job.k;
-            sum += form.finish(ending, image, from + tile, row, step_m, k);
-          }
-          if (job.sums != nullptr) Float32::store(partial + (image * pieces + piece) * job.k + k, sum);
-        }
-      }
-    }
-  }
-  if (!enough) return false;
-  for (int64_t image = 0; job.sums != nullptr && pieces > 1 && image < job.n; ++image) {
-    for (int64_t k = 0; k < job.k; k += kLanes) {
-      Vec sum = {};
-      for (int64_t piece = 0; piece < pieces; ++piece)
-        sum += Float32::load(partial + (image * pieces + piece) * job.k + k);
-      Float32::store(job.sums + image * job.k + k, sum);
-    }
-  }
-  return true;
+  Cut made = {};
+  made.tiles = form.tiles(), made.depth = form.depth();
+  const int64_t most = form.rows();
+  made.pieces = (made.tiles + most - 1) / most;
+  if (made.pieces > 1) made.pieces += made.pieces % 2;
+  made.images = made.pieces > 1 ? 1 : most / made.tiles;
+  if (made.pieces == 1 && job.n < made.images * threads)
+    made.images = job.n * made.tiles <= kMost ? job.n : (job.n + threads - 1) / threads;
+  const int64_t chunks = (job.n + made.images - 1) / made.images * made.pieces;
+  const int64_t rows = made.pieces > 1 ? (made.tiles + made.pieces - 1) / made.pieces : made.images * made.tiles;
+  // Between the matrices of two positions lies a gap, or equal places of all would share a set of the cache.
+  made.step_v = rows * made.depth + kGap, made.step_m = rows * job.k + kGap;
+  made.scratch = Form::kPositions * (made.step_v + made.step_m);
+  made.operations = 2.0 * static_cast<double>((Form::kPositions * made.depth + 1) * job.n * made.tiles * job.k);
+  const int64_t parts = (job.k / kGroup + kGroups - 1) / kGroups;
+  made.splits = chunks >= threads || made.operations < kWhole ? 1 : threads < parts ? threads : parts;
+  made.items = chunks * made.splits;
+  return made;
 }
 
-bool convolution(const Convolution& job, int threads) {
-  switch (job.tile) {
-    case 4: return convolve(Minimal<4>(job), threads);
-    case 2: return convolve(Minimal<2>(job), threads);
-    default: return convolve(Direct(job), threads);
+// Runs one item; the sums of piece p of an image go to totals + image * pitch + p * k.
+template <class Form>
+void run(const Form& form, const Cut& cut, int64_t item, float* v, float* totals, int64_t pitch) {
+  const Convolution& job = form.job;
+  const Ending ending{job};
+  const int64_t chunk = item / cut.splits, split = item % cut.splits, piece = chunk % cut.pieces;
+  const int64_t first = chunk / cut.pieces * cut.images;
+  const int64_t last = first + cut.images < job.n ? first + cut.images : job.n;
+  const int64_t from = cut.tiles * piece / cut.pieces, to = cut.tiles * (piece + 1) / cut.pieces, each = to - from;
+  const int64_t count = (last - first) * each, groups = job.k / kGroup;
+  const int64_t begin = groups * split / cut.splits * kGroup, end = groups * (split + 1) / cut.splits * kGroup;
+  float* const m = v + Form::kPositions * cut.step_v;
+  if constexpr (Form::kPositions > 0) {
+    for (int64_t r = 0; r < count; ++r) form.gather(first + r / each, from + r % each, v + r * cut.depth, cut.step_v);
+    for (int position = 0; position < Form::kPositions; ++position) {
+      multiply_all(count, v + position * cut.step_v, cut.depth, job.packed + position * cut.depth * job.k, begin, end,
+                   m + position * cut.step_m, job.k);
+    }
+  }
+  for (int64_t image = first; image < last; ++image) {
+    for (int64_t k = begin; k < end; k += kLanes) {
+      Vec sum = {};
+      for (int64_t tile = 0; tile < each; ++tile) {
+        const float* const row = m + ((image - first) * each + tile) * job.k;
+        sum += form.finish(ending, image, from + tile, row, cut.step_m, k);
+      }
+      if (job.sums != nullptr) Float32::store(totals + image * pitch + piece * job.k + k, sum);
+    }
   }
 }
 

@@ -12,22 +12,46 @@ enum Statistic { kSum = 0, kAbsSum = 1, kPositive = 2 };
 //   z = relu ? max(z, 0) : z;  z = gate <= 0 ? 0 : z
 //   sums = sum over space of z, |z| or [z > 0]
 //   y = z * scale + skip
+// Without weights (tile 0), x * factor takes the convolution's place.
 struct Convolution {
   const float* x;
-  int64_t n, h, w, c;
   const float* packed;
   const float* bias;      // K of them, or null
   const float* residual;  // like y, added; or null
   const float* gate;      // like y, or null
+  const float* factor;    // K of them, or null; for tile 0
   const float* scale;     // K of them, or null
   const float* skip;      // like y, or null
   float* y;
-  int64_t out_h, out_w, k;  // k a multiple of 16
-  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int tile;  // 1 for windows, 2 and 4 for F(2x2, 3x3) and F(4x4, 3x3), which need c a multiple of 16
+  float* sums;  // (N, K), rows `sums_step` apart, or null; shared by the steps of a stage that make one map together
+  int64_t n, h, w, c;
+  int64_t out_h, out_w, k;                                                               // k a multiple of 16
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;  // pads may be negative
+  // Output (i, j) is position (begin_h + i * step_h, begin_w + j * step_w) of y; other steps than 1 for tile 1 alone.
+  int64_t y_h, y_w, begin_h, begin_w, step_h, step_w;
+  int64_t sums_step;
+  int tile;  // 0 for none, 1 for windows, 2 and 4 for F(2x2, 3x3) and F(4x4, 3x3), which need c a multiple of 16
   bool relu;
-  float* sums;  // (N, K), or null
   int statistic;
+};
+
+// out[i * out_step] = 1 where each position of y (n, h, w, k) from `begin` on in `step`s, on both axes, has a positive
+// channel among those from `first` to `last`.
+struct OpenEverywhere {
+  const float* y;
+  float* out;
+  int64_t n, h, w, k;
+  int64_t begin, step;
+  int64_t first, last;
+  int64_t out_step;
+};
+
+// One step of a chain: a convolution, or where `open.out` is set, a question. Those of one stage (numbered from 0 on,
+// in order) do not need each other.
+struct Step {
+  int64_t stage;
+  Convolution convolution;
+  OpenEverywhere open;
 };
 
 struct KernelTable {
@@ -38,8 +62,8 @@ struct KernelTable {
   // masked; scale has K values or is null. The maps share shape and dtype, not strides.
   void (*relu_backward_moments)(const gaia_map& g, const gaia_map* y, const float* scale, const gaia_map& grad_in,
                                 const gaia_moments& out, int threads);
-  // False where memory is short.
-  bool (*convolution)(const Convolution& job, int threads);
+  // Runs steps, stage after stage. False where memory is short.
+  bool (*chain)(const Step* steps, int64_t count, int threads);
   // Writes y = relu(x * scale + shift + residual) and counts its non-zeros; scale and shift have K values or are null.
   void (*relu_forward_count)(const gaia_map& x, const gaia_map* residual, const float* scale, const float* shift,
                              const gaia_map& y, const gaia_moments& out, int threads);
@@ -57,8 +81,6 @@ const KernelTable* const* supported_tables();
 
 void frobenius(const gaia_packed& packed);
 
-// out[i] = 1 where each position of y (n, h, w, k) from `begin` on in `step`s, on both axes, has a positive channel.
-void open_everywhere(const float* y, int64_t n, int64_t h, int64_t w, int64_t k, int64_t begin, int64_t step,
-                     float* out);
+void open_everywhere(const OpenEverywhere& job);
 
 }  // namespace gaia::cpu

@@ -1,6 +1,6 @@
 // The kernels for one instruction-set level: compiled once per level, with that level's flags and GAIA_LEVEL naming it.
+#include "chain.h"
 #include "channel_moments.h"
-#include "convolution.h"
 #include "kernels.h"
 #include "relu_backward_moments.h"
 #include "relu_forward_count.h"
@@ -13,7 +13,7 @@
 namespace gaia::cpu {
 
 const KernelTable& GAIA_JOIN(GAIA_LEVEL, _table)() {
-  static const KernelTable table = {GAIA_STRING(GAIA_LEVEL), channel_moments, relu_backward_moments, convolution,
+  static const KernelTable table = {GAIA_STRING(GAIA_LEVEL), channel_moments, relu_backward_moments, chain,
                                     relu_forward_count};
   return table;
 }

@@ -21,14 +21,14 @@ bool any_open(const float* y, int64_t channels) {
 
 }  // namespace
 
-void open_everywhere(const float* y, int64_t n, int64_t h, int64_t w, int64_t k, int64_t begin, int64_t step,
-                     float* out) {
-  for (int64_t image = 0; image < n; ++image) {
+void open_everywhere(const OpenEverywhere& job) {
+  for (int64_t image = 0; image < job.n; ++image) {
     bool open = true;
-    for (int64_t i = begin; open && i < h; i += step) {
-      for (int64_t j = begin; open && j < w; j += step) open = any_open(y + ((image * h + i) * w + j) * k, k);
+    for (int64_t i = job.begin; open && i < job.h; i += job.step) {
+      for (int64_t j = job.begin; open && j < job.w; j += job.step)
+        open = any_open(job.y + ((image * job.h + i) * job.w + j) * job.k + job.first, job.last - job.first);
     }
-    out[image] = open ? 1.0f : 0.0f;
+    job.out[image * job.out_step] = open ? 1.0f : 0.0f;
   }
 }
 

@@ -12,43 +12,79 @@ import torch
 from torch import Tensor, fx, nn
 
 from gaia_fast import ops
-from gaia_fast.compiled.fold import CONVOLUTIONS, constant, constant_value, for_any_layout
+from gaia_fast.compiled.fold import CONVOLUTIONS, constant_value, for_any_layout
 from gaia_fast.compiled.nodes import calls, copy_of, pair, per_channel, same_shape
-from gaia_fast.ops.convolution import Weights, cheapest_form, convolution_cpu, output_size, takes
+from gaia_fast.ops.convolution import Part, Weights, adjoint_parts, convolution_cpu, output_size, takes
+from gaia_fast.ops.convolution.parts import Pair
+from gaia_fast.ops.maps import ABS_SUM, SUM
 from gaia_fast.ops.open_everywhere import open_everywhere
 
 aten = torch.ops.aten
 
 
 class Convolution(nn.Module):
-    """`gaia_fast.ops.convolution` with its weights: (x, residual, gate, skip) to (y, sums), unchecked."""
+    """`gaia_fast.ops.convolution` with its weights: (x, residual, gate, skip) to (y, sums), unchecked.
+
+    Attributes:
+        parts: what makes the outputs.
+        bias, scale, relu, statistic: as in `gaia_fast.ops.convolution`.
+        towards: the size of the outputs of an adjoint; None where the size of the input tells.
+    """
 
     def __init__(
         self,
-        weights: Weights,
+        parts: list[Part],
         bias: Tensor | None,
         scale: Tensor | None,
-        window: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
+        towards: Pair | None,
         relu: bool,
         statistic: str | None,
     ) -> None:
         super().__init__()
-        self._weights, self._bias, self._scale = weights, bias, scale
-        self._window, self._relu, self._statistic = window, relu, statistic
-        self._known: dict[torch.Size, tuple[int, tuple[int, int]]] = {}
+        self.parts, self.towards, self.relu, self.statistic = parts, towards, relu, statistic
+        self.bias, self.scale = (None if each is None else each.contiguous() for each in (bias, scale))
+
+    @property
+    def outputs(self) -> int:
+        return self.parts[0].weights.shape[0]
+
+    def out(self, shape: torch.Size) -> Pair:
+        """(H', W') for inputs of this shape."""
+        first = self.parts[0]
+        return self.towards or output_size(shape, first.weights.shape, first.stride, first.padding, first.dilation)
 
     def forward(
         self, x: Tensor, residual: Tensor | None, gate: Tensor | None, skip: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        known = self._known.get(x.shape)
-        if known is None:
-            window = self._window
-            out = output_size(x.shape, self._weights.shape, *window)
-            form = cheapest_form(tuple(self._weights.shape), window[0], window[2], x.shape[0], out)
-            known = self._known[x.shape] = form, out
-        form, out = known
-        ending = self._bias, residual, gate, self._scale, skip
-        return convolution_cpu(x, self._weights, form, *ending, *self._window, self._relu, self._statistic, out)
+        ending = self.bias, residual, gate, self.scale, skip
+        return convolution_cpu(x, self.parts, None, *ending, self.relu, self.statistic, self.out(x.shape))
+
+
+class Pointwise(nn.Module):
+    """`relu_forward_count`, or behind a gate `relu_backward_moments`, called as a convolution is.
+
+    Attributes:
+        factor, shift: (K,), before the ReLU; None for 1 and 0.
+        scale: (K,), behind the gate; None for 1.
+        statistic: "positive", or behind a gate "sum" or "abs_sum".
+    """
+
+    def __init__(
+        self, factor: Tensor | None, shift: Tensor | None, scale: Tensor | None, statistic: str | None
+    ) -> None:
+        super().__init__()
+        self.factor, self.shift, self.scale = (
+            None if each is None else each.contiguous() for each in (factor, shift, scale)
+        )
+        self.statistic = statistic
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None, gate: Tensor | None, skip: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if gate is None:
+            return ops.relu_forward_count(x, self.factor, self.shift, residual, backend="cpu")
+        grad_in, moments = ops.relu_backward_moments(x, gate, self.scale, backend="cpu")
+        return grad_in, moments[ABS_SUM if self.statistic == "abs_sum" else SUM]
 
 
 def fused(module: fx.GraphModule) -> fx.GraphModule:
@@ -72,7 +108,7 @@ def operations(module: fx.GraphModule) -> tuple[float, float]:
         weight = node.args[1].meta["val"]
         here = 2.0 * weight.numel() * int(node.meta["val"].shape[2]) * int(node.meta["val"].shape[3])
         total += here
-        if _window(node) is not None and takes(weight):
+        if _part(node, weight, {}) is not None:
             ours += here
     return total, ours
 
@@ -90,16 +126,45 @@ class _Fuser:
         for node in list(self.graph.nodes):
             if node.target is aten.relu.default:
                 self._norm(node)
+            elif node.target is aten.where.self:
+                self._gate(node)
         for node in list(self.graph.nodes):
             if node.target is aten.amin.default:
                 self._condition(node)
 
+    def _place(self, kernel: nn.Module, inputs: tuple[fx.Node | None, ...], like: Any) -> tuple[fx.Node, fx.Node]:
+        """A call of a kernel, at the graph's current place of insertion: its map, and its sums."""
+        name = f"kernel_{self._count}"
+        self._count += 1
+        self.module.add_submodule(name, kernel)
+        made = self.graph.call_module(name, inputs)
+        y = self.graph.call_function(operator.getitem, (made, 0))
+        y.meta["val"] = like
+        return y, self.graph.call_function(operator.getitem, (made, 1))
+
+    def _replace(self, node: fx.Node, y: fx.Node, sums: list[fx.Node], total: fx.Node) -> None:
+        """Has a map and its sums come from a kernel, and takes out what made them."""
+        node.replace_all_uses_with(y)
+        for each in sums:
+            total.meta["val"] = each.meta["val"]
+            each.replace_all_uses_with(total)
+        if not sums:
+            self.graph.erase_node(total)
+        for each in [*sums, node]:
+            _erase(self.graph, each)
+
     def _convolution(self, node: fx.Node) -> None:
-        window = _window(node)
         weight = constant_value(node.args[1])
         bias = node.args[2] if len(node.args) > 2 else None
         bias_value = None if bias is None else constant_value(bias)
-        if window is None or weight is None or not takes(weight) or (bias is not None and bias_value is None):
+        if weight is None or (bias is not None and bias_value is None):
+            return
+        towards = None
+        if (part := _part(node, weight, self._weights)) is not None:
+            parts = [part]
+        elif (adjoint := _adjoint(node, weight)) is not None:
+            parts, towards = adjoint
+        else:
             return
         last = node
         residual = gate = skip = scale = None
@@ -116,23 +181,10 @@ class _Fuser:
             scale, last = scaled
             if added := _added(last):
                 skip, last = added
-        name = f"convolution_{self._count}"
-        self._count += 1
-        key = str(node.args[1].target)
-        weights = self._weights.setdefault(key, Weights(weight))
-        self.module.add_submodule(name, Convolution(weights, bias_value, scale, window, relu, statistic))
+        kernel = Convolution(parts, bias_value, scale, towards, relu, statistic)
         with self.graph.inserting_before(last):
-            made = self.graph.call_module(name, (node.args[0], residual, gate, skip))
-            y = self.graph.call_function(operator.getitem, (made, 0))
-            y.meta["val"] = last.meta["val"]
-            total = self.graph.call_function(operator.getitem, (made, 1)) if sums else None
-        last.replace_all_uses_with(y)
-        for each in sums:
-            assert total is not None
-            total.meta["val"] = each.meta["val"]
-            each.replace_all_uses_with(total)
-        for each in [*sums, last]:
-            _erase(self.graph, each)
+            y, total = self._place(kernel, (node.args[0], residual, gate, skip), last.meta["val"])
+        self._replace(last, y, sums, total)
 
     def _norm(self, node: fx.Node) -> None:
         """relu(x * scale + shift), with the count of what is open."""
@@ -148,46 +200,51 @@ class _Fuser:
         _, counts = _summed(node, True)
         if not parameters and not counts:
             return
+        kernel = Pointwise(parameters.get("scale"), parameters.get("shift"), None, "positive")
         with self.graph.inserting_before(node):
-            placed = {name: constant(self.module, factor) for name, factor in parameters.items()}
-            made = self.graph.call_function(
-                ops.relu_forward_count, (x, placed.get("scale"), placed.get("shift")), {"backend": "cpu"}
-            )
-            y = self.graph.call_function(operator.getitem, (made, 0))
-            y.meta["val"] = value
-            count = self.graph.call_function(operator.getitem, (made, 1))
-        node.replace_all_uses_with(y)
-        for each in counts:
-            count.meta["val"] = each.meta["val"]
-            each.replace_all_uses_with(count)
-        for each in [*counts, node]:
-            _erase(self.graph, each)
+            y, total = self._place(kernel, (x, None, None, None), value)
+        self._replace(node, y, counts, total)
+
+    def _gate(self, node: fx.Node) -> None:
+        """A gradient through a ReLU, with its sums and the norm's factor."""
+        value, g = node.meta["val"], node.args[2]
+        if value.ndim != 4 or value.dtype != torch.float32 or not same_shape(g, node):
+            return
+        if (gate := _closed(node)) is None:
+            return
+        statistic, sums = _summed(node, False)
+        scale, last = _scaled(node, sums, int(value.shape[1])) or (None, node)
+        with self.graph.inserting_before(last):
+            y, total = self._place(Pointwise(None, None, scale, statistic), (g, None, gate, None), value)
+        self._replace(last, y, sums, total)
 
     def _condition(self, node: fx.Node) -> None:
-        """Whether each position of a grid has an open channel."""
+        """Whether each position of a grid has an open channel, of all or of some that follow each other."""
         highest = node.args[0]
         if not calls(highest, aten.reshape.default) or list(node.args[1]) != [1] or node.meta["val"].ndim != 1:
             return
         highest = highest.args[0]
         if not calls(highest, aten.amax.default) or list(highest.args[1]) != [1]:
             return
-        y, begin, step = highest.args[0], 0, 1
+        y, begin, step, channels = highest.args[0], 0, 1, (0, None)
         while calls(y, aten.slice.Tensor) and y.args[1] in (2, 3):
             y, _, begin, _, step = [*y.args, 1][:5]
+        if calls(y, aten.slice.Tensor) and y.args[1] == 1 and list(y.args[4:]) in ([], [1]):
+            y, _, *channels = y.args[:4]
         value = y.meta["val"]
         if value.ndim != 4 or value.dtype != torch.float32 or len(node.args) > 2:
             return
         with self.graph.inserting_before(node):
-            told = self.graph.call_function(open_everywhere, (y, begin, step))
+            told = self.graph.call_function(open_everywhere, (y, begin, step, *channels))
             told.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(told)
         _erase(self.graph, node)
 
 
-def _window(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
-    """(stride, padding, dilation) of a convolution over two axes, of one group, not transposed; None of any other."""
+def _part(node: fx.Node, weight: Any, known: dict[str, Weights]) -> Part | None:
+    """A convolution over two axes, of one group, not transposed, that the kernel takes; None of any other."""
     value = node.meta["val"]
-    if value.ndim != 4 or value.dtype != torch.float32:
+    if value.ndim != 4 or value.dtype != torch.float32 or not takes(weight):
         return None
     if node.target is aten.convolution.default:
         _, _, _, stride, padding, dilation, transposed, _, groups = node.args
@@ -198,7 +255,25 @@ def _window(node: fx.Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int,
         stride, padding, dilation, groups = [*node.args, *defaults[len(node.args) :]][3:]
     if groups != 1 or isinstance(padding, str):
         return None
-    return pair(stride), pair(padding), pair(dilation)
+    weights = known.setdefault(str(node.args[1].target), Weights(weight))
+    return Part(weights, pair(stride), pair(padding), pair(dilation))
+
+
+def _adjoint(node: fx.Node, weight: Tensor) -> tuple[list[Part], Pair] | None:
+    """The parts of a transposed convolution of one group that is the adjoint of a strided one, and where it leads."""
+    value = node.meta["val"]
+    if node.target is not aten.convolution.default or not node.args[6] or value.ndim != 4 or weight.ndim != 4:
+        return None
+    _, _, _, stride, padding, dilation, _, _, groups = node.args
+    exchanged = weight.transpose(0, 1)
+    if groups != 1 or pair(dilation) != (1, 1) or value.dtype != torch.float32 or not takes(exchanged):
+        return None
+    towards = (int(value.shape[2]), int(value.shape[3]))
+    stride, padding = pair(stride), pair(padding)
+    reached = output_size(value.shape, exchanged.shape, stride, padding, (1, 1))
+    if reached != tuple(node.args[0].meta["val"].shape[2:]):
+        return None
+    return adjoint_parts(weight, stride, padding), towards
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -221,13 +296,20 @@ def _gated(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     user = _only_user(node)
     if user is None or user.target is not aten.where.self or user.args[2] is not node:
         return None
-    closed, zero, _ = user.args
+    gate = _closed(user)
+    return None if gate is None else (gate, user)
+
+
+def _closed(where: fx.Node) -> fx.Node | None:
+    """The map where a selection is zero because it is not positive there; None of any other selection."""
+    closed, zero, _ = where.args
     if not isinstance(closed, fx.Node) or closed.target is not aten.le.Scalar or closed.args[1] != 0:
         return None
     nothing = constant_value(zero)
-    if nothing is None or bool(nothing.any()) or not same_shape(closed.args[0], node):
+    if nothing is None or bool(nothing.any()) or not same_shape(closed.args[0], where):
         return None
-    return closed.args[0], user
+    gate = closed.args[0]
+    return gate if isinstance(gate, fx.Node) else None
 
 
 def _summed(node: fx.Node, relu: bool) -> tuple[str | None, list[fx.Node]]:

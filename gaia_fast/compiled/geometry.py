@@ -40,13 +40,28 @@ class Geometry:
 
     def covers(self) -> bool:
         """Whether every position is in some window."""
+        return all(all(windows) for windows in self._windows())
+
+    def needs_each(self) -> bool:
+        """Whether every window is the only one at some position."""
+        return all(
+            {next(iter(each)) for each in windows if len(each) == 1}.issuperset(range(out))
+            for windows, out in zip(self._windows(), self.out, strict=True)
+        )
+
+    def _windows(self) -> list[list[set[int]]]:
+        """Axis by axis, the windows that each position is in."""
+        axes = []
         for k, s, p, d, size, out in zip(
             self.kernel, self.stride, self.padding, self.dilation, self.size, self.out, strict=True
         ):
-            reached = {o * s - p + tap * d for o in range(out) for tap in range(k)}
-            if not reached.issuperset(range(size)):
-                return False
-        return True
+            windows: list[set[int]] = [set() for _ in range(size)]
+            for o in range(out):
+                for position in range(o * s - p, o * s - p + k * d, d):
+                    if 0 <= position < size:
+                        windows[position].add(o)
+            axes.append(windows)
+        return axes
 
     def grid(self) -> tuple[int, int]:
         """(begin, step) of positions, on both axes, of which each window holds one; (0, 1) for all of them."""

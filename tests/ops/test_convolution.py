@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from gaia_fast.errors import BackendError
-from gaia_fast.ops.convolution import Weights, cheapest_form, convolution
-from gaia_fast.ops.convolution.packing import F2, F4, WINDOWS
+from gaia_fast.ops.convolution import Weights, convolution
+from gaia_fast.ops.convolution.packing import F2, F4, WINDOWS, cheapest_form
 from gaia_fast.ops.convolution.reference import convolution_reference
 
 from cases import INF, INTERPRETED, NAN, TARGETS, Target
@@ -35,6 +35,18 @@ SHAPES = {
     "pointwise, strided": (2, 16, 80, 7, 7, (1, 1), (2, 2), (0, 0), (1, 1)),
     "large window": (1, 3, 16, 20, 20, (7, 7), (2, 2), (3, 3), (1, 1)),
     "dilated, oblong": (2, 16, 16, 12, 9, (3, 5), (1, 2), (2, 1), (2, 1)),
+}
+# (images, channels led to, gradients, height, width led to, window, stride, padding): taps of every remainder of the
+# stride, remainders without a tap, and rows that no window reaches.
+ADJOINTS = {
+    "square": (2, 32, 20, 9, 8, (3, 3), (2, 2), (1, 1)),
+    "even": (3, 48, 16, 8, 8, (3, 3), (2, 2), (1, 1)),
+    "pointwise": (2, 16, 40, 7, 7, (1, 1), (2, 2), (0, 0)),
+    "unread rows": (1, 16, 16, 10, 11, (2, 3), (4, 3), (0, 0)),
+    "large window": (2, 16, 16, 15, 14, (7, 5), (2, 3), (3, 1)),
+    "not strided": (2, 16, 32, 6, 5, (3, 3), (1, 1), (1, 0)),
+    "deep": (1, 16, 272, 6, 6, (3, 3), (2, 2), (1, 1)),
+    "pieces": (2, 16, 16, 70, 70, (3, 3), (2, 2), (1, 1)),
 }
 ENDINGS = {
     "plain": {},
@@ -70,6 +82,7 @@ class Case:
         self.gate = random(*out).relu() if "gate" in ending else None
         self.skip = random(*out) if "skip" in ending else None
         self.relu = "relu" in ending
+        self.towards: tuple[int, int] | None = None
         self.statistic = next((each for each in ("sum", "abs_sum", "positive") if each in ending), None)
 
     @property
@@ -79,7 +92,12 @@ class Case:
 
     @property
     def window(self) -> dict:
-        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "towards": self.towards,
+        }
 
     def run(self, form: int | None = None, **changed: Tensor) -> tuple[Tensor, Tensor | None]:
         given = {name: changed.get(name, getattr(self, name)) for name in ("bias", "residual", "gate", "scale", "skip")}
@@ -89,7 +107,7 @@ class Case:
     def reference(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         maps = (self.bias, self.residual, self.gate, self.scale, self.skip)
         wide = [None if each is None else each.to(dtype) for each in maps]
-        window = self.stride, self.padding, self.dilation
+        window = self.stride, self.padding, self.dilation, self.towards
         weight = self.weights.weight.to(dtype)
         return convolution_reference(self.x.to(dtype), weight, *wide, *window, self.relu, self.statistic)
 
@@ -113,7 +131,31 @@ def test_against_the_formula(level: Target, shape: str, ending: str) -> None:
             check_sums(case, form, sums)
 
 
-def check_sums(case: Case, form: int, sums: Tensor) -> None:
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("shape", ADJOINTS)
+def test_the_adjoint_of_a_strided_convolution(level: Target, shape: str, ending: str) -> None:
+    images, inputs, outputs, height, width, window, stride, padding = ADJOINTS[shape]
+    forward = Case((images, inputs, outputs, height, width, window, stride, padding, (1, 1)))
+    small = torch.conv2d(forward.x, forward.weights.weight, None, stride, padding)
+    # The endings of a case whose outputs are as the map that the adjoint leads to.
+    case = Case((images, 1, inputs, height, width, (1, 1), (1, 1), (0, 0), (1, 1)), ENDINGS[ending], seed=1)
+    case.x, case.weights, case.stride, case.padding = small, forward.weights, stride, padding
+    case.towards = (height, width)
+    truth, _ = case.reference(torch.float64)
+    plain, _ = case.reference(torch.float32)
+    y, sums = case.run()
+    allowed = 2 * float((plain.double() - truth).abs().max()) + 2e-7 * float(truth.abs().max())
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert float((y.double() - truth).abs().max()) <= allowed
+    assert (sums is None) == (case.statistic is None)
+    if sums is not None:
+        check_sums(case, None, sums)
+    again, same = case.run()
+    assert torch.equal(again, y)
+    assert sums is None or torch.equal(same, sums)
+
+
+def check_sums(case: Case, form: int | None, sums: Tensor) -> None:
     """The sums are of what the form itself computed, before scale and skip."""
     scale, skip = case.scale, case.skip
     case.scale = case.skip = None
@@ -204,5 +246,11 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         convolution(case.x, Weights(torch.zeros(10, 32, 3, 3)))
     with pytest.raises(BackendError, match="float32"):
         convolution(case.x.bfloat16(), case.weights)
+    with pytest.raises(
+        BackendError, match=r"no convolution with stride \(2, 2\), .* makes \(9, 7\) positions of \(9, 9\)"
+    ):
+        convolution(torch.zeros(1, 48, 9, 7), case.weights, stride=(2, 2), towards=(9, 9))
+    with pytest.raises(BackendError, match="x has 32 channels, the weights .* take 48"):
+        convolution(case.x, case.weights, stride=(2, 2), towards=(17, 13))
     with pytest.raises(BackendError, match="backend='triton' has no convolution"):
         convolution(case.x, case.weights, backend="triton")

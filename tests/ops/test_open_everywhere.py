@@ -27,6 +27,17 @@ def test_one_position_without_an_open_channel_is_enough(channels: int, begin: in
     assert expected.tolist() == [1, float((begin, step) == (0, 7)), float(begin == 1), float(step != 1), 1, 0]
 
 
+@pytest.mark.parametrize(("first", "last"), [(3, None), (0, 20), (17, 20), (5, 5), (-4, None)])
+def test_some_of_the_channels(first: int, last: int | None) -> None:
+    y = torch.zeros(37, 37, 3, 3)
+    for channel in range(37):
+        y[channel, channel] = 1
+    expected = torch.zeros(37)
+    expected[first:last] = 1
+    assert torch.equal(open_everywhere(y, 0, 1, first, last), expected)
+    assert torch.equal(open_everywhere(y, 0, 1, first, last, backend="torch"), expected)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(BackendError, match="y must be"):
         open_everywhere(torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16), 0, 1)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast import backends
+from gaia_fast.compiled.chained import chained
 from gaia_fast.compiled.fused import fused
 from gaia_fast.errors import BackendError
 
@@ -23,7 +24,7 @@ class Native:
                 f"mode='native' takes float32 images on the CPU, not {example.dtype} on {example.device}; use "
                 "mode='inductor'"
             )
-        self._graph = fused(graph)
+        self._graph = chained(fused(graph))
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -35,7 +35,7 @@ class Live:
             live = y[:, :, begin::step, begin::step].amax(1, keepdim=True)
         else:
             live = any_channel(self.of.mask(values)[:, :, begin::step, begin::step])
-        if step == 1:
+        if step == 1 and not self.geometry.needs_each():
             live = self.geometry.reach(live)
         return live.flatten(1).amin(1).to(torch.float32)
 

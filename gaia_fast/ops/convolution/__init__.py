@@ -5,27 +5,27 @@ from torch import Tensor
 
 from gaia_fast.errors import BackendError
 from gaia_fast.ops import maps
-from gaia_fast.ops.convolution.cpu import STATISTICS, convolution_cpu
-from gaia_fast.ops.convolution.packing import GROUP, Weights, cheapest_form
+from gaia_fast.ops.convolution.cpu import channels_last, convolution_cpu
+from gaia_fast.ops.convolution.packing import GROUP, Weights
+from gaia_fast.ops.convolution.parts import Pair, Part, adjoint_parts, output_size
 from gaia_fast.ops.convolution.reference import convolution_reference
+from gaia_fast.ops.convolution.steps import STATISTICS
 
-__all__ = ["STATISTICS", "Weights", "cheapest_form", "convolution", "convolution_cpu", "output_size", "takes"]
+__all__ = [
+    "Part",
+    "Weights",
+    "adjoint_parts",
+    "channels_last",
+    "convolution",
+    "convolution_cpu",
+    "output_size",
+    "takes",
+]
 
 
 def takes(weight: Tensor) -> bool:
     """Whether the C++ convolution takes these (K, C, height, width) weights of one group: float32, K whole sixteens."""
     return weight.ndim == 4 and weight.dtype == torch.float32 and weight.shape[0] % GROUP == 0 and weight.numel() > 0
-
-
-def output_size(
-    x: torch.Size, weight: torch.Size, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
-) -> tuple[int, int]:
-    """(H', W') of the convolution of a map with weights of these shapes; less than 1 where no window fits."""
-    height, width = (
-        (size + 2 * p - d * (k - 1) - 1) // s + 1
-        for size, k, s, p, d in zip(x[2:], weight[2:], stride, padding, dilation, strict=True)
-    )
-    return height, width
 
 
 def convolution(
@@ -37,9 +37,10 @@ def convolution(
     scale: Tensor | None = None,
     skip: Tensor | None = None,
     *,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
-    dilation: tuple[int, int] = (1, 1),
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    towards: Pair | None = None,
     relu: bool = False,
     statistic: str | None = None,
     form: int | None = None,
@@ -53,14 +54,16 @@ def convolution(
         y = z * scale[k] + skip
 
     Forward, the sums are the counts of open units (Eq. 10); backward, with the flipped weights, the ReLU's output as
-    `gate`, and the norm's factor as `scale`, they are those of the gradient at the norm's output (Eq. 11).
+    `gate`, and the norm's factor as `scale`, they are those of the gradient at the norm's output (Eq. 11). Where the
+    convolution was strided, its own weights and `towards` give its adjoint in conv2d's place.
 
     Args:
         x: (N, C, H, W) float32 on the CPU (with backend "torch" anything), any strides; channels-last costs no copy.
-        weights: (K, C, height, width), as `takes` wants them.
+        weights: (K, C, height, width), as `takes` wants them; (C, K, height, width) with `towards`.
         bias, scale: (K,); None for 0 and 1.
         residual, gate, skip: (N, K, H', W'); None for 0, no gate, and 0.
         stride, padding, dilation: as in `torch.conv2d`, by axis; zeros outside.
+        towards: (H', W') of the map whose convolution gave one like `x`: the gradient there is made of the gradient x.
         statistic: "sum", "abs_sum", "positive", or None for no sums.
         form: of `gaia_fast.ops.convolution.packing`; None takes the cheapest.
         backend: "cpu" or "torch"; None for "cpu".
@@ -76,10 +79,20 @@ def convolution(
     """
     if statistic is not None and statistic not in STATISTICS:
         raise BackendError(f"statistic={statistic!r} does not exist; choose from {tuple(STATISTICS)}")
-    if maps.check_map(x, "x").shape[1] != weights.shape[1]:
-        raise BackendError(f"x has {x.shape[1]} channels, the weights {tuple(weights.shape)} take {weights.shape[1]}")
-    height, width = output_size(x.shape, weights.shape, stride, padding, dilation)
-    outputs = weights.shape[0]
+    inputs = weights.shape[1 if towards is None else 0]
+    if maps.check_map(x, "x").shape[1] != inputs:
+        raise BackendError(f"x has {x.shape[1]} channels, the weights {tuple(weights.shape)} take {inputs}")
+    shape = weights.shape
+    if towards is not None:
+        shape = torch.Size((shape[1], shape[0], *shape[2:]))
+        reached = output_size(torch.Size((1, 1, *towards)), shape, stride, padding, dilation)
+        if dilation != (1, 1) or reached != tuple(x.shape[2:]):
+            raise BackendError(
+                f"no convolution with stride {stride}, padding {padding} and no dilation makes {tuple(x.shape[2:])} "
+                f"positions of {towards}"
+            )
+    height, width = towards or output_size(x.shape, shape, stride, padding, dilation)
+    outputs = shape[0]
     if height < 1 or width < 1:
         raise BackendError(f"x of shape {tuple(x.shape)} is smaller than the window {tuple(weights.shape[2:])}")
     for name, each in (("residual", residual), ("gate", gate), ("skip", skip)):
@@ -90,34 +103,23 @@ def convolution(
             maps.check_same(each, name, torch.Size((outputs,)), x.dtype, x.device)
     if backend == "torch":
         return convolution_reference(
-            x, weights.weight, bias, residual, gate, scale, skip, stride, padding, dilation, relu, statistic
+            x, weights.weight, bias, residual, gate, scale, skip, stride, padding, dilation, towards, relu, statistic
         )
     if backend not in (None, "cpu"):
         raise BackendError(f"backend={backend!r} has no convolution; choose from ('cpu', 'torch')")
     maps.backend_name("cpu", x)
-    if x.dtype != torch.float32 or not takes(weights.weight):
+    if x.dtype != torch.float32 or not takes(weights.weight.new_empty(()).expand(shape)):
         raise BackendError(
             f"the C++ convolution takes float32 and outputs in whole sixteens, not {x.dtype} and weights "
             f"{tuple(weights.shape)}; use backend='torch'"
         )
-    images = x.shape[0]
-    form = form or cheapest_form(tuple(weights.shape), stride, dilation, images, (height, width))
-    if images == 0:
+    if x.shape[0] == 0:
         sums = None if statistic is None else x.new_empty((0, outputs))
         return x.new_empty((0, outputs, height, width)), sums
-    return convolution_cpu(
-        x,
-        weights,
-        form,
-        None if bias is None else bias.contiguous(),
-        residual,
-        gate,
-        None if scale is None else scale.contiguous(),
-        skip,
-        stride,
-        padding,
-        dilation,
-        relu,
-        statistic,
-        (height, width),
-    )
+    if towards is None:
+        parts = [Part(weights, stride, padding, dilation)]
+    else:
+        parts = adjoint_parts(weights.weight, stride, padding)
+    vectors = [None if each is None else each.contiguous() for each in (bias, scale)]
+    ending = vectors[0], residual, gate, vectors[1], skip
+    return convolution_cpu(x, parts, form, *ending, relu, statistic, (height, width))

@@ -19,6 +19,7 @@ from torch import Tensor
 WINDOWS, F2, F4 = 1, 2, 4  # the forms, named by the side of the outputs that are made together
 
 GROUP = 16  # output channels that are packed together
+DEPTH = 256  # inputs that are multiplied before the next outputs' turn
 
 # Reading one weight from memory costs as much as multiplying it with so many rows.
 _READING = 20
@@ -42,7 +43,7 @@ class Weights:
         return self.weight.shape
 
     def packed(self, form: int) -> Tensor:
-        """(positions, K / 16, depth, 16): of each position of the form, the weights of 16 outputs side by side."""
+        """For each position of the form, in the order of use: 256 inputs, of those 16 outputs, of those each input."""
         if form not in self._packed:
             outputs, inputs = self.shape[:2]
             if form == WINDOWS:
@@ -50,8 +51,9 @@ class Weights:
             else:
                 g = _filter_matrix(form).to(self.weight.device)
                 by_position = torch.einsum("ia,kcab,jb->ijck", g, self.weight.double(), g).reshape(-1, inputs, outputs)
-            grouped = by_position.to(torch.float32).unflatten(2, (-1, GROUP))
-            self._packed[form] = grouped.permute(0, 2, 1, 3).contiguous()
+            grouped = by_position.to(torch.float32).unflatten(2, (-1, GROUP)).permute(0, 2, 1, 3)
+            parts = [part.flatten(1) for part in grouped.split(DEPTH, dim=2)]
+            self._packed[form] = torch.cat(parts, dim=1).contiguous()
         return self._packed[form]
 
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 
 
 def convolution_reference(
@@ -15,11 +16,16 @@ def convolution_reference(
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
+    towards: tuple[int, int] | None,
     relu: bool,
     statistic: str | None,
 ) -> tuple[Tensor, Tensor | None]:
     """y and the sums; see `convolution`. Any dtype."""
-    z = torch.conv2d(x, weight, bias, stride, padding, dilation)
+    if towards is None:
+        z = torch.conv2d(x, weight, bias, stride, padding, dilation)
+    else:
+        z = conv2d_input((x.shape[0], weight.shape[1], *towards), weight, x, stride, padding)
+        z = z if bias is None else z + bias.view(-1, 1, 1)
     if residual is not None:
         z = z + residual
     if relu:

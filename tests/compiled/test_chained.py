@@ -1,0 +1,169 @@
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from graphs import captured, targets
+from torch import Tensor, fx, nn
+
+from gaia_fast import GaiaA, GaiaZ
+from gaia_fast.compiled.chained import Chain, _arrange, _in_stages, _Instruction, chained
+from gaia_fast.compiled.fold import fold
+from gaia_fast.compiled.fused import Convolution, fused
+from gaia_fast.ops.convolution import Part, Weights
+
+import zoo
+
+aten = torch.ops.aten
+DETECTORS = [GaiaA, GaiaZ]
+NETWORKS = ["resnet34", "wrn_40_2", "small_bit", "vgg_like", "strided_shortcut", "norm_act"]
+
+
+def pair(
+    detector: type[GaiaA] | type[GaiaZ], name: str, images: int = 3
+) -> tuple[fx.GraphModule, fx.GraphModule, Tensor]:
+    """A program of kernels one by one, the same in chains, and images."""
+    model, x = zoo.build(name), zoo.images(images, zoo.image_size(name))
+    prepared = detector(model, engine="compiled", mode="eager").prepare(x)._compiled.find(x)
+    assert prepared is not None
+    one_by_one = fused(prepared.program.graph)
+    return one_by_one, chained(fused(prepared.program.graph)), x.contiguous(memory_format=torch.channels_last)
+
+
+def chains(module: fx.GraphModule) -> list[Chain]:
+    return [each for each in module.modules() if isinstance(each, Chain)]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_chains_compute_what_their_kernels_do_one_by_one(
+    detector: type[GaiaA] | type[GaiaZ], name: str, set_threads: Callable[[int], None]
+) -> None:
+    one_by_one, together, x = pair(detector, name)
+    with torch.no_grad():
+        for images in (3, 1, 2, 3):  # back to a number that is known
+            expected = one_by_one(x[:images])
+            for threads in (1, 2, 3):
+                set_threads(threads)
+                found = together(x[:images])
+                assert len(found) == len(expected)
+                for a, b in zip(found, expected, strict=True):
+                    # Kernels that read channels-last maps otherwise add in another order than a chain does.
+                    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("detector", "number"), [(GaiaZ, 1), (GaiaA, 2)])
+def test_a_residual_network_is_one_chain_each_way(detector: type[GaiaA] | type[GaiaZ], number: int) -> None:
+    _, together, _ = pair(detector, "wrn_40_2")
+    assert len(chains(together)) == number
+    left = targets(together)
+    for each in (aten.cat.default, aten.stack.default, aten.convolution.default, aten.relu.default, aten.where.self):
+        assert each not in left
+    assert not any(isinstance(each, Convolution) for each in together.children())
+
+
+def test_any_number_of_images_and_no_more_plans_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gaia_fast.compiled.chained._PLANS", 2)
+    one_by_one, together, x = pair(GaiaZ, "vgg_like", 5)
+    for images in (1, 2, 3, 4, 5, 1):
+        torch.testing.assert_close(together(x[:images])[1], one_by_one(x[:images])[1], rtol=1e-5, atol=0)
+        assert all(1 <= len(each._plans) <= 2 for each in chains(together))
+
+
+def test_defaults_of_the_callers_do_not_matter() -> None:
+    _, together, x = pair(GaiaZ, "vgg_like")
+    expected = together(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = together(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_threads_that_score_at_once_do_not_meet() -> None:
+    _, together, x = pair(GaiaZ, "wrn_40_2", 4)
+    batches = [x[i : i + 1] for i in range(4)]
+    expected = [together(each) for each in batches]
+    wrong: list[int] = []
+
+    def score(i: int) -> None:
+        for _ in range(10):
+            found = together(batches[i])
+            if not all(torch.equal(a, b) for a, b in zip(found, expected[i], strict=True)):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=score, args=(i,)) for i in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not wrong
+
+
+def test_a_value_that_the_caller_gets_is_not_written_by_a_later_call() -> None:
+    _, together, x = pair(GaiaA, "strided_shortcut")
+    found = together(x)
+    kept = [each.clone() for each in found]
+    together(-x)
+    assert all(torch.equal(a, b) for a, b in zip(found, kept, strict=True))
+
+
+class Twice(nn.Module):
+    """Two branches of kernels with something of PyTorch's between them, and channels that are no whole sixteens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 1), nn.Conv2d(16, 32, 1)
+        self.odd, self.norm, self.fc = nn.Conv2d(32, 10, 1), nn.BatchNorm2d(10), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x).relu()
+        z = self.two(y).sigmoid() * self.three(y)
+        return self.fc(self.norm(self.odd(z)).relu().mean((2, 3)))
+
+
+def test_what_is_of_pytorchs_own_stands_between_chains() -> None:
+    model, x = Twice().eval(), zoo.images(2)
+    graph = captured(model, x, ["norm"], with_head=False).graph
+    fold(graph)
+    made = chained(fused(graph))
+    assert len(chains(made)) == 1
+    assert [len(each.instructions) for each in chains(made)] == [3]
+    with torch.no_grad():
+        torch.testing.assert_close(made(x)[0], model(x), rtol=1e-5, atol=1e-6)
+
+
+def convolution() -> Convolution:
+    return Convolution(
+        [Part(Weights(torch.zeros(16, 16, 1, 1)), (1, 1), (0, 0), (1, 1))], None, None, None, False, None
+    )
+
+
+def test_what_does_not_need_each_other_shares_a_stage() -> None:
+    kernel = convolution()
+    found = _in_stages(
+        [
+            _Instruction(kernel, x=0, y=1),
+            _Instruction(kernel, x=1, y=2),
+            _Instruction(kernel, x=0, y=3),
+            _Instruction(kernel, x=2, y=4, residual=3),
+            _Instruction((0, 1), x=1, y=5),
+        ]
+    )
+    assert [(each.y, each.stage) for each in found] == [(1, 0), (3, 0), (2, 1), (5, 1), (4, 2)]
+
+
+def test_memory_is_shared_by_what_is_not_needed_at_the_same_time() -> None:
+    kernel = convolution()
+    chain = _in_stages([_Instruction(kernel, x=i, y=i + 1, skip=0 if i == 4 else None) for i in range(6)])
+    sizes = {i: torch.Size((2, 16, 4, 4)) for i in range(7)}
+    places = {0: (1, 0), 6: (2, 0)}
+    arena = _arrange(chain, sizes, places)
+    floats = sizes[1].numel()
+    assert floats * 2 <= arena < floats * 3
+    lying = {value: begin for value, (place, begin) in places.items() if place == 0}
+    assert set(lying) == {1, 2, 3, 4, 5}
+    for value in range(1, 5):  # an input and its output
+        assert abs(lying[value] - lying[value + 1]) >= floats
+    assert lying[1] == lying[3]
