@@ -8,18 +8,18 @@ from torch import Tensor, nn
 from gaia_fast.errors import ModelError
 
 
-def float64_copy(model: nn.Module) -> nn.Module:
-    """Returns a copy of the model in float64, for the reference.
+def copy_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Returns a copy of the model in another dtype: float64 for the reference.
 
     Raises:
         ModelError: the model cannot be copied, or not converted.
     """
     try:
-        return copy.deepcopy(model).double()
+        return copy.deepcopy(model).to(dtype)
     except Exception as error:
         raise ModelError(
-            f"{type(model).__name__} cannot be copied to float64, which the reference needs ({type(error).__name__}: "
-            f"{error}); give a model that copy.deepcopy(model).double() takes"
+            f"{type(model).__name__} cannot be copied to {dtype} ({type(error).__name__}: {error}); give a model that "
+            f"copy.deepcopy(model).to({dtype}) takes"
         ) from error
 
 

@@ -16,7 +16,7 @@ from gaia_fast.detector import ENGINES, GaiaOutput
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError, DataError, GaiaError
 from gaia_fast.evaluation import METHODS, Detector, make_detector
 from gaia_fast.reference import Reference
-from gaia_fast.truth import float64_copy, relative_error
+from gaia_fast.truth import copy_in, relative_error
 
 # Largest relative error of a float32 score. GAIA-Z counts: one activation that is zero to rounding moves its score.
 TOLERANCE = {"gaia-a": 1e-5, "gaia-z": 1e-4}
@@ -114,7 +114,7 @@ def validate(
     model = checks.unwrap(model)
     layers = layers or {}
     gaia_a = {"head": head, "fusion": fusion, "statistic": statistic}
-    truth_model = float64_copy(model)
+    truth_model = copy_in(model, torch.float64)
     rows = [row for method in methods for row in _rows(method, model, layers.get(method), gaia_a, engines)]
     own_error = dict.fromkeys(methods, 0.0)
     images = channels = float64_counts = 0

@@ -163,7 +163,7 @@ def test_a_model_that_cannot_be_copied(batches):
         def forward(self, x):
             return self.inner(x)
 
-    with pytest.raises(ModelError, match=r"Single cannot be copied to float64.*only one of me"):
+    with pytest.raises(ModelError, match=r"Single cannot be copied to torch.float64.*only one of me"):
         validate(Single().eval(), batches)
 
 

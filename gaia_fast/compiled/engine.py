@@ -17,11 +17,11 @@ from gaia_fast.compiled.fold import fold
 from gaia_fast.compiled.program import Program, build
 from gaia_fast.compiled.zero_density import Density, analyse
 from gaia_fast.errors import CompilationError, ModelError
-from gaia_fast.layers import Head, InspectedLayer
+from gaia_fast.layers import Head, InspectedLayer, find_head, inspected_layers
 from gaia_fast.measurement import Measurement
 from gaia_fast.method import Method
 from gaia_fast.reference import Reference
-from gaia_fast.truth import float64_copy, relative_error
+from gaia_fast.truth import copy_in, relative_error
 
 Key = tuple[torch.Size, torch.dtype, torch.device]
 
@@ -32,6 +32,7 @@ class Prepared:
 
     Attributes:
         program, runner, mode: what runs, and how.
+        dtype: what it computes in, and takes images in.
         dynamic: whether it was captured for any number of images.
         ways: for each inspected map, how its entries of Lambda come about, and why not otherwise.
         weights: the state of the model's weights that the program holds.
@@ -40,9 +41,19 @@ class Prepared:
     program: Program
     runner: modes.Runner
     mode: Choice
+    dtype: torch.dtype
     dynamic: bool
     ways: tuple[str, ...]
     weights: list[int]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is captured: the model, or a copy of it in another dtype, with its inspected layers and head."""
+
+    model: nn.Module
+    layers: list[InspectedLayer]
+    head: Head | None
 
 
 class Compiled:
@@ -98,7 +109,8 @@ class Compiled:
         """
         prepared = prepared or self.prepare(x, head)
         plain = x.detach().as_subclass(Tensor)
-        found = dict(zip(prepared.program.outputs, prepared.runner(plain), strict=True))
+        found = dict(zip(prepared.program.outputs, prepared.runner(plain.to(prepared.dtype)), strict=True))
+        found["logits"] = found["logits"].to(plain.dtype)
         live = found.get("live")
         if live is not None and not bool((live > 0).all()):
             self._recompute(found, plain, (live <= 0).any(1).nonzero().flatten(), head)
@@ -127,20 +139,30 @@ class Compiled:
                 "convert the model: model.to(torch.bfloat16)"
             )
         weights = fingerprint.weights(self.modules)
-        plain = x.detach().as_subclass(Tensor).contiguous()
-        captured = capture(self.model, plain, self.layers, self.asked_for, head)
+        dtype = modes.computes_in(mode, x)
+        subject = _Subject(self.model, self.layers, head) if dtype == x.dtype else self._in_dtype(dtype, x, head)
+        plain = x.detach().as_subclass(Tensor).contiguous().to(dtype)
+        captured = capture(subject.model, plain, subject.layers, self.asked_for, subject.head)
         fold(captured.graph)
-        chosen = modes.choose(mode, x, captured.graph)
-        truth = self._reference(plain, head, self.model)
+        chosen = modes.choose(mode, plain, captured.graph)
+        truth = self._reference(plain, subject.model, head)
         if self.method.name == "gaia-z":
             program, ways = self._count(captured, plain, head, truth, thorough)
         else:
             program = build(captured, self.method, head)
             ways = ["adjoint"] * len(captured.maps)
         runner = modes.make_runner(chosen.name, program, plain, captured.dynamic)
-        prepared = Prepared(program, runner, chosen, captured.dynamic, tuple(ways), weights)
-        self._compare(prepared, plain, truth, head)
+        prepared = Prepared(program, runner, chosen, dtype, captured.dynamic, tuple(ways), weights)
+        self._compare(prepared, plain, truth, subject)
         return prepared
+
+    def _in_dtype(self, dtype: torch.dtype, x: Tensor, head: Head | None) -> _Subject:
+        model = copy_in(self.model, dtype)
+        names = [layer.name for layer in self.layers]
+        found = None
+        if head is not None:
+            found = find_head(model, x.to(dtype), head.name if head.asked_for else None)
+        return _Subject(model, inspected_layers(model, names) if names else [], found)
 
     def _count(
         self, captured: Captured, x: Tensor, head: Head | None, truth: Reference, thorough: bool
@@ -185,7 +207,7 @@ class Compiled:
                 wrong[index] = "the reference counts otherwise on the example"
         return wrong
 
-    def _compare(self, prepared: Prepared, x: Tensor, own: Reference, head: Head | None) -> None:
+    def _compare(self, prepared: Prepared, x: Tensor, own: Reference, subject: _Subject) -> None:
         """Raises ModelError unless the runner agrees with the reference, as far as two orders of rounding can.
 
         A unit that is zero to rounding and opens changes a score by far more than rounding does. Where the model
@@ -196,7 +218,7 @@ class Compiled:
         allowed = max(1e-3, 32 * _eps(own.logits))
         error = relative_error(score, own.score)
         if not error <= allowed:
-            truth = self._reference(x.double(), head, float64_copy(self.model)).score
+            truth = self._reference(x.double(), copy_in(subject.model, torch.float64), subject.head).score
             allowed = max(allowed, 2 * relative_error(own.score, truth))
             error = relative_error(score, truth)
         if not error <= allowed:
@@ -206,7 +228,7 @@ class Compiled:
             )
 
     @torch.enable_grad()
-    def _reference(self, x: Tensor, head: Head | None, model: nn.Module) -> Reference:
+    def _reference(self, x: Tensor, model: nn.Module, head: Head | None) -> Reference:
         names = [layer.name for layer in self.layers] if self.asked_for else None
         method = self.method
         if method.name == "gaia-z":

@@ -18,6 +18,7 @@ from gaia_fast.compiled.program import Program
 from gaia_fast.errors import ArgumentError
 
 MODES = ("eager", "native", "inductor", "onnxruntime", "cudagraph")
+FLOAT32_ALONE = ("native", "onnxruntime")
 
 
 def check(requested: str) -> None:
@@ -26,39 +27,60 @@ def check(requested: str) -> None:
         raise ArgumentError(f"mode={requested!r} does not exist; choose from {('auto', *MODES)}")
 
 
-# float32 on the CPU, measured on 2 cores (AVX-512) with GAIA-Z, native against onnxruntime: below so many operations a
-# batch the latter is faster (WRN-40-2: 9.1 ms against 7.2 with one image of 0.7e9, 18.1 against 18.2 with four;
-# ResNet34: 15.6 against 18.0 with one of 2.3e9), and where native leaves convolutions to PyTorch, too (MobileNetV2 96
-# against 27, ResNeXt-50 519 against 302; ResNet-50 52 against 54, VGG11 414 against 520).
-_FEW = 2e9
-_MOST = 0.9
+# GAIA-Z in float32 on 2 cores (AMD Zen 5), milliseconds in native and onnxruntime. Where native's kernels take all
+# convolutions: WRN-40-2 1.3 and 2.6 with one image, 30 and 55 with 32; ResNet34 3.9 and 7.7, 62 and 161; ResNet-50
+# 21 and 29; DenseNet121 19.0 and 18.6. Where 5 % of the operations are grouped, left to PyTorch: ResNeXt-50 32 and 17.
+_MOST = 0.98
+
+
+# ResNet34's GAIA-A in bfloat16 took 1.42 and 0.47 times the eager float32 forward pass under Inductor with 1 and 32
+# images on a processor with matrix tiles, 1.43 and 0.82 times on one without, where native took 0.34 and 0.53 times.
+_MANY_IN_TILES = 8
+
+
+def computes_in(requested: str, x: Tensor) -> torch.dtype:
+    """Returns the dtype that the program for images like `x` computes in.
+
+    Half precision on the CPU is widened to float32 in the modes that have no other, and by "auto" where that is the
+    faster: weights and images are the same numbers, and what is made of them is rounded less.
+    """
+    if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
+        return x.dtype
+    tiles = x.dtype == torch.bfloat16 and x.shape[0] >= _MANY_IN_TILES and torch.cpu._is_amx_tile_supported()
+    if requested in FLOAT32_ALONE or (requested == "auto" and not tiles):
+        return torch.float32
+    return x.dtype
 
 
 def choose(requested: str, x: Tensor, graph: fx.GraphModule) -> Choice:
-    """Returns the mode for a captured graph on images like `x`; `requested` is a name of `MODES`, or "auto"."""
+    """Returns the mode for a graph captured in the dtype of `x`, and for images like it.
+
+    Args:
+        requested: a name of `MODES`, or "auto".
+    """
     if requested != "auto":
         return Choice(requested, "asked for")
     if x.device.type == "cuda":
         # Not before benchmarks/gpu/run.sh has tested and timed them.
         return Choice("eager", "no GPU has run the others yet: inductor and cudagraph can be asked for by name")
     if x.device.type == "cpu" and x.dtype == torch.float32:
-        return _choose_float32(x.shape[0], graph)
-    if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
-        return Choice("inductor", f"fastest measured for {x.dtype} on the CPU")
+        return _choose_float32(graph)
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        return Choice("inductor", "fastest measured for many images in bfloat16 on processors with matrix tiles")
     return Choice("eager", f"the others take no {x.dtype} on {x.device}")
 
 
-def _choose_float32(images: int, graph: fx.GraphModule) -> Choice:
+def _choose_float32(graph: fx.GraphModule) -> Choice:
     """The mode for float32 on the CPU."""
     total, ours = operations(graph)
     no_onnx, no_kernels = missing(), native.missing()
-    if not no_kernels and ours >= _MOST * total and (no_onnx or images * total >= _FEW):
+    if not no_kernels and ours >= _MOST * total:
         return Choice("native", "fastest measured for float32 on the CPU where its kernels take the convolutions")
     if not no_onnx:
-        why = f"{images * total:.1g} operations a batch are few"
-        if ours < _MOST * total:
-            why = f"the kernels of native take {ours / total:.0%} of the convolutions' operations"
-        return Choice("onnxruntime", no_kernels or f"faster than native: {why}")
+        return Choice(
+            "onnxruntime",
+            no_kernels or f"faster than native, whose kernels take {ours / total:.0%} of the convolutions' operations",
+        )
     return Choice("inductor", f"onnxruntime would be faster: {no_onnx}")
 
 
