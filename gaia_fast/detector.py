@@ -136,9 +136,10 @@ class _Detector:
         """Writes prediction and score as one program to a file that runs without this package, and without Python.
 
         Input "images" (N, C, H, W), any N unless the model fixes it; outputs "logits" (N, C) and "score" (N,) float32.
-        The file's metadata holds the threshold, where there is one, the method and its options, and the layers
-        (`gaia_fast.compiled.export.read_metadata`). A file cannot score an image again: where GAIA-Z's densities cannot
-        be told from the forward pass, the score is NaN.
+        The file's metadata holds the threshold, where there is one, the method and its options, the layers, and the
+        images' sizes and dtype (`gaia_fast.compiled.export.read_metadata`): look at them, a package itself does not. A
+        file cannot score an image again: where GAIA-Z's densities cannot be told from the forward pass, the score is
+        NaN.
 
         Args:
             path: "model.onnx", for onnxruntime: standard operators alone; or "model.pt2", an AOTInductor package.
@@ -158,8 +159,7 @@ class _Detector:
             "gaia_fast": __version__,
             "method": json.dumps(asdict(self.method)),
             "layers": json.dumps([layer.name for layer in self._layers]),
-            "images": json.dumps([None, *example.shape[1:]]),
-            "threshold": "" if self.threshold is None else repr(self.threshold),
+            "threshold": "" if self.threshold is None else repr(float(self.threshold)),
         }
         self._compiled.export(path, example, self._find_head(example), metadata)
         return path

@@ -33,12 +33,15 @@ def export(program: Program, path: Path, example: Tensor, dynamic: bool, metadat
             AOTInductor package, run by PyTorch's C++ library or `torch._inductor.aoti_load_package`).
         example: images, of which the first is enough.
         dynamic: whether the number of images is left open.
-        metadata: put into the file; `read_metadata` reads it.
+        metadata: put into the file, with "images", their sizes, null where any will do, and "dtype", theirs: a package
+            reads past the end of images that do not fit. `read_metadata` reads it.
 
     Raises:
         BackendError: a package is missing. CompilationError: the program does not fit the format.
     """
     alone = without_recourse(program)
+    sizes = [None if dynamic else example.shape[0], *example.shape[1:]]
+    metadata = {**metadata, "images": json.dumps(sizes), "dtype": str(example.dtype).removeprefix("torch.")}
     if path.suffix == ".onnx":
         _export_onnx(alone, path, example, dynamic, metadata)
     else:

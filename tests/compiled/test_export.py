@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ import zoo
 def test_a_file_scores_as_the_detector_does(tmp_path: Path, ending: str, detector: type[GaiaA] | type[GaiaZ]) -> None:
     model = zoo.build("strided_shortcut")
     compiled = detector(model)
-    compiled.threshold = 1.25
+    compiled.threshold = np.float64(1.25)
     path = compiled.export(tmp_path / f"model{ending}", zoo.images(3))
     run = load(path)
     truth = reference.gaia_z if detector is GaiaZ else reference.gaia_a
@@ -33,6 +34,12 @@ def test_a_file_scores_as_the_detector_does(tmp_path: Path, ending: str, detecto
     assert json.loads(metadata["method"])["name"] == compiled.method.name
     assert json.loads(metadata["layers"]) == ["stem.1", "residual.1", "residual.4", "shortcut.1"]
     assert json.loads(metadata["images"]) == [None, 3, 16, 16]
+    assert metadata["dtype"] == "float32"
+
+
+def test_the_metadata_tells_a_number_of_images_that_the_model_fixes(tmp_path: Path) -> None:
+    path = GaiaZ(zoo.FixedBatch(3).eval()).export(tmp_path / "model.onnx", zoo.images(3))
+    assert json.loads(read_metadata(path)["images"]) == [3, 3, 16, 16]
 
 
 def test_onnx_holds_standard_operators_alone_with_named_ends(tmp_path: Path) -> None:
