@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,35 @@ def test_onnx_holds_standard_operators_alone_with_named_ends(tmp_path: Path) -> 
         assert [each.name for each in model.graph.output] == ["logits", "score"]
         assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
         assert {each.key for each in model.metadata_props} >= {"threshold", "method", "layers", "images", "gaia_fast"}
+
+
+ALONE = """
+import json, sys
+sys.modules.update(dict.fromkeys(["torch", "gaia_fast", "onnx"]))  # None: whoever imports one of them fails
+import numpy, onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+logits, score = session.run(["logits", "score"], {"images": numpy.load(sys.argv[2])})
+metadata = session.get_modelmeta().custom_metadata_map
+print(json.dumps([logits.tolist(), score.tolist(), (score > float(metadata["threshold"])).tolist()]))
+"""
+
+
+@pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
+def test_onnx_scores_where_there_is_only_onnxruntime(tmp_path: Path, detector: type[GaiaA] | type[GaiaZ]) -> None:
+    own, x = detector(zoo.build("strided_shortcut"), engine="hooks"), zoo.images(5, seed=5)
+    own.calibrate(own(x), id_tpr=0.6)
+    own.threshold *= 1 + 1e-4  # not a score itself, which rounding would put on either side
+    path = own.export(tmp_path / "model.onnx", zoo.images(3))
+    np.save(tmp_path / "images.npy", x.numpy())
+    command = [sys.executable, "-I", "-c", ALONE, path, tmp_path / "images.npy"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    logits, score, decisions = json.loads(found.stdout)
+    expected = own.score(x)
+    assert torch.allclose(torch.tensor(logits), expected.logits, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(torch.tensor(score), expected.score, rtol=1e-5)
+    assert decisions == own.is_ood(x).tolist()
+    assert sum(decisions) == 2
 
 
 def test_what_a_file_cannot_score_is_no_number(tmp_path: Path) -> None:
