@@ -41,7 +41,7 @@ lint: $(VENV)/test-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -62,7 +62,7 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 
 # torchvision and timm without their dependencies: torchvision's would replace torch.
 $(VENV)/test-tools: $(VENV)/installed
-	$(PIP) -c constraints.txt "$$(echo build/wheel/*.whl)[test,lint]" pyyaml cmake ninja pybind11
+	$(PIP) -c constraints.txt "$$(echo build/wheel/*.whl)[test,lint]" pyyaml pybind11
 	$(PIP) -c constraints.txt --no-deps torchvision timm
 	touch $@
 
