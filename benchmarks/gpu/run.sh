@@ -50,7 +50,7 @@ finish() {
 }
 
 capability=$($PYTHON -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || exit 1
-export GAIA_FAST_CUDA=on GAIA_FAST_CUDA_ARCHITECTURES="$capability-real" OMP_WAIT_POLICY=PASSIVE
+export GAIA_FAST_CUDA=on GAIA_FAST_CUDA_ARCHITECTURES="$capability-real" OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1
 
 # Into a folder of its own, so that neither the source tree nor another installation is what is tested.
 step build 150 "$PYTHON" -m pip install --quiet --no-build-isolation --no-deps --target "$PACKAGE" --upgrade "$ROOT"
