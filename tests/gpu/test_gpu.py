@@ -1,6 +1,9 @@
 """What only a GPU shows: streams, devices, graphs. The tests of tests/ops run there too, on every backend."""
 
+import gc
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -117,3 +120,41 @@ def test_a_graph_on_a_stream_of_the_callers_on_the_gpu() -> None:
         got = compiled(late)
         torch.cuda.current_stream().synchronize()
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("make", [GaiaZ, GaiaA])
+def test_a_graph_keeps_what_it_reads_on_the_gpu(make: Callable[..., GaiaZ]) -> None:
+    """The compiler forgets its programs, and all memory that is free is overwritten: the graph's weights stay."""
+    model = models.resnet18(num_classes=10).eval().cuda()
+    x = torch.randn(4, 3, 32, 32, device="cuda")
+    compiled = make(model, engine="compiled", mode="cudagraph").prepare(x)
+    expected = compiled(x)
+    torch._dynamo.reset()
+    gc.collect()
+    junk = [torch.full((size,), torch.nan, device="cuda") for size in (64, 4096, 147456, 2359296) for _ in range(60)]
+    assert torch.equal(compiled(x), expected)
+    assert len(junk) == 240
+
+
+def test_a_graph_is_recorded_beside_other_threads_on_the_gpu() -> None:
+    """Another thread allocates and copies all the while, as a service that goes on scoring does."""
+    model = models.resnet18(num_classes=10).eval().cuda()
+    x = torch.randn(4, 3, 32, 32, device="cuda")
+    compiled = GaiaZ(model, engine="compiled", mode="cudagraph").prepare(x)
+    stop = threading.Event()
+
+    def busy() -> float:
+        total, size = 0.0, 0
+        while not stop.is_set():
+            size = size % 64 + 1
+            total += float(torch.ones(size * 2**20, device="cuda").sum())
+        return total
+
+    with ThreadPoolExecutor(1) as other:
+        going_on = other.submit(busy)
+        try:
+            compiled.prepare(x[:3])
+        finally:
+            stop.set()
+        assert going_on.result() > 0
+    torch.testing.assert_close(compiled(x[:3]), compiled(x)[:3], rtol=1e-2, atol=0)
