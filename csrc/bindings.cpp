@@ -105,9 +105,15 @@ class Chain {
 
 #ifdef GAIA_CUDA
 
-// What `Tiling` holds, as the Python side knows it: layout, vector, block_k, chunk, splits, stride_split.
-gaia::cuda::Tiling make_tiling(const std::array<int64_t, 6>& t) {
-  return {static_cast<gaia::cuda::Layout>(t[0]), static_cast<int>(t[1]), static_cast<int>(t[2]), t[3], t[4], t[5]};
+// What `Tiling` holds, as the Python side knows it: layout, vector, block_k, chunk, splits, stride_split, piece.
+gaia::cuda::Tiling make_tiling(const std::array<int64_t, 7>& t) {
+  return {static_cast<gaia::cuda::Layout>(t[0]),
+          static_cast<int>(t[1]),
+          static_cast<int>(t[2]),
+          t[3],
+          t[4],
+          t[5],
+          static_cast<int>(t[6])};
 }
 
 void check_launch(const std::string& error, const Sizes& shape) {
@@ -125,7 +131,7 @@ void define_cuda(py::module_& m) {
 
   m.def("cuda_channel_moments",
         [](uintptr_t g, int dtype, Sizes shape, Sizes strides, uintptr_t out, int64_t stride_moment, int64_t stride_n,
-           std::array<int64_t, 6> tiling, int device, uintptr_t stream) {
+           std::array<int64_t, 7> tiling, int device, uintptr_t stream) {
           py::gil_scoped_release unlocked;
           check_launch(gaia::cuda::channel_moments(make_map(g, dtype, shape, strides),
                                                    make_moments(out, stride_moment, stride_n), make_tiling(tiling),
@@ -136,7 +142,7 @@ void define_cuda(py::module_& m) {
   m.def("cuda_relu_backward_moments",
         [](uintptr_t g, uintptr_t y, uintptr_t scale, uintptr_t grad_in, int dtype, Sizes shape, Sizes g_strides,
            Sizes y_strides, Sizes grad_in_strides, uintptr_t out, int64_t stride_moment, int64_t stride_n,
-           std::array<int64_t, 6> tiling, int device, uintptr_t stream) {
+           std::array<int64_t, 7> tiling, int device, uintptr_t stream) {
           py::gil_scoped_release unlocked;
           const gaia_map y_map = make_map(y, dtype, shape, y_strides);
           check_launch(gaia::cuda::relu_backward_moments(
@@ -148,7 +154,7 @@ void define_cuda(py::module_& m) {
 
   m.def("cuda_relu_forward_count", [](uintptr_t x, uintptr_t residual, uintptr_t scale, uintptr_t shift, uintptr_t y,
                                       int dtype, Sizes shape, Sizes x_strides, Sizes residual_strides, Sizes y_strides,
-                                      uintptr_t nonzero, int64_t stride_n, std::array<int64_t, 6> tiling, int device,
+                                      uintptr_t nonzero, int64_t stride_n, std::array<int64_t, 7> tiling, int device,
                                       uintptr_t stream) {
     py::gil_scoped_release unlocked;
     const gaia_map residual_map = make_map(residual, dtype, shape, residual_strides);

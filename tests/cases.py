@@ -105,6 +105,8 @@ SHAPES = (
     (2, 3, 1, 67),  # one row
     (2, 3, 67, 1),  # one column
     (2, 1, 5, 5),  # one channel
+    (2, 168, 7, 7),  # no whole vectors in a channel, but in several: 80 or 160 of them are read as one row
+    (1, 8, 35, 35),  # the largest such channels
     (0, 3, 4, 4),
     (2, 0, 3, 3),
     (2, 3, 0, 4),

@@ -2,11 +2,14 @@
 
 Networks: ResNet34 at 32x32 with 1, 8, 128 and 512 images, and torchvision's ResNet-50 at 224x224 where it is installed;
 float32 as PyTorch has it by default, and bfloat16. Medians of CUDA events, after warming up, rows of one case in turns.
-Compiling takes most of the time: cases that no longer fit in `--seconds` are named and left out.
+"Its program alone" is what a compiled detector runs, without what it does around it: checks, which wait for the device.
+Compiling takes most of the time: what the goals name comes first, and what no longer fits in `--seconds` is named and
+left out. Printed last: each goal with what was measured.
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 
 import gaia_fast
 from gaia_fast import GaiaA, GaiaZ
+from gaia_fast.compiled.modes.cudagraph import CudaGraph
 from gaia_fast.errors import GaiaError
 from gaia_fast.models import resnet34
 
@@ -26,9 +30,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from plain import plain
 
 from authors import Authors
+from own_kernels import on_own_kernels
 
-MODES = ("eager", "inductor", "cudagraph")
 BACKENDS = ("torch", "triton", "cuda")
+# Where the compiler's fusion is timed beside this package's kernels inside a program, and CUDA graphs beside none.
+THOROUGH = ("resnet34", torch.bfloat16, 128)
 
 
 def cases() -> list[tuple[str, torch.dtype, int, int]]:
@@ -51,26 +57,43 @@ def build(name: str) -> nn.Module:
 def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> dict[str, Callable[[], object]]:
     """What is timed, by name; what cannot be made is named on stderr."""
     late = ["layer4"] if name == "resnet50" else ["layer3", "layer4"]
+    thorough = (name, x.dtype, x.shape[0]) == THOROUGH
     wanted: dict[str, Callable[[], Callable[[], object]]] = {
         "plain, eager": lambda: lambda: no_grad(model, x),
         "plain, CUDA graph": lambda: bind(plain(model, "cudagraph", x), x),
-        "plain, torch.compile": lambda: bind(plain(model, "inductor", x), x),
     }
-    methods = {"GAIA-Z": (GaiaZ, None), f"GAIA-A {'+'.join(late)}": (GaiaA, late)}
-    for title, (detector, layers) in methods.items():
+    more = {"plain, torch.compile": lambda: bind(plain(model, "inductor", x), x)} if thorough else {}
+    for detector, layers in ((GaiaZ, None), (GaiaA, late)):
+        title = detector.__name__.replace("Gaia", "GAIA-")
         if name == "resnet34":  # without in-place ReLUs, as the authors' way needs
             way = "gaia_z" if detector is GaiaZ else "gaia_a"
             wanted[f"{title}, authors' way"] = lambda way=way, layers=layers: bind(
                 getattr(Authors(model, layers, x), way), x
             )
-        for mode in reversed(MODES):
-            wanted[f"{title}, compiled, {mode}"] = lambda make=detector, layers=layers, mode=mode: bind(
-                make(model, layers=layers, engine="compiled", mode=mode).prepare(x).score, x
-            )
+
+        def compiled(mode: str, make: type[GaiaZ] = detector, layers: list[str] | None = layers) -> GaiaZ:
+            return make(model, layers=layers, engine="compiled", mode=mode).prepare(x)
+
+        kept: list[GaiaZ] = []
+
+        def graphed(compiled: Callable = compiled, kept: list[GaiaZ] = kept) -> Callable[[], object]:
+            kept.append(compiled("cudagraph"))
+            return bind(kept[0].score, x)
+
+        wanted[f"{title}, compiled, cudagraph"] = graphed
+        wanted[f"{title}, its program alone"] = lambda kept=kept: bind(kept[0]._compiled.find(x).runner, x)
         for backend in BACKENDS:
             wanted[f"{title}, hooks, {backend}"] = lambda make=detector, layers=layers, backend=backend: bind(
                 make(model, layers=layers, engine="hooks", backend=backend).score, x
             )
+        more[f"{title}, compiled, eager"] = lambda compiled=compiled: bind(compiled("eager").score, x)
+        if thorough:
+            more[f"{title}, compiled, inductor"] = lambda compiled=compiled: bind(compiled("inductor").score, x)
+            for backend in BACKENDS[1:]:
+                more[f"{title}, its program alone, own kernels, {backend}"] = lambda kept=kept, backend=backend: bind(
+                    CudaGraph(on_own_kernels(kept[0]._compiled.find(x).program.graph, backend)[0], x), x
+                )
+    wanted |= more
     found = {}
     for title, make in wanted.items():
         if left() < 30:
@@ -79,7 +102,7 @@ def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> d
         try:
             found[title] = make()
             found[title]()
-        except (GaiaError, RuntimeError) as error:
+        except (GaiaError, RuntimeError, IndexError) as error:
             found.pop(title, None)
             print(f"cannot run: {title}: {str(error).splitlines()[0]}", file=sys.stderr)
     return found
@@ -115,6 +138,31 @@ def measure(found: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
     return {title: statistics.median(each) for title, each in times.items()}
 
 
+def goals(rows: list[dict]) -> list[str]:
+    """Each goal with what was measured, of every case that it is for: a quotient of two rows."""
+    cases: dict[str, dict[str, float]] = {}
+    for row in rows:
+        cases.setdefault(row["case"], {})[row["what"]] = row["milliseconds"]
+    wanted = [
+        ("resnet34", f", {images} x ", "GAIA-A, authors' way", "GAIA-A, compiled, cudagraph", ">=", limit)
+        for images, limit in ((1, 20.0), (128, 6.0))
+    ]
+    for what in ("compiled, cudagraph", "its program alone"):
+        wanted.append(("", "", f"GAIA-Z, {what}", "plain, CUDA graph", "<=", 1.1))
+        wanted.append(("resnet50", "", f"GAIA-A, {what}", "plain, CUDA graph", "<=", 1.3))
+    lines = []
+    for network, images, above, below, sign, limit in wanted:
+        for case, spent in cases.items():
+            if not case.startswith(network) or images not in case or above not in spent or below not in spent:
+                continue
+            ratio = spent[above] / spent[below]
+            met = ratio >= limit if sign == ">=" else ratio <= limit
+            lines.append(f"{'met' if met else 'missed':<7} {ratio:6.2f} {sign} {limit:<5g} {above} / {below}: {case}")
+        if not any(above in spent and below in spent and case.startswith(network) for case, spent in cases.items()):
+            lines.append(f"NOT MEASURED   {sign} {limit:<5g} {above} / {below}: {network}{images}")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -141,16 +189,19 @@ def main() -> None:
         print(title)
         for what, spent in times.items():
             rows.append({"case": title, "what": what, "milliseconds": spent})
-            print(f"  {what:<40} {spent:9.3f} ms  {spent / times['plain, eager']:6.2f}x of plain eager")
+            print(f"  {what:<48} {spent:9.3f} ms  {spent / times['plain, eager']:6.2f}x of plain eager")
         record = {
             "device": torch.cuda.get_device_name(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "gaia_fast": gaia_fast.__version__,
+            "commit": os.environ.get("COMMIT", ""),
+            "goals": goals(rows),
             "rows": rows,
         }
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")  # after each case: the time may end here
+    print("\ngoals", *goals(rows), sep="\n")
 
 
 if __name__ == "__main__":

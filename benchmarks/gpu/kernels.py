@@ -1,15 +1,22 @@
 """Times every kernel on this GPU: medians of triton.testing.do_bench, maps several times the L2 cache, one table.
 
 Bytes are those that must move: each map that is read or written, once; moments and parameters are left out. Bandwidth
-is quoted as a share of the device's own copy of a gigabyte, read and written, measured in the same run.
+is quoted as a share of the device's own copy of a gigabyte, read and written, measured in the same run. One image is
+timed by the clock, many calls in a row: there a call costs what Python and the launch do. Printed last: which backend
+is the faster for each kind of map, and each goal with what was measured. Figures are written after each shape of map,
+and kinds that no longer fit in `--seconds` are named and left out.
 """
 
 import argparse
 import json
+import os
 import platform
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import geometric_mean
 
 import torch
 import triton
@@ -27,11 +34,26 @@ MAPS = ((64, 112, 112), (256, 56, 56), (64, 32, 32), (256, 8, 8), (2048, 7, 7), 
 OVER_L2 = 4
 WIDTHS = [64] * 7 + [128] * 9 + [256] * 13 + [512] * 7  # ResNet34's 36 layers
 AREAS = [1 / 1024] * 7 + [1 / 256] * 9 + [1 / 64] * 13 + [1 / 16] * 7
+# The goals: of the copy's bandwidth; times faster than PyTorch operator by operator, and than its compiler.
+SHARE, OVER_EAGER, OVER_COMPILED = 0.85, 3.0, 1.2
 ROOT = Path(__file__).parents[2]
 
 
 def milliseconds(run: Callable[[], object]) -> float:
     return float(do_bench(run, warmup=5, rep=30, return_mode="median"))
+
+
+def microseconds_a_call(run: Callable[[], object], calls: int = 200) -> float:
+    """By the clock, of many calls in a row, the best of five: whichever is slower, launching or the kernel."""
+    found = []
+    for _ in range(6):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        torch.cuda.synchronize()
+        found.append((time.perf_counter() - start) / calls * 1e6)
+    return min(found[1:])
 
 
 def copy_bandwidth() -> float:
@@ -50,15 +72,14 @@ def eager_backward(g: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     return masked, *eager_moments(masked)
 
 
-def map_rows(shape: tuple[int, ...], dtype: torch.dtype, layout: str, copy: float, with_compile: bool) -> list[dict]:
-    """Times the kernels on maps of one kind, and PyTorch on the same."""
-    bytes_a_map = dtype.itemsize * shape[0] * shape[1] * shape[2]
-    images = -(-OVER_L2 * torch.cuda.get_device_properties(0).L2_cache_size // bytes_a_map)
-    make = {"device": "cuda", "dtype": dtype}
-    g = torch.randn(images, *shape, **make).contiguous(memory_format=FORMATS[layout])
+MAPS_MOVED = {"channel_moments": 1, "relu_backward_moments": 3, "relu_forward_count": 3}
+
+
+def runs_on(g: Tensor) -> dict[tuple[str, str], Callable[[], object]]:
+    """Of every operation and backend, a call on maps like `g`; and PyTorch's on the same."""
     y = torch.randn_like(g).relu()
-    scale = torch.rand(shape[0], device="cuda")
-    out = torch.empty(3, images, shape[0], device="cuda")
+    scale = torch.rand(g.shape[1], device="cuda")
+    out = torch.empty(3, *g.shape[:2], device="cuda")
     runs: dict[tuple[str, str], Callable[[], object]] = {}
     for name in BACKENDS:
         runs["channel_moments", name] = lambda name=name: ops.channel_moments(g, out=out, backend=name)
@@ -66,30 +87,42 @@ def map_rows(shape: tuple[int, ...], dtype: torch.dtype, layout: str, copy: floa
         runs["relu_forward_count", name] = lambda name=name: ops.relu_forward_count(g, scale, scale, y, backend=name)
     runs["channel_moments", "torch"] = lambda: eager_moments(g)
     runs["relu_backward_moments", "torch"] = lambda: eager_backward(g, y)
-    if with_compile:
-        torch._dynamo.reset()
-        compiled_moments = torch.compile(eager_moments, dynamic=False)
-        compiled_backward = torch.compile(eager_backward, dynamic=False)
-        runs["channel_moments", "torch.compile"] = lambda: compiled_moments(g)
-        runs["relu_backward_moments", "torch.compile"] = lambda: compiled_backward(g, y)
-    maps_moved = {"channel_moments": 1, "relu_backward_moments": 3, "relu_forward_count": 3}
+    return runs
+
+
+def compiled_on(g: Tensor) -> dict[tuple[str, str], Callable[[], object]]:
+    """What PyTorch's compiler makes of its own operators."""
+    torch._dynamo.reset()
+    y = torch.randn_like(g).relu()
+    moments, backward = (torch.compile(each, dynamic=False) for each in (eager_moments, eager_backward))
+    return {
+        ("channel_moments", "torch.compile"): lambda: moments(g),
+        ("relu_backward_moments", "torch.compile"): lambda: backward(g, y),
+    }
+
+
+def maps_like(shape: tuple[int, ...], dtype: torch.dtype, layout: str, images: int) -> Tensor:
+    made = torch.randn(images, *shape, device="cuda", dtype=dtype)
+    return made.contiguous(memory_format=FORMATS[layout])
+
+
+def map_rows(shape: tuple[int, ...], dtype: torch.dtype, layout: str, copy: float, with_compile: bool) -> list[dict]:
+    """Times the kernels on maps of one kind, and PyTorch on the same: many images, and one."""
+    bytes_a_map = dtype.itemsize * shape[0] * shape[1] * shape[2]
+    images = -(-OVER_L2 * torch.cuda.get_device_properties(0).L2_cache_size // bytes_a_map)
+    kind = {"dtype": str(dtype)[6:], "layout": layout}
     rows = []
-    for (op, name), run in runs.items():
-        time = milliseconds(run)
-        speed = maps_moved[op] * g.nbytes / time / 1e6
-        rows.append(
-            {
-                "op": op,
-                "backend": name,
-                "shape": [images, *shape],
-                "dtype": str(dtype)[6:],
-                "layout": layout,
-                "milliseconds": time,
-                "bytes": maps_moved[op] * g.nbytes,
-                "gigabytes_per_second": speed,
-                "share_of_copy": speed / copy,
-            }
-        )
+    one = maps_like(shape, dtype, layout, 1)
+    for (op, name), run in runs_on(one).items():
+        spent = {"microseconds_a_call": microseconds_a_call(run)}
+        rows.append({"op": op, "backend": name, "shape": [1, *shape]} | kind | spent)
+    g = maps_like(shape, dtype, layout, images)
+    for (op, name), run in (runs_on(g) | (compiled_on(g) if with_compile else {})).items():
+        spent = milliseconds(run)
+        moved = MAPS_MOVED[op] * g.nbytes
+        row = {"op": op, "backend": name, "shape": [images, *shape]} | kind
+        row |= {"milliseconds": spent, "bytes": moved, "gigabytes_per_second": moved / spent / 1e6}
+        rows.append(row | {"share_of_copy": moved / spent / 1e6 / copy})
     return rows
 
 
@@ -135,7 +168,7 @@ def machine(copy: float) -> dict[str, object]:
         "triton": triton.__version__,
         "kernels": backends.available()["cuda"].reason,
         "gaia_fast": gaia_fast.__version__,
-        "commit": _said(commit),
+        "commit": _said(commit) or os.environ.get("COMMIT", ""),
     }
 
 
@@ -146,22 +179,27 @@ def _said(command: list[str]) -> str:
         return ""
 
 
+def by_kind(rows: list[dict], figure: str) -> dict[tuple[str, ...], dict[str, float]]:
+    """Returns (op, map, dtype, layout) with `figure` of each backend, of the rows that have it."""
+    kinds: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in rows:
+        if figure in row and "shape" in row:
+            key = (row["op"], "x".join(map(str, row["shape"])), row["dtype"], row["layout"])
+            kinds.setdefault(key, {})[row["backend"]] = row[figure]
+    return kinds
+
+
 def table(rows: list[dict]) -> str:
     """Returns a line for each kind of map: every backend's share of the copy bandwidth, and PyTorch's time over it."""
-    columns = f"{'op':<22} {'map':<22} {'dtype':<9} {'layout':<14}"
+    columns = f"{'op':<22} {'map':<20} {'dtype':<9} {'layout':<14}"
     lines = [f"{columns} share of copy: triton  cuda | times slower: torch  compile"]
-    kinds: dict[tuple, dict[str, dict]] = {}
-    for row in rows:
-        if "shape" in row:
-            key = (row["op"], "x".join(map(str, row["shape"])), row["dtype"], row["layout"])
-            kinds.setdefault(key, {})[row["backend"]] = row
-    for (op, shape, dtype, layout), by in kinds.items():
-        best = min(by[name]["milliseconds"] for name in BACKENDS)
-        shares = "  ".join(f"{by[name]['share_of_copy']:6.2f}" for name in BACKENDS)
-        slower = "  ".join(
-            f"{by[name]['milliseconds'] / best:6.2f}" if name in by else "     -" for name in ("torch", "torch.compile")
-        )
-        lines.append(f"{op:<22} {shape:<22} {dtype:<9} {layout:<14}              {shares} |             {slower}")
+    shares = by_kind(rows, "share_of_copy")
+    for key, spent in by_kind(rows, "milliseconds").items():
+        op, shape, dtype, layout = key
+        best = min(spent[name] for name in BACKENDS)
+        share = "  ".join(f"{shares[key][name]:6.2f}" for name in BACKENDS)
+        slower = "  ".join(f"{spent[name] / best:6.2f}" if name in spent else "     -" for name in OTHERS)
+        lines.append(f"{op:<22} {shape:<20} {dtype:<9} {layout:<14}              {share} |             {slower}")
     for row in rows:
         if row["op"] == "frobenius":
             what = f"frobenius, 36 layers, N = {row['images']:<4} {row['backend']:<8}"
@@ -169,31 +207,120 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+OTHERS = ("torch", "torch.compile")
+
+
+def defaults(rows: list[dict]) -> list[dict]:
+    """Of every op, layout and dtype: the faster backend, for many images and for one, and how much faster it is."""
+    found = []
+    for figure, size in (("milliseconds", "many images"), ("microseconds_a_call", "one image")):
+        groups: dict[tuple[str, ...], list[dict[str, float]]] = {}
+        for (op, _, dtype, layout), spent in by_kind(rows, figure).items():
+            groups.setdefault((op, layout, dtype), []).append(spent)
+        for (op, layout, dtype), kinds in groups.items():
+            ratios = [each["triton"] / each["cuda"] for each in kinds]
+            mean = geometric_mean(ratios)
+            found.append(
+                {"op": op, "layout": layout, "dtype": dtype, "size": size, "faster": "cuda" if mean > 1 else "triton"}
+                | {"triton_over_cuda": mean, "least": min(ratios), "most": max(ratios)}
+                | {
+                    "over_torch": min(
+                        (each["torch"] / min(each[b] for b in BACKENDS) for each in kinds if "torch" in each),
+                        default=None,
+                    )
+                }
+            )
+    return found
+
+
+def goals(rows: list[dict]) -> list[dict]:
+    """Each goal: what was measured in the worst case, where, and in how many cases it is missed."""
+
+    def goal(what: str, least: float, cases: dict[str, float]) -> dict:
+        worst = min(cases, key=lambda name: cases[name], default=None)
+        missed = {name: value for name, value in cases.items() if value < least}
+        measured = None if worst is None else cases[worst]
+        return {
+            "goal": what,
+            "at_least": least,
+            "measured": measured,
+            "where": worst,
+            "cases": len(cases),
+            "missed": missed,
+        }
+
+    spent, shares = by_kind(rows, "milliseconds"), by_kind(rows, "share_of_copy")
+    found = []
+    for op in ("channel_moments", "relu_backward_moments"):
+        cases = {" ".join(key[1:]): max(each[b] for b in BACKENDS) for key, each in shares.items() if key[0] == op}
+        found.append(goal(f"{op}: share of the copy's bandwidth", SHARE, cases))
+    for other, least in zip(OTHERS, (OVER_EAGER, OVER_COMPILED), strict=True):
+        cases = {
+            " ".join(key[1:]): each[other] / min(each[b] for b in BACKENDS)
+            for key, each in spent.items()
+            if key[0] == "relu_backward_moments" and other in each
+        }
+        found.append(goal(f"relu_backward_moments: times faster than {other}", least, cases))
+    launches = {f"{row['backend']}, N = {row['images']}": row["launches"] for row in rows if row["op"] == "frobenius"}
+    ours = {name: float(count == 1) for name, count in launches.items() if not name.startswith("torch")}
+    found.append(goal("frobenius: in one launch", 1.0, ours))
+    return found
+
+
+def report(rows: list[dict]) -> str:
+    """Returns the two tables that decide: the backends beside each other, and the goals."""
+    lines = ["", f"default backend{'':<32} size         faster   triton/cuda: mean, least, most   torch/faster, least"]
+    for each in defaults(rows):
+        over = "       -" if each["over_torch"] is None else f"{each['over_torch']:8.2f}"
+        lines.append(
+            f"{each['op']:<22} {each['layout']:<14} {each['dtype']:<9} {each['size']:<12} {each['faster']:<8} "
+            f"{each['triton_over_cuda']:16.2f} {each['least']:6.2f} {each['most']:6.2f}   {over}"
+        )
+    lines += ["", "goals"]
+    for each in goals(rows):
+        if each["measured"] is None:
+            lines.append(f"NOT MEASURED  {each['goal']}")
+            continue
+        verdict = "missed" if each["missed"] else "met"
+        lines.append(
+            f"{verdict:<7} {each['goal']}: at least {each['at_least']:g}, measured {each['measured']:.2f} at worst "
+            f"({each['where']}); missed in {len(each['missed'])} of {each['cases']} cases"
+        )
+        lines += [f"          {value:.2f} {name}" for name, value in sorted(each["missed"].items(), key=lambda m: m[1])]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="a second place for the figures")
+    parser.add_argument("--seconds", type=float, default=540)
     arguments = parser.parse_args()
+    begin = time.monotonic()
     for name in BACKENDS:
         if not (here := backends.available()[name]):
             raise SystemExit(f"backend {name} does not run here: {here.reason}")
     copy = copy_bandwidth()
-    rows = frobenius_rows()
-    for shape in MAPS:
-        for layout in FORMATS:
-            for dtype in DTYPES:
-                # torch.compile takes seconds for each kind: one small map and one large one tell.
-                with_compile = dtype == torch.float32 and shape in ((256, 56, 56), (256, 8, 8))
-                rows += map_rows(shape, dtype, layout, copy, with_compile)
-                torch.cuda.empty_cache()
-    found = {**machine(copy), "rows": rows}
+    found = machine(copy)
     folder = ROOT / "benchmarks" / "results" / str(found["device"]).lower().replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(found, indent=1) + "\n"
-    (folder / "kernels.json").write_text(text)
-    if arguments.out:
-        arguments.out.write_text(text)
+    rows = frobenius_rows()
+    for shape in MAPS:
+        for dtype in DTYPES:
+            for layout in FORMATS:
+                if time.monotonic() - begin > arguments.seconds - 20:
+                    print(f"left out for want of time: {shape}, {dtype}, {layout}", file=sys.stderr)
+                    continue
+                # torch.compile takes seconds for each kind: one small map and one large one tell.
+                with_compile = dtype != torch.float16 and shape in ((256, 56, 56), (256, 8, 8))
+                rows += map_rows(shape, dtype, layout, copy, with_compile)
+                torch.cuda.empty_cache()
+        text = json.dumps(found | {"defaults": defaults(rows), "goals": goals(rows), "rows": rows}, indent=1) + "\n"
+        (folder / "kernels.json").write_text(text)  # after each map: the time may end here
+        if arguments.out:
+            arguments.out.write_text(text)
     print(f"{found['device']}, copy {copy:.0f} GB/s, torch {torch.__version__}, triton {triton.__version__}")
     print(table(rows))
+    print(report(rows))
 
 
 if __name__ == "__main__":

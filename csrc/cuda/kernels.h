@@ -8,11 +8,12 @@
 
 namespace gaia::cuda {
 
-enum class Layout { kRows = 0, kChannels = 1, kStrided = 2 };
+enum class Layout { kRows = 0, kChannels = 1, kStrided = 2, kPieces = 3 };
 
 // How the maps are cut, as gaia_fast/ops/tiling.py decides: `vector` elements are loaded at once (16 bytes of them, or
 // one), a program takes `chunk` positions of a channel, and `splits` programs share a channel. Results go to
-// (splits, ...) partial ones, `stride_split` apart, which add_partials sums up.
+// (splits, ...) partial ones, `stride_split` apart, which add_partials sums up. Of kRows, a program takes `piece` whole
+// channels as one row, read 16 bytes at a time, where `piece` is not 0: that is kPieces.
 struct Tiling {
   Layout layout;
   int vector;
@@ -20,6 +21,7 @@ struct Tiling {
   int64_t chunk;
   int64_t splits;
   int64_t stride_split;
+  int piece;
 };
 
 // A CUDA stream, as an address.

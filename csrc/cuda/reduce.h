@@ -7,6 +7,7 @@
 //     void finish(h, w, loaded, values);    writes what the operand writes; sets V values to be reduced
 //
 // A vector is V positions from (h, w) on where the layout is kRows, and V channels from k on where it is kChannels.
+// Where it is kPieces, channels follow each other without a gap, and a vector's V positions may belong to several.
 #pragma once
 
 #include "elements.h"
@@ -62,7 +63,7 @@ struct Cursor {
         stride_h(map.stride_h),
         stride_w(map.stride_w) {}
   __device__ typename T::Storage* at(int h, int w) const {
-    if (L == Layout::kRows) return first + w;
+    if (L == Layout::kRows || L == Layout::kPieces) return first + w;
     if (L == Layout::kChannels) return first + w * stride_w;
     return first + h * stride_h + w * stride_w;
   }
@@ -82,18 +83,48 @@ struct Cursor {
   }
 };
 
-// What one thread needs of a (K,) parameter: one value, or one for each channel of its vectors.
+// What one thread needs of a (K,) parameter of a map: one value, or one for each channel of its vectors.
 template <Layout L, int V>
 struct Parameter {
   static constexpr int kCount = L == Layout::kChannels ? V : 1;
   float value[kCount];
 
   Parameter() = default;
-  __device__ Parameter(const float* first, int64_t k, float absent) {
+  __device__ Parameter(const float* first, const gaia_map&, int64_t k, float absent) {
 #pragma unroll
     for (int v = 0; v < kCount; ++v) value[v] = first == nullptr ? absent : first[k + v];
   }
+  __device__ const Parameter& at(int) const { return *this; }
   __device__ float operator[](int v) const { return value[v % kCount]; }
+};
+
+// Of a piece: looked up for every vector.
+template <int V>
+struct Parameter<Layout::kPieces, V> {
+  struct Values {
+    float value[V];
+    __device__ float operator[](int v) const { return value[v]; }
+  };
+  const float* first;
+  int positions;
+  float absent;
+
+  Parameter() = default;
+  __device__ Parameter(const float* first, const gaia_map& map, int64_t k, float absent)
+      : first(first == nullptr ? nullptr : first + k), positions(static_cast<int>(map.h * map.w)), absent(absent) {}
+  __device__ Values at(int i) const {
+    Values values;
+    int channel = i / positions, left = positions - i % positions;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      values.value[v] = first == nullptr ? absent : first[channel];
+      if (--left == 0) {
+        ++channel;
+        left = positions;
+      }
+    }
+    return values;
+  }
 };
 
 struct Shape {
@@ -188,17 +219,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 // which the block's kThreads / columns lines share.
 template <class Operand, int V>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    reduce_channels(Operand operand, gaia_moments out, Shape shape, int columns, int64_t blocks) {
-  constexpr int kSteps = V == 8 ? 2 : 4;  // more would not fit the registers
+    reduce_channels(Operand operand, gaia_moments out, Shape shape, int columns, unsigned blocks) {
+  constexpr int kSteps = 4;                  // vectors in flight
+  constexpr int kTogether = V == 8 ? 2 : 4;  // summed at once: more would not fit the registers
   using Thread = typename Operand::template Thread<Layout::kChannels, V>;
   using Loaded = typename Operand::template Loaded<V>;
   __shared__ float partial[3][kThreads * V];
-  const int64_t split = blockIdx.x % shape.splits;
-  const int64_t block = blockIdx.x / shape.splits % blocks;
-  const int64_t n = blockIdx.x / shape.splits / blocks;
+  const unsigned splits = static_cast<unsigned>(shape.splits);
+  const unsigned split = blockIdx.x % splits;
+  const unsigned block = blockIdx.x / splits % blocks;
+  const unsigned n = blockIdx.x / splits / blocks;
   const int column = static_cast<int>(threadIdx.x) % columns, line = static_cast<int>(threadIdx.x) / columns;
   const int lines = kThreads / columns;
-  const int64_t k = (block * columns + column) * V;
+  const int64_t k = (static_cast<int64_t>(block) * columns + column) * V;
   const int begin = static_cast<int>(split) * shape.chunk;
   const int end = shape.positions - begin < shape.chunk ? shape.positions : begin + shape.chunk;
 
@@ -211,17 +244,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       for (int s = 0; s < kSteps; ++s) {
         if (first + s * lines < end) loaded[s] = thread.load(0, first + s * lines);
       }
-      float values[kSteps * V] = {};
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-        if (first + s * lines < end) thread.finish(0, first + s * lines, loaded[s], values + s * V);
-      }
+      for (int some = 0; some < kSteps; some += kTogether) {
+        float values[kTogether * V] = {};
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        float channel[kSteps];
+        for (int s = 0; s < kTogether; ++s) {
+          const int i = first + (some + s) * lines;
+          if (i < end) thread.finish(0, i, loaded[some + s], values + s * V);
+        }
 #pragma unroll
-        for (int s = 0; s < kSteps; ++s) channel[s] = values[s * V + v];
-        add(sums[v], channel);
+        for (int v = 0; v < V; ++v) {
+          float channel[kTogether];
+#pragma unroll
+          for (int s = 0; s < kTogether; ++s) channel[s] = values[s * V + v];
+          add(sums[v], channel);
+        }
       }
     }
   }
@@ -251,6 +288,70 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
+constexpr int kPieceBytes = 20 << 10;
+
+// Contiguous channels of which only several together are whole vectors (7 x 7 positions, say): a block reads `piece` of
+// them as one row, keeps what is to be reduced, and adds each channel up with `lanes` threads.
+template <class Operand, int V>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    reduce_pieces(Operand operand, gaia_moments out, Shape shape, int piece, unsigned blocks, int lanes) {
+  constexpr int kSteps = 4;
+  using T = typename Operand::Type;
+  using Thread = typename Operand::template Thread<Layout::kPieces, V>;
+  using Loaded = typename Operand::template Loaded<V>;
+  __shared__ Pack<T, V> kept[kPieceBytes / sizeof(Pack<T, V>)];
+  const unsigned n = blockIdx.x / blocks;
+  const int first_k = static_cast<int>(blockIdx.x % blocks) * piece;
+  const int rest = static_cast<int>(shape.k) - first_k;
+  const int channels = rest < piece ? rest : piece;
+  const int vectors = channels * shape.positions / V;
+  const int self = static_cast<int>(threadIdx.x);
+
+  const Thread thread(operand, n, first_k);
+  for (int first = self; first < vectors; first += kThreads * kSteps) {
+    Loaded loaded[kSteps];
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int i = first + s * kThreads;
+      if (i < vectors) loaded[s] = thread.load(0, i * V);
+    }
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+      const int i = first + s * kThreads;
+      if (i < vectors) {
+        float values[V];
+        thread.finish(0, i * V, loaded[s], values);
+        Pack<T, V> pack;
+#pragma unroll
+        for (int v = 0; v < V; ++v) pack.element[v] = T::narrow(values[v]);  // exact: it was of this type
+        kept[i] = pack;
+      }
+    }
+  }
+  __syncthreads();
+  const auto* const elements = reinterpret_cast<const typename T::Storage*>(kept);
+  const int lane = self % lanes;
+  for (int group = 0; group < channels; group += kThreads / lanes) {
+    const int channel = group + self / lanes;
+    Sums sums = {};
+    if (channel < channels) {
+#pragma unroll 4
+      for (int p = lane; p < shape.positions; p += lanes) {
+        const float values[1] = {T::widen(elements[channel * shape.positions + p])};
+        add(sums, values);
+      }
+    }
+    for (int distance = lanes / 2; distance > 0; distance /= 2) {
+      sums.sum += __shfl_xor_sync(0xffffffffu, sums.sum, distance);
+      sums.abs_sum += __shfl_xor_sync(0xffffffffu, sums.abs_sum, distance);
+      sums.nonzero += __shfl_xor_sync(0xffffffffu, sums.nonzero, distance);
+    }
+    if (lane == 0 && channel < channels) {
+      store(out, n * out.stride_n + first_k + channel, sums.sum, sums.abs_sum, static_cast<float>(sums.nonzero));
+    }
+  }
+}
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class Operand, Layout L, int V>
@@ -276,7 +377,21 @@ std::string launch_channels(const char* name, const Operand& operand, const gaia
   columns = columns < 1 ? 1 : columns > kThreads ? kThreads : columns;
   const int64_t blocks = ceil_div(shape.k, static_cast<int64_t>(columns) * V);
   const Grid grid = {shape.n * blocks * shape.splits, kThreads};
-  return launch(name, reduce_channels<Operand, V>, grid, device, stream, operand, out, shape, columns, blocks);
+  return launch(name, reduce_channels<Operand, V>, grid, device, stream, operand, out, shape, columns,
+                static_cast<unsigned>(blocks));
+}
+
+template <class Operand, int V>
+std::string launch_pieces(const char* name, const Operand& operand, const gaia_moments& out, const Shape& shape,
+                          int piece, int device, Stream stream) {
+  if (int64_t{piece} * shape.positions * sizeof(typename Operand::Type::Storage) > kPieceBytes) {
+    return std::string(name) + ": a piece of " + std::to_string(piece) + " channels is too large";
+  }
+  int lanes = kWarp;
+  while (lanes > 1 && lanes * piece > kThreads) lanes /= 2;
+  const int64_t blocks = ceil_div(shape.k, piece);
+  return launch(name, reduce_pieces<Operand, V>, Grid{shape.n * blocks, kThreads}, device, stream, operand, out, shape,
+                piece, static_cast<unsigned>(blocks), lanes);
 }
 
 // Reduces `operand`, whose maps have the shape of `map`.
@@ -293,6 +408,9 @@ std::string reduce(const char* name, const Operand& operand, const gaia_map& map
                        tiling.stride_split};
   switch (tiling.layout) {
     case Layout::kRows:
+      if (tiling.piece > 0) {
+        return launch_pieces<Operand, kFull>(name, operand, out, shape, tiling.piece, device, stream);
+      }
       if (tiling.vector == kFull) {
         return launch_rows<Operand, Layout::kRows, kFull>(name, operand, out, shape, device, stream);
       }
@@ -302,6 +420,7 @@ std::string reduce(const char* name, const Operand& operand, const gaia_map& map
         return launch_channels<Operand, kFull>(name, operand, out, shape, tiling.block_k, device, stream);
       }
       return launch_channels<Operand, 1>(name, operand, out, shape, tiling.block_k, device, stream);
+    case Layout::kPieces:
     case Layout::kStrided: break;
   }
   return launch_rows<Operand, Layout::kStrided, 1>(name, operand, out, shape, device, stream);

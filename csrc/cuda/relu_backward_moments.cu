@@ -28,7 +28,7 @@ struct Masked {
           grad_in(operand.grad_in, n, k),
           masked(operand.y.data != nullptr),
           scaled(operand.scale != nullptr),
-          scale(operand.scale, k, 1.0f) {}
+          scale(operand.scale, operand.g, k, 1.0f) {}
     __device__ Loaded<V> load(int h, int w) const {
       Loaded<V> loaded;
       loaded.g = g.template load<V>(h, w);
@@ -37,11 +37,12 @@ struct Masked {
     }
     __device__ void finish(int h, int w, const Loaded<V>& loaded, float* values) const {
       Pack<T, V> result;
+      const auto& factor = scale.at(w);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         values[v] = T::widen(loaded.g.element[v]);
         if (masked && T::widen(loaded.y.element[v]) <= 0.0f) values[v] = 0.0f;
-        result.element[v] = T::narrow(scaled ? values[v] * scale[v] : values[v]);
+        result.element[v] = T::narrow(scaled ? values[v] * factor[v] : values[v]);
       }
       grad_in.store(h, w, result);
     }

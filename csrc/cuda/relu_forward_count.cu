@@ -31,8 +31,8 @@ struct Rectified {
           has_scale(operand.scale != nullptr),
           has_shift(operand.shift != nullptr),
           has_residual(operand.residual.data != nullptr),
-          scale(operand.scale, k, 1.0f),
-          shift(operand.shift, k, 0.0f) {}
+          scale(operand.scale, operand.x, k, 1.0f),
+          shift(operand.shift, operand.x, k, 0.0f) {}
     __device__ Loaded<V> load(int h, int w) const {
       Loaded<V> loaded;
       loaded.x = x.template load<V>(h, w);
@@ -41,11 +41,12 @@ struct Rectified {
     }
     __device__ void finish(int h, int w, const Loaded<V>& loaded, float* values) const {
       Pack<T, V> result;
+      const auto &factor = scale.at(w), &offset = shift.at(w);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         float value = T::widen(loaded.x.element[v]);
-        if (has_scale) value = value * scale[v];
-        if (has_shift) value = value + shift[v];
+        if (has_scale) value = value * factor[v];
+        if (has_shift) value = value + offset[v];
         if (has_residual) value = value + T::widen(loaded.residual.element[v]);
         result.element[v] = T::narrow(value <= 0.0f ? 0.0f : value);
         values[v] = T::widen(result.element[v]);

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -239,7 +240,9 @@ class Compiled:
 
 def _eps(logits: Tensor) -> float:
     """How exactly the model was computed."""
-    if logits.device.type == "cuda" and logits.dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
+    # Not by `allow_tf32`, which raises once the newer setting has been used.
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    if logits.device.type == "cuda" and logits.dtype == torch.float32 and convolutions.fp32_precision == "tf32":
         return 2.0**-11  # TF32, PyTorch's own choice for convolutions
     return float(torch.finfo(logits.dtype).eps)
 

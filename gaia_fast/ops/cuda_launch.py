@@ -32,7 +32,7 @@ def where(tensor: Tensor) -> tuple[int, int]:
 def tiling_arguments(tiling: Tiling, partial: Tensor) -> tuple[int, ...]:
     """Returns `tiling` as csrc/cuda/kernels.h has it, for results that go to `partial` (splits, ...)."""
     layout = _LAYOUTS[tiling.layout]
-    return layout, tiling.vector, tiling.block_k, tiling.chunk, tiling.splits, partial.stride(0)
+    return layout, tiling.vector, tiling.block_k, tiling.chunk, tiling.splits, partial.stride(0), tiling.piece
 
 
 def add_partials(partial: Tensor, out: Tensor) -> None:

@@ -20,7 +20,8 @@ def register(name: str, schema: str, eager: Callable[..., Any], fake: Callable[.
         eager: what it does; any device, never differentiable.
         fake: what it returns in shape, strides, dtype and device.
     """
-    _LIBRARY.define(name + schema)
+    # Any strides will do: without the tag the compiler copies maps to those that it saw when it traced.
+    _LIBRARY.define(name + schema, tags=(torch.Tag.flexible_layout,))
     _LIBRARY.impl(name, eager, "CompositeExplicitAutograd")
     _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"gaia_fast::{name}", fake, lib=_LIBRARY)

@@ -10,12 +10,13 @@ from math import gcd
 import torch
 from torch import Tensor
 
-# Elements that a program holds at a time, and that it goes over in all: enough loads in flight, and partial sums that
-# are few beside what they are sums of.
+# Elements that a program holds at a time, and bytes that it goes over in all: enough loads in flight, and partial sums
+# that are few beside what they are sums of.
 TILE = 2048
-PROGRAM = 16384
+PROGRAM = 65536
 ROW_BLOCK = 1024  # positions of a channel that a program holds at most, and
 ROW_CHUNK = 4096  # goes over in all, where positions are contiguous
+PIECE, LARGEST_PIECE = 16384, 20480  # bytes of the channels that a program reads as one row; csrc/cuda/reduce.h
 MAX_SPLITS = 2**15  # a grid has 65535 programs in its third dimension
 
 Strides = tuple[int, int, int, int]
@@ -31,6 +32,8 @@ class Tiling:
         vector: the elements of a 128-bit load where every row (or every channel vector) of every map begins at a
             multiple of 16 bytes and holds whole vectors; else 1.
         splits: programs that share the positions of a channel; their partial sums are added afterwards, in order.
+        piece: of "rows", the channels that a CUDA program takes as one row of whole vectors, where a single channel is
+            none (7x7 positions) but the next begins where it ends; else 0. Triton cannot sum parts of a vector.
     """
 
     layout: str
@@ -39,6 +42,7 @@ class Tiling:
     block_p: int
     chunk: int
     splits: int
+    piece: int
 
 
 def tiling_for(*tensors: Tensor) -> Tiling:
@@ -78,13 +82,25 @@ def _tiling(shape: torch.Size, strides: tuple[Strides, ...], item: int, misalign
     if layout == "channels" or (layout == "strided" and channels > 1 and strides[0][1] == 1):
         block_p = min(power_of_2(positions), 16)
         block_k = min(power_of_2(channels), TILE // block_p, 256 * vector)
-        chunk = max(PROGRAM // block_k, block_p)
+        chunk = max(PROGRAM // item // block_k, block_p)
     else:
         block_p = min(power_of_2(positions), ROW_BLOCK)
         block_k = min(power_of_2(channels), TILE // block_p)
         chunk = ROW_CHUNK
     chunk = max(chunk, power_of_2(positions) // MAX_SPLITS)
-    return Tiling(layout, vector, block_k, block_p, chunk, -(-positions // chunk))
+    piece = 0
+    if layout == "rows" and vector == 1 and not misalignment and all(k == positions for _, k, _, _ in strides):
+        piece = _piece(channels, positions, gcd(*(n for n, *_ in strides)), item) if positions <= chunk else 0
+    return Tiling(layout, vector, block_k, block_p, chunk, -(-positions // chunk), piece)
+
+
+def _piece(channels: int, positions: int, images_apart: int, item: int) -> int:
+    """Returns how many channels, side by side, a program reads as one row; 0 where no number will do."""
+    full = 16 // item
+    least = full // gcd(full, positions)
+    if gcd(channels * positions, images_apart) % full or least * positions * item > LARGEST_PIECE:
+        return 0
+    return min(channels, max(PIECE // item // positions // least, 1) * least)
 
 
 def power_of_2(number: int) -> int:

@@ -1,7 +1,8 @@
 """What the Triton kernels share: addresses in a tile, the moments of one, the sum of the programs' partial results."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,6 +15,15 @@ from gaia_fast.errors import BackendError
 from gaia_fast.ops.tiling import Tiling
 
 
+def unspecialised(kernel: Callable[..., None]) -> Any:
+    """`triton.jit` that compiles no size and no stride in, so that a network's maps of every size share one kernel.
+
+    Left to itself, Triton compiles anew for each argument that is 1 or a multiple of 16 and was not before.
+    """
+    sizes = [name for name in signature(kernel).parameters if name.islower() and not name.endswith("_ptr")]
+    return triton.jit(do_not_specialize=sizes)(kernel)
+
+
 @triton.jit
 def tile_offsets(
     n,
@@ -24,17 +34,23 @@ def tile_offsets(
     stride_k,
     stride_h,
     stride_w,
-    COLLAPSED: tl.constexpr,
+    LAYOUT: tl.constexpr,
     VECTOR_K: tl.constexpr,
     VECTOR_P: tl.constexpr,
 ):
-    """Offsets in a map of channels k (down) and positions p (across) of image n."""
-    if COLLAPSED:
-        along = p.to(tl.int64) * stride_w
+    """Offsets in a map of channels k (down) and positions p (across) of image n.
+
+    What lies side by side is told by LAYOUT, not by a stride of 1: no stride is compiled in (`unspecialised`).
+    """
+    across = k.to(tl.int64)
+    along = p.to(tl.int64)
+    if LAYOUT == "strided":
+        along = (p // width).to(tl.int64) * stride_h + (p % width).to(tl.int64) * stride_w
+    if LAYOUT == "channels":
+        along = along * stride_w
     else:
-        along = (p // width).to(tl.int64) * stride_h + (p % width) * stride_w
-    offsets = n * stride_n + k[:, None].to(tl.int64) * stride_k + along[None, :]
-    return tl.multiple_of(offsets, [VECTOR_K, VECTOR_P])
+        across = across * stride_k
+    return tl.multiple_of(n * stride_n + across[:, None] + along[None, :], [VECTOR_K, VECTOR_P])
 
 
 @triton.jit
@@ -51,7 +67,7 @@ def store_moments(out, out_moment, total, total_abs, nonzero, inside):
     tl.store(out + 2 * out_moment, tl.sum(nonzero, 1), mask=inside)
 
 
-@triton.jit
+@unspecialised
 def _add_partials_kernel(
     partial_ptr, out_ptr, splits, columns, partial_split, partial_row, out_moment, out_n, images, BLOCK: tl.constexpr
 ):
@@ -69,11 +85,11 @@ def grid_of(shape: torch.Size, tiling: Tiling) -> tuple[int, int, int]:
     return shape[0], triton.cdiv(shape[1], tiling.block_k), tiling.splits
 
 
-def constants_of(tiling: Tiling) -> dict[str, int | bool]:
+def constants_of(tiling: Tiling) -> dict[str, int | str]:
     """Returns what `tile_offsets` and the kernels have to know when they are compiled."""
     over_channels = tiling.layout == "channels"
     return {
-        "COLLAPSED": tiling.layout != "strided",
+        "LAYOUT": tiling.layout,
         "VECTOR_K": tiling.vector if over_channels else 1,
         "VECTOR_P": 1 if over_channels else tiling.vector,
         "BLOCK_K": tiling.block_k,

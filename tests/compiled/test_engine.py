@@ -1,5 +1,7 @@
 """The compiled engine through the detectors: preparation, fallbacks, changes of the model."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -176,3 +178,16 @@ def test_folding_flips_only_units_that_are_zero_to_rounding() -> None:
         assert float(gap.max()) < 1.5  # one unit of a channel, not a pattern
         different += int((gap > 0.5).sum())
     assert different <= 16
+
+
+def test_what_is_allowed_follows_either_setting_of_convolutions() -> None:
+    """PyTorch has two settings for TF32, and the older cannot be read once the newer has been used."""
+    logits = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    try:
+        for precision, eps in (("tf32", 2.0**-11), ("ieee", 2.0**-23)):
+            convolutions.fp32_precision = precision
+            assert engine_module._eps(logits) == eps
+    finally:
+        convolutions.fp32_precision = before

@@ -114,13 +114,10 @@ def compiled(launch: Launch, architecture: int, folder: Path) -> Code:
         if isinstance(value, Tensor):
             signature[name] = TRITON_TYPES[value.dtype]
             aligned = value.data_ptr() % 16 == 0
-        elif value == 1:
-            signature[name] = "constexpr"
-            constants[(index,)] = 1
-            continue
         else:
+            assert launch.kernel.params[index].do_not_specialize, f"a size or stride is compiled in: {name}"
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            aligned = value % 16 == 0
+            aligned = False
         if aligned:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)

@@ -207,6 +207,8 @@ def test_repeats_and_threads_agree_bit_for_bit(
 @each_target_and_dtype
 @pytest.mark.parametrize("shape", [(5, 37, 7, 5), (3, 3, 33, 32), (4, 1, 33, 32), (4, 9, 1, 1)], ids=str)
 def test_other_images_do_not_matter(target: Target, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if target == Target("torch", "cuda"):
+        pytest.skip("plain PyTorch shares a sum out among more threads where there are fewer of them")
     # Elsewhere plain PyTorch picks its order of summation by the strides of the whole batch.
     for layout in (NCHW, CHANNELS_LAST) if target.backend == "torch" else LAYOUTS:
         g = gradient(shape, dtype, target.device, layout).tensor

@@ -56,6 +56,33 @@ def test_vectors_are_128_bits_where_every_row_allows_them(dtype: torch.dtype, fu
     assert tiling_for(ragged).vector == 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "layout", "dtype", "piece"),
+    [
+        ((2, 2048, 7, 7), NCHW, torch.float32, 80),  # 15680 bytes of the 16384 meant
+        ((2, 2048, 7, 7), NCHW, torch.bfloat16, 160),
+        ((2, 48, 7, 7), NCHW, torch.float32, 48),
+        ((2, 256, 14, 14), NCHW, torch.bfloat16, 40),  # 196 positions: an even number is enough
+        ((2, 256, 14, 14), NCHW, torch.float32, 0),  # whole vectors in each
+        ((2, 8, 35, 35), NCHW, torch.float32, 4),
+        ((2, 8, 37, 37), NCHW, torch.float32, 0),  # four are too large
+        ((2, 33, 7, 5), NCHW, torch.float32, 0),  # the second image begins anywhere
+        ((2, 64, 7, 7), LAYOUT["unaligned"], torch.float32, 0),
+        ((2, 64, 7, 7), LAYOUT["channels_of_a_buffer"], torch.float32, 0),  # 67 channels to the next image
+        ((2, 64, 7, 7), LAYOUT["images_of_a_buffer"], torch.float32, 64),
+        ((2, 64, 7, 7), LAYOUT["expanded_channels"], torch.float32, 0),
+        ((2, 64, 7, 7), LAYOUT["crop"], torch.float32, 0),
+        ((2, 64, 7, 7), CHANNELS_LAST, torch.float32, 0),
+    ],
+    ids=str,
+)
+def test_channels_read_as_one_row(shape: tuple[int, ...], layout: Layout, dtype: torch.dtype, piece: int) -> None:
+    found = of(shape, layout, dtype)
+    assert found.piece == piece
+    assert not piece or found.splits == 1
+    assert found.piece * shape[2] * shape[3] % (16 // dtype.itemsize) == 0
+
+
 def test_the_batch_changes_nothing() -> None:
     for layout in LAYOUTS:
         for shape in ((37, 5, 5), (64, 8, 8), (3, 112, 112)):
@@ -86,7 +113,7 @@ def test_programs_cover_the_positions_and_fit_a_grid(shape: tuple[int, ...], lay
 @pytest.fixture
 def small_programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Programs so small that small maps are split among several."""
-    for name, value in {"TILE": 64, "PROGRAM": 64, "ROW_BLOCK": 8, "ROW_CHUNK": 16}.items():
+    for name, value in {"TILE": 64, "PROGRAM": 256, "ROW_BLOCK": 8, "ROW_CHUNK": 16}.items():
         monkeypatch.setattr(tiling, name, value)
     tiling._tiling.cache_clear()
     yield

@@ -57,10 +57,6 @@ def launches_of(op: str, shape: tuple[int, ...], layout: Layout, dtype: torch.dt
     return launches
 
 
-# Loads and stores of values put away, and why they may be.
-ALLOWED_SPILLS = {
-    ("relu_forward_count", torch.float32, (2, 64, 56, 56)): (2, "one value, before the loop, to stay at 48 registers")
-}
 OPS = ("channel_moments", "relu_backward_moments", "relu_forward_count")
 READS = {"channel_moments": 1, "relu_backward_moments": 2, "relu_forward_count": 2}
 
@@ -88,7 +84,7 @@ def test_parameters_leave_the_maps_wide(
 ) -> None:
     """Only the parameters are read in another width, and they are read before the loop."""
     plain, full = (compiled(launches_of(op, shape, layout, dtype, each)[0], 90, tmp_path) for each in (False, True))
-    assert full.spills <= ALLOWED_SPILLS.get((op, dtype, shape), (0, ""))[0]
+    assert full.spills == 0
     assert full.loads[128] >= plain.loads[128]
 
 

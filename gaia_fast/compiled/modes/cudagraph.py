@@ -31,7 +31,7 @@ class _Recorded:
         self._lock = threading.Lock()
         self._images = x.clone()
         self._done: torch.cuda.Event | None = None
-        run = Frozen(graph, x)
+        self._run = run = Frozen(graph, x)  # kept: the graph reads its weights, and holds on to nothing itself
         with torch.cuda.device(x.device), torch.no_grad():
             beside = torch.cuda.Stream()
             beside.wait_stream(torch.cuda.current_stream())
@@ -40,7 +40,8 @@ class _Recorded:
                     run(self._images)
             torch.cuda.current_stream().wait_stream(beside)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # Other threads may go on: by default whatever they allocate meanwhile would end the recording.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._outputs = run(self._images)
 
     @torch.no_grad()

@@ -1,6 +1,5 @@
 """`channel_moments` in Triton."""
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -13,10 +12,11 @@ from gaia_fast.ops.triton_tiles import (
     launch,
     store_moments,
     tile_offsets,
+    unspecialised,
 )
 
 
-@triton.jit
+@unspecialised
 def channel_moments_kernel(
     g_ptr,
     out_ptr,
@@ -31,7 +31,7 @@ def channel_moments_kernel(
     out_split,
     out_moment,
     out_n,
-    COLLAPSED: tl.constexpr,
+    LAYOUT: tl.constexpr,
     VECTOR_K: tl.constexpr,
     VECTOR_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -46,7 +46,7 @@ def channel_moments_kernel(
     for start in range(split * chunk, min(split * chunk + chunk, positions), BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         inside = inside_map(k, p, channels, positions, VECTOR_K, VECTOR_P)
-        at = tile_offsets(n, k, p, width, g_n, g_k, g_h, g_w, COLLAPSED, VECTOR_K, VECTOR_P)
+        at = tile_offsets(n, k, p, width, g_n, g_k, g_h, g_w, LAYOUT, VECTOR_K, VECTOR_P)
         g = tl.load(g_ptr + at, mask=inside, other=0).to(tl.float32)
         total += g
         total_abs += tl.abs(g)

@@ -5,16 +5,15 @@ from functools import lru_cache
 from math import inf
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from gaia_fast.ops.triton_tiles import launch
+from gaia_fast.ops.triton_tiles import launch, unspecialised
 
 BLOCK = 1024
 
 
-@triton.jit
+@unspecialised
 def frobenius_kernel(
     moments_ptr,
     factor_ptr,

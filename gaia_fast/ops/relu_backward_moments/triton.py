@@ -1,6 +1,5 @@
 """`relu_backward_moments` in Triton."""
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -13,10 +12,11 @@ from gaia_fast.ops.triton_tiles import (
     launch,
     store_moments,
     tile_offsets,
+    unspecialised,
 )
 
 
-@triton.jit
+@unspecialised
 def relu_backward_moments_kernel(
     g_ptr,
     y_ptr,
@@ -44,7 +44,7 @@ def relu_backward_moments_kernel(
     out_n,
     HAS_Y: tl.constexpr,
     HAS_SCALE: tl.constexpr,
-    COLLAPSED: tl.constexpr,
+    LAYOUT: tl.constexpr,
     VECTOR_K: tl.constexpr,
     VECTOR_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -61,10 +61,10 @@ def relu_backward_moments_kernel(
     for start in range(split * chunk, min(split * chunk + chunk, positions), BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         inside = inside_map(k, p, channels, positions, VECTOR_K, VECTOR_P)
-        at = tile_offsets(n, k, p, width, g_n, g_k, g_h, g_w, COLLAPSED, VECTOR_K, VECTOR_P)
+        at = tile_offsets(n, k, p, width, g_n, g_k, g_h, g_w, LAYOUT, VECTOR_K, VECTOR_P)
         g = tl.load(g_ptr + at, mask=inside, other=0).to(tl.float32)
         if HAS_Y:
-            at = tile_offsets(n, k, p, width, y_n, y_k, y_h, y_w, COLLAPSED, VECTOR_K, VECTOR_P)
+            at = tile_offsets(n, k, p, width, y_n, y_k, y_h, y_w, LAYOUT, VECTOR_K, VECTOR_P)
             y = tl.load(y_ptr + at, mask=inside, other=0).to(tl.float32)
             g = tl.where(y <= 0, 0.0, g)  # selects: an infinite g behind a dead unit is 0, and a NaN in y passes g
         total += g
@@ -72,7 +72,7 @@ def relu_backward_moments_kernel(
         nonzero += (g != 0).to(tl.float32)
         if HAS_SCALE:
             g = g * scale[:, None]
-        at = tile_offsets(n, k, p, width, grad_in_n, grad_in_k, grad_in_h, grad_in_w, COLLAPSED, VECTOR_K, VECTOR_P)
+        at = tile_offsets(n, k, p, width, grad_in_n, grad_in_k, grad_in_h, grad_in_w, LAYOUT, VECTOR_K, VECTOR_P)
         tl.store(grad_in_ptr + at, g.to(grad_in_ptr.dtype.element_ty), mask=inside)
     out = out_ptr + split.to(tl.int64) * out_split + n * out_n + k
     store_moments(out, out_moment, total, total_abs, nonzero, k < channels)

@@ -1,14 +1,21 @@
 """`relu_forward_count` in Triton."""
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from gaia_fast.ops.tiling import partials_for, strides_of, tiling_for
-from gaia_fast.ops.triton_tiles import add_partials, constants_of, grid_of, inside_map, launch, tile_offsets
+from gaia_fast.ops.triton_tiles import (
+    add_partials,
+    constants_of,
+    grid_of,
+    inside_map,
+    launch,
+    tile_offsets,
+    unspecialised,
+)
 
 
-@triton.jit
+@unspecialised
 def relu_forward_count_kernel(
     x_ptr,
     scale_ptr,
@@ -37,7 +44,7 @@ def relu_forward_count_kernel(
     HAS_SCALE: tl.constexpr,
     HAS_SHIFT: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
-    COLLAPSED: tl.constexpr,
+    LAYOUT: tl.constexpr,
     VECTOR_K: tl.constexpr,
     VECTOR_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -54,7 +61,7 @@ def relu_forward_count_kernel(
     for start in range(split * chunk, min(split * chunk + chunk, positions), BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
         inside = inside_map(k, p, channels, positions, VECTOR_K, VECTOR_P)
-        at = tile_offsets(n, k, p, width, x_n, x_k, x_h, x_w, COLLAPSED, VECTOR_K, VECTOR_P)
+        at = tile_offsets(n, k, p, width, x_n, x_k, x_h, x_w, LAYOUT, VECTOR_K, VECTOR_P)
         v = tl.load(x_ptr + at, mask=inside, other=0).to(tl.float32)
         if HAS_SCALE:
             v = v * scale[:, None]
@@ -62,11 +69,11 @@ def relu_forward_count_kernel(
             v = v + shift[:, None]
         if HAS_RESIDUAL:
             at = tile_offsets(
-                n, k, p, width, residual_n, residual_k, residual_h, residual_w, COLLAPSED, VECTOR_K, VECTOR_P
+                n, k, p, width, residual_n, residual_k, residual_h, residual_w, LAYOUT, VECTOR_K, VECTOR_P
             )
             v = v + tl.load(residual_ptr + at, mask=inside, other=0).to(tl.float32)
         y = tl.where(v <= 0, 0.0, v).to(y_ptr.dtype.element_ty)
-        at = tile_offsets(n, k, p, width, y_n, y_k, y_h, y_w, COLLAPSED, VECTOR_K, VECTOR_P)
+        at = tile_offsets(n, k, p, width, y_n, y_k, y_h, y_w, LAYOUT, VECTOR_K, VECTOR_P)
         tl.store(y_ptr + at, y, mask=inside)
         # What was written is counted: rounding to half precision may make a small value zero.
         nonzero += ((y.to(tl.float32) != 0) & inside).to(tl.float32)

@@ -1,0 +1,98 @@
+"""A compiled program on the kernels of `gaia_fast.ops`, as calls that PyTorch's compiler leaves as they are.
+
+A ReLU that is counted becomes `relu_forward_count`, a masked gradient that is summed `relu_backward_moments`. On a GPU
+the compiler fuses these by itself: gpu/engines.py times one beside the other. No mode does this.
+"""
+
+import operator
+
+import torch
+from torch import fx
+
+from gaia_fast.compiled.fold import constant, constant_value
+from gaia_fast.compiled.fused import _erase, _scaled, _summed
+from gaia_fast.compiled.nodes import calls, copy_of, same_shape
+from gaia_fast.ops import maps
+
+aten = torch.ops.aten
+
+
+def on_own_kernels(module: fx.GraphModule, backend: str) -> tuple[fx.GraphModule, int]:
+    """Returns a copy of a program with calls of torch.ops.gaia_fast.* in it, and how many."""
+    copied = copy_of(module)
+    count = 0
+    for node in list(copied.graph.nodes):
+        if node.target is aten.relu.default:
+            count += _forward(copied.graph, node, backend)
+        elif node.target is aten.where.self:
+            count += _backward(copied, node, backend)
+    copied.graph.eliminate_dead_code()
+    copied.graph.lint()
+    copied.recompile()
+    return copied, count
+
+
+def _is_map(node: fx.Node) -> bool:
+    value = node.meta["val"]
+    return value.ndim == 4 and value.dtype in maps.DTYPE_CODES
+
+
+def _forward(graph: fx.Graph, node: fx.Node, backend: str) -> bool:
+    """y = relu(x + residual), with the count of what is open."""
+    _, counts = _summed(node, True)
+    if not _is_map(node) or not counts:
+        return False
+    x, residual = node.args[0], None
+    if added := _sum_of_two(x):
+        x, residual = added
+    with graph.inserting_before(node):
+        made = graph.call_function(
+            torch.ops.gaia_fast.relu_forward_count.default, (x, None, None, residual), {"backend": backend}
+        )
+        y, counted = (graph.call_function(operator.getitem, (made, index)) for index in range(2))
+    _replace(graph, node, y)
+    for each in counts:
+        _replace(graph, each, counted)
+    return True
+
+
+def _sum_of_two(x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """Two maps whose sum nothing but the ReLU reads."""
+    if not calls(x, aten.add.Tensor) or len(x.users) > 1 or x.kwargs:
+        return None
+    one, other = x.args
+    both_maps = isinstance(one, fx.Node) and isinstance(other, fx.Node) and one is not other
+    return (one, other) if both_maps and same_shape(one, other) and same_shape(one, x) else None
+
+
+def _backward(module: fx.GraphModule, node: fx.Node, backend: str) -> bool:
+    """where(y <= 0, 0, g), summed over space, times a factor a channel where nothing else reads it."""
+    closed, zero, g = node.args
+    nothing = constant_value(zero)
+    if not calls(closed, aten.le.Scalar) or closed.args[1] != 0 or nothing is None or bool(nothing.any()):
+        return False
+    statistic, sums = _summed(node, False)
+    if not _is_map(node) or not sums or not same_shape(closed.args[0], node) or not same_shape(g, node):
+        return False
+    last, factor = node, None
+    if scaled := _scaled(node, sums, int(node.meta["val"].shape[1])):
+        factor, last = scaled
+    graph = module.graph
+    with graph.inserting_before(node):
+        scale = None if factor is None else constant(module, factor.float())
+        made = graph.call_function(
+            torch.ops.gaia_fast.relu_backward_moments.default, (g, closed.args[0], scale), {"backend": backend}
+        )
+        grad_in, moments = (graph.call_function(operator.getitem, (made, index)) for index in range(2))
+        which = maps.SUM if statistic == "sum" else maps.ABS_SUM
+        total = graph.call_function(aten.select.int, (moments, 0, which))
+    _replace(graph, last, grad_in)
+    for each in sums:
+        _replace(graph, each, total)
+    return True
+
+
+def _replace(graph: fx.Graph, node: fx.Node, by: fx.Node) -> None:
+    by.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(by)
+    _erase(graph, node)
