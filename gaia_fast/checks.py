@@ -78,6 +78,12 @@ def _part(name: str) -> str:
 
 def check_images(x: Tensor, model: nn.Module) -> None:
     """Raises InputError unless `x` is a finite floating (N, C, H, W) tensor with the dtype and device of `model`."""
+    check_kind(x, model)
+    check_pixels(x)
+
+
+def check_kind(x: Tensor, model: nn.Module) -> None:
+    """Raises InputError unless `x` is a floating (N, C, H, W) tensor with the dtype and device of `model`."""
     if not isinstance(x, Tensor):
         raise InputError(f"images must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor(...)")
     if x.layout != torch.strided or x.is_nested:
@@ -104,6 +110,10 @@ def check_images(x: Tensor, model: nn.Module) -> None:
                 "the model's parameters were created under torch.inference_mode() and cannot take part in a gradient; "
                 "create or load the model outside of it"
             )
+
+
+def check_pixels(x: Tensor) -> None:
+    """Raises InputError naming the images of `x` that are not finite."""
     finite = torch.isfinite(x)
     if not finite.all():
         bad = (~finite.flatten(1).all(1)).nonzero().flatten().tolist()
@@ -135,6 +145,16 @@ def check_finite(values: Tensor, what: str, why: str) -> None:
     if not finite.all():
         bad = (~finite.flatten(1).all(1) if values.ndim > 1 else ~finite).nonzero().flatten().tolist()
         raise NonFiniteError(f"{what} of images {_listed(bad)} of the batch is infinite or NaN: {why}")
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raises NonFiniteError naming the images whose logits are not finite."""
+    check_finite(logits, "a logit", "the model overflows on them; use a wider dtype")
+
+
+def check_score(score: Tensor) -> None:
+    """Raises NonFiniteError naming the images whose score is not finite."""
+    check_finite(score, "the score", "the gradients overflow; use a wider dtype")
 
 
 def forward(model: nn.Module, x: Tensor) -> Any:
@@ -182,8 +202,8 @@ def backward(
         ) from error
 
 
-def check_output_component(out: Tensor, logits: Tensor) -> None:
-    """Raises NonFiniteError naming the images whose output component (N,) cannot be divided by.
+def usable_output_component(out: Tensor, logits: Tensor) -> Tensor:
+    """Returns (N,) bools: which images' output component (N,) can be divided by.
 
     Equal logits have no gradient; what rounding leaves of it is no better than zero.
     """
@@ -191,7 +211,12 @@ def check_output_component(out: Tensor, logits: Tensor) -> None:
     wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     slope = (1 - classes * torch.softmax(wide, dim=1)).abs().amax(1)
     flat = slope <= 16 * torch.finfo(wide.dtype).eps * classes
-    unusable = (~(out > 0) | flat.to(out.device)).nonzero().flatten().tolist()
+    return (out > 0) & ~flat.to(out.device)
+
+
+def check_output_component(out: Tensor, logits: Tensor) -> None:
+    """Raises NonFiniteError naming the images that `usable_output_component` does not hold for."""
+    unusable = (~usable_output_component(out, logits)).nonzero().flatten().tolist()
     if unusable:
         raise NonFiniteError(
             f"the output component of images {_listed(unusable)} of the batch is zero or NaN, so GAIA-A cannot divide "

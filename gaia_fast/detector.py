@@ -121,6 +121,7 @@ class _Detector:
         if self._engine in ("reference", "hooks"):
             raise ArgumentError(f"engine={self._engine!r} has nothing to prepare; use engine='compiled' or 'auto'")
         self._check(example)
+        checks.check_pixels(example)
         if example.shape[0] == 0:
             raise InputError("an example of no images shows nothing; give at least one")
         try:
@@ -152,6 +153,7 @@ class _Detector:
             ModelError, BackendError, ArgumentError: see the messages.
         """
         self._check(example)
+        checks.check_pixels(example)
         if example.shape[0] == 0:
             raise InputError("an example of no images shows nothing; give at least one")
         path = Path(path)
@@ -200,6 +202,7 @@ class _Detector:
     def plan(self, x: Tensor) -> Plan:
         """Returns what will be done on batches like `x`: inspected maps, head, engine, backend, and why; print it."""
         self._check(x)
+        checks.check_pixels(x)
         images = x if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
         head = self._find_head(images)
         if self._engine == "compiled":
@@ -235,7 +238,7 @@ class _Detector:
     def _check(self, x: Tensor) -> None:
         if self._structure != fingerprint.structure(self._modules):
             self._resolve()
-        checks.check_images(x, self.model)
+        checks.check_kind(x, self.model)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -272,15 +275,17 @@ class _Detector:
 
     def _measure(self, x: Tensor) -> Measurement:
         engine, backend, prepared = self._choose(x)
+        if prepared is None:
+            checks.check_pixels(x)
+        if engine.name == "compiled":
+            return self._compiled.measure(x, self._find_head(x), prepared)
         if engine.name == "reference":
             measured = self._measure_by_reference(x)
-        elif engine.name == "compiled":
-            measured = self._compiled.measure(x, self._find_head(x), prepared)
         else:
             head = self._find_head(x)
             measured = hooks.measure(self.model, x, self.method, self._layers, self._asked_for, head, backend.name)
-        checks.check_finite(measured.logits, "a logit", "the model overflows on them; use a wider dtype")
-        checks.check_finite(measured.score, "the score", "the gradients overflow; use a wider dtype")
+        checks.check_logits(measured.logits)
+        checks.check_score(measured.score)
         return measured
 
     def _measure_by_reference(self, x: Tensor) -> Measurement:

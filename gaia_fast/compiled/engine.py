@@ -107,29 +107,45 @@ class Compiled:
         """Scores one batch with what `find` found for it; prepares the program where that is None.
 
         Images for which the structure's promise does not hold (`Counter.live`) are scored again by hooks.
+
+        Raises:
+            InputError, NonFiniteError: pixels, logits, a score or an output component that are not finite, or no number
+                to divide by. Else as `prepare`.
         """
         prepared = prepared or self.prepare(x, head)
         plain = x.detach().as_subclass(Tensor)
         found = dict(zip(prepared.program.outputs, prepared.runner(plain.to(prepared.dtype)), strict=True))
         found["logits"] = found["logits"].to(plain.dtype)
-        live = found.get("live")
-        if live is not None and not bool((live > 0).all()):
-            self._recompute(found, plain, (live <= 0).any(1).nonzero().flatten(), head)
-        component = found.get("component")
+        live, component = found.get("live"), found.get("component")
+        fine = [torch.isfinite(each).all() for each in (plain, found["logits"], found["score"])]
+        if live is not None:
+            fine.append((live > 0).all())
+        if component is not None:
+            fine.append(checks.usable_output_component(component, found["logits"]).all())
+        # One look for all: each waits for the device.
+        if not torch.stack(fine).all():
+            self._look_closer(found, plain, head)
+        return Measurement(found["logits"], found["score"], prepared.program.maps, found["packed"], component)
+
+    def _look_closer(self, found: dict[str, Tensor], x: Tensor, head: Head | None) -> None:
+        """Raises what `measure` does; has hooks score the images that the program cannot."""
+        checks.check_pixels(x)
+        checks.check_logits(found["logits"])
+        live, component = found.get("live"), found.get("component")
+        if live is not None and not (live > 0).all():
+            dead = (~(live > 0)).any(1).nonzero().flatten()
+            exact = hooks.measure(self.model, x[dead], self.method, self.layers, self.asked_for, head, self.backend)
+            found["score"] = found["score"].index_copy(0, dead, exact.score)
+            found["packed"] = found["packed"].index_copy(0, dead, exact.packed.to(found["packed"]))
         if component is not None:
             checks.check_output_component(component, found["logits"])
-        return Measurement(found["logits"], found["score"], prepared.program.maps, found["packed"], component)
+        checks.check_score(found["score"])
 
     def export(self, path: Path, x: Tensor, head: Head | None, metadata: Mapping[str, str]) -> None:
         """Writes a program for images like `x` to a file; see `gaia_fast.compiled.export`."""
         check_format(path)
         prepared = self._make(x, head, "eager", thorough=True)
         export(prepared.program, path, x.detach().as_subclass(Tensor).contiguous(), prepared.dynamic, metadata)
-
-    def _recompute(self, found: dict[str, Tensor], x: Tensor, dead: Tensor, head: Head | None) -> None:
-        exact = hooks.measure(self.model, x[dead], self.method, self.layers, self.asked_for, head, self.backend)
-        found["score"] = found["score"].index_copy(0, dead, exact.score)
-        found["packed"] = found["packed"].index_copy(0, dead, exact.packed.to(found["packed"]))
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -191,3 +191,31 @@ def test_what_is_allowed_follows_either_setting_of_convolutions() -> None:
             assert engine_module._eps(logits) == eps
     finally:
         convolutions.fp32_precision = before
+
+
+@pytest.mark.parametrize("mode", ["eager", "native"])
+@pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
+def test_a_call_looks_once_and_closer_only_where_something_is_wrong(
+    detector: type[GaiaZ] | type[GaiaA], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each look waits for it."""
+    looks: list[str] = []
+    for name in ("check_pixels", "check_logits", "check_score", "check_output_component"):
+        check = getattr(engine_module.checks, name)
+        monkeypatch.setattr(
+            engine_module.checks,
+            name,
+            lambda *arguments, name=name, check=check: (looks.append(name), check(*arguments))[1],
+        )
+    model, x = zoo.build("strided_shortcut"), zoo.images(4)
+    compiled = detector(model, engine="compiled", mode=mode).prepare(x)
+    looks.clear()
+    compiled(x)
+    assert not looks
+    x[2, 1, 3, 3] = float("inf")
+    with pytest.raises(InputError, match="images 2 of the batch hold infinite or NaN pixels"):
+        compiled(x)
+    x[2, 1, 3, 3] = 0
+    x[1] *= 1e38
+    with pytest.raises(NonFiniteError, match="a logit of images 1 of the batch"):
+        compiled(x)
