@@ -8,6 +8,8 @@ VENV := .venv
 # Busy-waiting OpenMP threads stall each other by the factor of 100 as soon as anything else runs on the machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
+# Tests run in a process for each processor, the tests of a file in one.
+PYTEST = $(BIN)/pytest -n auto --dist loadfile
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt Makefile \
 	$(shell find csrc gaia_fast -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.safetensors') \
@@ -24,18 +26,18 @@ test: lint unit interpreted instrumented
 
 # Tests run against the installed package: the source tree holds no compiled extension, and pytest does not add it to the path.
 unit: $(VENV)/test-tools
-	$(BIN)/pytest
+	$(PYTEST)
 
 # GPU kernels without a GPU, each in a process of its own: Triton's in its interpreter, and CUDA's as C++, together with
 # the C++ kernels, under AddressSanitizer and UndefinedBehaviorSanitizer, whose reports pytest must not swallow.
 interpreted: $(VENV)/test-tools
-	TRITON_INTERPRET=1 $(BIN)/pytest tests/ops -W ignore::RuntimeWarning:triton.runtime.interpreter
+	TRITON_INTERPRET=1 $(PYTEST) tests/ops -W ignore::RuntimeWarning:triton.runtime.interpreter
 
 instrumented: $(VENV)/test-tools
 	$(CONFIGURE) -B build/instrumented -DGAIA_FAST_CUDA=emulated -DGAIA_FAST_SANITIZE=ON
 	$(BIN)/cmake --build build/instrumented
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 GAIA_FAST_TEST_KERNELS="$$(echo build/instrumented/_kernels*.so)" $(BIN)/pytest tests/ops --capture=sys
+		ASAN_OPTIONS=detect_leaks=0 GAIA_FAST_TEST_KERNELS="$$(echo build/instrumented/_kernels*.so)" $(PYTEST) tests/ops --capture=sys
 
 lint: $(VENV)/test-tools
 	$(BIN)/ruff check .
