@@ -9,8 +9,8 @@ import operator
 import torch
 from torch import fx
 
-from gaia_fast.compiled.fold import constant, constant_value
-from gaia_fast.compiled.fused import _erase, _scaled, _summed
+from gaia_fast.compiled.fold import constant
+from gaia_fast.compiled.fused import _closed, _erase, _scaled, _summed
 from gaia_fast.compiled.nodes import calls, copy_of, same_shape
 from gaia_fast.ops import maps
 
@@ -67,12 +67,9 @@ def _sum_of_two(x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 def _backward(module: fx.GraphModule, node: fx.Node, backend: str) -> bool:
     """where(y <= 0, 0, g), summed over space, times a factor a channel where nothing else reads it."""
-    closed, zero, g = node.args
-    nothing = constant_value(zero)
-    if not calls(closed, aten.le.Scalar) or closed.args[1] != 0 or nothing is None or bool(nothing.any()):
-        return False
+    gate, g = _closed(node), node.args[2]
     statistic, sums = _summed(node, False)
-    if not _is_map(node) or not sums or not same_shape(closed.args[0], node) or not same_shape(g, node):
+    if gate is None or not _is_map(node) or not sums or not same_shape(g, node):
         return False
     last, factor = node, None
     if scaled := _scaled(node, sums, int(node.meta["val"].shape[1])):
@@ -81,7 +78,7 @@ def _backward(module: fx.GraphModule, node: fx.Node, backend: str) -> bool:
     with graph.inserting_before(node):
         scale = None if factor is None else constant(module, factor.float())
         made = graph.call_function(
-            torch.ops.gaia_fast.relu_backward_moments.default, (g, closed.args[0], scale), {"backend": backend}
+            torch.ops.gaia_fast.relu_backward_moments.default, (g, gate, scale), {"backend": backend}
         )
         grad_in, moments = (graph.call_function(operator.getitem, (made, index)) for index in range(2))
         which = maps.SUM if statistic == "sum" else maps.ABS_SUM
