@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gaia_fast import GaiaA, GaiaZ, backends, models, ops
-from gaia_fast.truth import float64_copy, relative_error
+from gaia_fast.truth import copy_in, relative_error
 
 BACKENDS = [name for name in ("triton", "cuda") if backends.available()[name]]
 if not torch.cuda.is_available():
@@ -99,7 +99,7 @@ def test_compiled_modes_on_the_gpu(make: Callable[..., GaiaZ], mode: str, dtype:
     batches = [torch.randn(4, 3, 32, 32, device="cuda", dtype=dtype) for _ in range(3)]
     compiled = make(model, engine="compiled", mode=mode).prepare(batches[0])
     kept = [compiled.score(x).score for x in batches]
-    exact, eager = make(float64_copy(model), engine="hooks"), make(model, engine="hooks")
+    exact, eager = make(copy_in(model, torch.float64), engine="hooks"), make(model, engine="hooks")
     for x, score in zip(batches, kept, strict=True):  # a later call must not write into an earlier result
         truth = exact.score(x.double()).score
         # TF32 and bfloat16 round otherwise in another order; a pattern or an adjoint that is wrong is further off.
