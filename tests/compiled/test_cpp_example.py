@@ -43,6 +43,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         found = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
+        if "CUDA cannot be found" in found.stdout:
+            pytest.skip("this torch is for CUDA, and its C++ library is not found without the CUDA toolkit")
         assert found.returncode == 0, found.stdout
     return folder / "score"
 
