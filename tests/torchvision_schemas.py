@@ -8,6 +8,8 @@ import torch
 
 try:
     import torchvision  # noqa: F401
+except ModuleNotFoundError:
+    pass  # whoever needs it says so
 except RuntimeError:
     _library = torch.library.Library("torchvision", "DEF")
     for _name in ("nms", "qnms"):
