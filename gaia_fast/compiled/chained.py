@@ -206,7 +206,7 @@ def _steps(
     )
     if isinstance(kernel, Pointwise):
         return [pointwise_step(each.stage, address(kernel.factor), x, shape, ending)]
-    return convolution_steps(each.stage, kernel.parts, None, x, shape, kernel.out(shape), ending)
+    return convolution_steps(each.stage, kernel.parts, kernel.form, x, shape, kernel.out(shape), ending)
 
 
 def _in_stages(instructions: list[_Instruction]) -> list[_Instruction]:

@@ -15,6 +15,7 @@ from gaia_fast import ops
 from gaia_fast.compiled.fold import CONVOLUTIONS, constant_value, for_any_layout
 from gaia_fast.compiled.nodes import calls, copy_of, pair, per_channel, same_shape
 from gaia_fast.ops.convolution import Part, Weights, adjoint_parts, convolution_cpu, output_size, takes
+from gaia_fast.ops.convolution.packing import WINDOWS
 from gaia_fast.ops.convolution.parts import Pair
 from gaia_fast.ops.maps import ABS_SUM, SUM
 from gaia_fast.ops.open_everywhere import open_everywhere
@@ -27,7 +28,7 @@ class Convolution(nn.Module):
 
     Attributes:
         parts: what makes the outputs.
-        bias, scale, relu, statistic: as in `gaia_fast.ops.convolution`.
+        bias, scale, relu, statistic, form: as in `gaia_fast.ops.convolution`.
         towards: the size of the outputs of an adjoint; None where the size of the input tells.
     """
 
@@ -39,9 +40,10 @@ class Convolution(nn.Module):
         towards: Pair | None,
         relu: bool,
         statistic: str | None,
+        form: int | None = None,
     ) -> None:
         super().__init__()
-        self.parts, self.towards, self.relu, self.statistic = parts, towards, relu, statistic
+        self.parts, self.towards, self.relu, self.statistic, self.form = parts, towards, relu, statistic, form
         self.bias, self.scale = (None if each is None else each.contiguous() for each in (bias, scale))
 
     @property
@@ -57,7 +59,7 @@ class Convolution(nn.Module):
         self, x: Tensor, residual: Tensor | None, gate: Tensor | None, skip: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         ending = self.bias, residual, gate, self.scale, skip
-        return convolution_cpu(x, self.parts, None, *ending, self.relu, self.statistic, self.out(x.shape))
+        return convolution_cpu(x, self.parts, self.form, *ending, self.relu, self.statistic, self.out(x.shape))
 
 
 class Pointwise(nn.Module):
@@ -118,6 +120,7 @@ class _Fuser:
         self.module, self.graph = module, module.graph
         self._weights: dict[str, Weights] = {}
         self._count = 0
+        self._exact = _counted(self.graph)
 
     def run(self) -> None:
         for node in list(self.graph.nodes):
@@ -183,7 +186,8 @@ class _Fuser:
                 skip, last = added
             else:
                 last = product
-        kernel = Convolution(parts, bias_value, scale, towards, relu, statistic)
+        form = WINDOWS if node in self._exact else None
+        kernel = Convolution(parts, bias_value, scale, towards, relu, statistic, form)
         with self.graph.inserting_before(last):
             y, total = self._place(kernel, (node.args[0], residual, gate, skip), last.meta["val"])
         self._replace(last, y, sums, total)
@@ -276,6 +280,29 @@ def _adjoint(node: fx.Node, weight: Tensor) -> tuple[list[Part], Pair] | None:
     if reached != tuple(node.args[0].meta["val"].shape[2:]):
         return None
     return adjoint_parts(weight, stride, padding), towards
+
+
+def _counted(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes of the gradients whose non-zeros are counted, without those that the logits are made of.
+
+    Made of zeros alone, they have to be zero exactly: in Winograd's tiles rounding leaves something of the neighbours.
+    """
+    results = graph.output_node().args[0]
+    logits = results[0] if isinstance(results, (tuple, list)) else results
+    counts = [node for node in graph.nodes if calls(node, aten.ne.Scalar) and node.args[1] == 0]
+    return _behind(counts) - _behind([logits])
+
+
+def _behind(nodes: list[Any]) -> set[fx.Node]:
+    """The nodes, and all that they are made of."""
+    found: set[fx.Node] = set()
+    left = [node for node in nodes if isinstance(node, fx.Node)]
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left += node.all_input_nodes
+    return found
 
 
 def _alike(one: Any, other: fx.Node) -> bool:

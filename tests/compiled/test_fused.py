@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.compiled.fold import fold
 from gaia_fast.compiled.fused import Convolution, Pointwise, fused, operations
+from gaia_fast.ops.convolution.packing import WINDOWS
 from gaia_fast.ops.open_everywhere import open_everywhere
 
 import zoo
@@ -159,6 +160,28 @@ def test_what_only_looks_like_it_stays_what_it_is(detector: type[GaiaA] | type[G
     found = detector(model, engine="compiled", mode="native").score(x)
     torch.testing.assert_close(found.logits, model(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.score, detector(model, engine="reference")(x), rtol=2e-5, atol=0)
+
+
+def test_a_gradient_whose_non_zeros_are_counted_is_zero_exactly_where_nothing_reaches() -> None:
+    class Corner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.act = nn.Sequential(*zoo.conv_norm(3, 16)), nn.SiLU()
+            self.first, self.second = nn.Sequential(*zoo.conv_norm(16, 16)), nn.Sequential(*zoo.conv_norm(16, 16))
+            self.fc = nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.second(self.act(self.first(self.act(self.stem(x)))))
+            return self.fc(y[:, :, :6, :7].mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = Corner().eval(), zoo.images(3, 32)
+    found = GaiaZ(model, engine="compiled", mode="native").prepare(x)
+    assert torch.equal(
+        found.score(x, return_matrix=True).matrix, GaiaZ(model, engine="reference").score(x, return_matrix=True).matrix
+    )
+    kernels = convolutions(fused(program(GaiaZ, model, x)))
+    assert [each.form for each in kernels] == [None] * 3 + [WINDOWS] * 2
 
 
 def test_operations_are_those_of_the_convolutions() -> None:
