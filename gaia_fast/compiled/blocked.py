@@ -76,7 +76,7 @@ class _Rewriter:
         shift, last = None, node
         if len(node.users) == 1:
             user = next(iter(node.users))
-            if calls(user, aten.add.Tensor) and user.args[0] is node:
+            if calls(user, aten.add.Tensor) and user.args[0] is node and not user.kwargs:
                 shift = per_channel(user.args[1], channels)
                 last = node if shift is None else user
         with self.graph.inserting_before(last):

@@ -135,7 +135,6 @@ class Chain(nn.Module):
         return outputs
 
     def _plan(self, shapes: tuple[torch.Size, ...]) -> _Plan:
-        images = shapes[0][0]
         sizes: dict[int, torch.Size] = dict(zip(self.inputs, shapes, strict=True))
         for each in self.instructions:
             sizes.update(_written(each, sizes))
@@ -158,7 +157,7 @@ class Chain(nn.Module):
                 else:
                     places[value], rows[value] = (place, column), total
                 column += width
-            outputs.append((images, total))
+            outputs.append((sizes[output.values[0]][0], total))  # a program may cut images into more
         arena = _arrange(self.instructions, sizes, places)
         steps = [step for each in self.instructions for step in _steps(each, sizes, places, rows)]
         return _Plan(kernels.Chain(steps).run, arena, outputs, copies)  # type: ignore[union-attr]
@@ -207,7 +206,7 @@ def _steps(
     )
     if isinstance(kernel, Pointwise):
         return [pointwise_step(each.stage, address(kernel.factor), x, shape, ending)]
-    return convolution_steps(each.stage, kernel.parts, None, x, shape, kernel.out(shape), ending)
+    return convolution_steps(each.stage, kernel.parts, kernel.form, x, shape, kernel.out(shape), ending)
 
 
 def _in_stages(instructions: list[_Instruction]) -> list[_Instruction]:

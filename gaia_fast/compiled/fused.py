@@ -15,6 +15,7 @@ from gaia_fast import ops
 from gaia_fast.compiled.fold import CONVOLUTIONS, constant_value, for_any_layout
 from gaia_fast.compiled.nodes import calls, copy_of, pair, per_channel, same_shape
 from gaia_fast.ops.convolution import Part, Weights, adjoint_parts, convolution_cpu, output_size, takes
+from gaia_fast.ops.convolution.packing import WINDOWS
 from gaia_fast.ops.convolution.parts import Pair
 from gaia_fast.ops.maps import ABS_SUM, SUM
 from gaia_fast.ops.open_everywhere import open_everywhere
@@ -27,7 +28,7 @@ class Convolution(nn.Module):
 
     Attributes:
         parts: what makes the outputs.
-        bias, scale, relu, statistic: as in `gaia_fast.ops.convolution`.
+        bias, scale, relu, statistic, form: as in `gaia_fast.ops.convolution`.
         towards: the size of the outputs of an adjoint; None where the size of the input tells.
     """
 
@@ -39,9 +40,10 @@ class Convolution(nn.Module):
         towards: Pair | None,
         relu: bool,
         statistic: str | None,
+        form: int | None = None,
     ) -> None:
         super().__init__()
-        self.parts, self.towards, self.relu, self.statistic = parts, towards, relu, statistic
+        self.parts, self.towards, self.relu, self.statistic, self.form = parts, towards, relu, statistic, form
         self.bias, self.scale = (None if each is None else each.contiguous() for each in (bias, scale))
 
     @property
@@ -57,7 +59,7 @@ class Convolution(nn.Module):
         self, x: Tensor, residual: Tensor | None, gate: Tensor | None, skip: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         ending = self.bias, residual, gate, self.scale, skip
-        return convolution_cpu(x, self.parts, None, *ending, self.relu, self.statistic, self.out(x.shape))
+        return convolution_cpu(x, self.parts, self.form, *ending, self.relu, self.statistic, self.out(x.shape))
 
 
 class Pointwise(nn.Module):
@@ -118,6 +120,7 @@ class _Fuser:
         self.module, self.graph = module, module.graph
         self._weights: dict[str, Weights] = {}
         self._count = 0
+        self._exact = _counted(self.graph)
 
     def run(self) -> None:
         for node in list(self.graph.nodes):
@@ -178,10 +181,13 @@ class _Fuser:
         value = node.meta["val"]
         statistic, sums = _summed(last, relu)
         if not relu and (scaled := _scaled(last, sums, int(value.shape[1]))):
-            scale, last = scaled
-            if added := _added(last):
+            scale, product = scaled
+            if (added := _added(product)) and _unread(sums, last, added[1]):
                 skip, last = added
-        kernel = Convolution(parts, bias_value, scale, towards, relu, statistic)
+            else:
+                last = product
+        form = WINDOWS if node in self._exact else None
+        kernel = Convolution(parts, bias_value, scale, towards, relu, statistic, form)
         with self.graph.inserting_before(last):
             y, total = self._place(kernel, (node.args[0], residual, gate, skip), last.meta["val"])
         self._replace(last, y, sums, total)
@@ -193,7 +199,7 @@ class _Fuser:
             return
         x, parameters = node.args[0], {}
         for name, target in (("shift", aten.add.Tensor), ("scale", aten.mul.Tensor)):
-            if isinstance(x, fx.Node) and x.target is target and len(x.users) == 1:
+            if calls(x, target) and len(x.users) == 1 and not x.kwargs and _alike(x.args[0], node):
                 factor = per_channel(x.args[1], int(value.shape[1]))
                 if factor is not None:
                     parameters[name], x = factor, x.args[0]
@@ -208,7 +214,7 @@ class _Fuser:
     def _gate(self, node: fx.Node) -> None:
         """A gradient through a ReLU, with its sums and the norm's factor."""
         value, g = node.meta["val"], node.args[2]
-        if value.ndim != 4 or value.dtype != torch.float32 or not same_shape(g, node):
+        if value.ndim != 4 or value.dtype != torch.float32 or not _alike(g, node):
             return
         if (gate := _closed(node)) is None:
             return
@@ -276,6 +282,43 @@ def _adjoint(node: fx.Node, weight: Tensor) -> tuple[list[Part], Pair] | None:
     return adjoint_parts(weight, stride, padding), towards
 
 
+def _counted(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes of the gradients whose non-zeros are counted, without those that the logits are made of.
+
+    Made of zeros alone, they have to be zero exactly: in Winograd's tiles rounding leaves something of the neighbours.
+    """
+    results = graph.output_node().args[0]
+    logits = results[0] if isinstance(results, (tuple, list)) else results
+    counts = [node for node in graph.nodes if calls(node, aten.ne.Scalar) and node.args[1] == 0]
+    return _behind(counts) - _behind([logits])
+
+
+def _behind(nodes: list[Any]) -> set[fx.Node]:
+    """The nodes, and all that they are made of."""
+    found: set[fx.Node] = set()
+    left = [node for node in nodes if isinstance(node, fx.Node)]
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left += node.all_input_nodes
+    return found
+
+
+def _alike(one: Any, other: fx.Node) -> bool:
+    """Whether an argument is a map of the shape and dtype of a node."""
+    return isinstance(one, fx.Node) and same_shape(one, other) and one.meta["val"].dtype == other.meta["val"].dtype
+
+
+def _unread(sums: list[fx.Node], node: fx.Node, last: fx.Node) -> bool:
+    """Whether nothing reads the sums of a node before `last`, where a kernel that makes both would stand."""
+    between = set()
+    while last is not node:
+        last = last.prev
+        between.add(last)
+    return not any(user in between for each in sums for user in each.users)
+
+
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
@@ -286,9 +329,7 @@ def _added(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if user is None or user.target is not aten.add.Tensor or user.kwargs or len(user.args) != 2:
         return None
     other = user.args[1] if user.args[0] is node else user.args[0]
-    if not isinstance(other, fx.Node) or other is node or not same_shape(other, node):
-        return None
-    return other, user
+    return None if other is node or not _alike(other, node) else (other, user)
 
 
 def _gated(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
@@ -306,10 +347,8 @@ def _closed(where: fx.Node) -> fx.Node | None:
     if not isinstance(closed, fx.Node) or closed.target is not aten.le.Scalar or closed.args[1] != 0:
         return None
     nothing = constant_value(zero)
-    if nothing is None or bool(nothing.any()) or not same_shape(closed.args[0], where):
-        return None
     gate = closed.args[0]
-    return gate if isinstance(gate, fx.Node) else None
+    return None if nothing is None or bool(nothing.any()) or not _alike(gate, where) else gate
 
 
 def _summed(node: fx.Node, relu: bool) -> tuple[str | None, list[fx.Node]]:
@@ -336,14 +375,18 @@ _STATISTICS = {"sum": lambda user: [user], "abs_sum": _absolute, "positive": _po
 
 
 def _over_space(node: fx.Node) -> bool:
-    # Of float32 there is but one dtype to sum in.
-    return node.target is aten.sum.dim_IntList and list(node.args[1]) in ([2, 3], [-2, -1], [-1, -2])
+    if node.target is not aten.sum.dim_IntList or list(node.args[1]) not in ([2, 3], [-2, -1], [-1, -2]):
+        return False
+    value = node.meta["val"]
+    return value.ndim == 2 and value.dtype == torch.float32  # axes may be kept, and another dtype asked for
 
 
 def _scaled(node: fx.Node, sums: list[fx.Node], channels: int) -> tuple[Tensor, fx.Node] | None:
     """The factor a channel of a node that nothing but its sums reads besides, and the product."""
     users = [user for user in node.users if user not in sums and not any(each in sums for each in user.users)]
     if len(users) != 1 or users[0].target is not aten.mul.Tensor or users[0].args[0] is not node:
+        return None
+    if not _unread(sums, node, users[0]):
         return None
     factor = per_channel(users[0].args[1], channels)
     return None if factor is None else (factor, users[0])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiled.fold import constant_value
@@ -27,9 +28,14 @@ def same_shape(one: Any, other: Any) -> bool:
 
 
 def per_channel(node: Any, channels: int) -> Tensor | None:
-    """The (K,) values of a constant that has one for each of so many channels of a map; None of anything else."""
+    """The (K,) values of a float32 constant that has one for each channel of a map; None of anything else."""
     value = constant_value(node)
-    if value is None or value.numel() != channels or tuple(value.shape[-3:]) != (channels, 1, 1):
+    if (
+        value is None
+        or value.dtype != torch.float32
+        or value.numel() != channels
+        or tuple(value.shape[-3:]) != (channels, 1, 1)
+    ):
         return None
     return value.reshape(channels)
 

@@ -80,3 +80,19 @@ def test_a_dead_position_shows() -> None:
         with torch.no_grad():
             values[name] = (dict(zip(program.outputs, graph(closed), strict=True))["live"] > 0).all(1)
     assert torch.equal(values["plain"], values["blocked"])
+
+
+def test_a_shift_times_a_number_stays_a_sum() -> None:
+    class Shifted(Wide):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.stem(x) * self.first[0].weight.view(1, -1, 1, 1)
+            y = torch.add(y, self.first[0].bias.view(1, -1, 1, 1), alpha=-3)
+            return self.fc(self.second(self.first(y.relu())).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = Shifted().eval(), zoo.images(2)
+    nn.init.normal_(model.first[0].bias)
+    compiled = GaiaA(model, engine="compiled", mode="eager").prepare(x)
+    (prepared,) = compiled._compiled._prepared.values()
+    with torch.no_grad():
+        torch.testing.assert_close(blocked(prepared.program.graph)(x)[0], model(x), rtol=1e-4, atol=1e-5)

@@ -134,6 +134,29 @@ def test_what_is_of_pytorchs_own_stands_between_chains() -> None:
         torch.testing.assert_close(made(x)[0], model(x), rtol=1e-5, atol=1e-6)
 
 
+class Patches(nn.Module):
+    """Images, and each cut into four, in one chain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.whole = nn.Conv2d(3, 16, 3), nn.Sequential(*zoo.conv_norm(3, 16))
+        self.second, self.fc = nn.Sequential(*zoo.conv_norm(16, 16)), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        patches = x.reshape(n, 3, 2, h // 2, 2, w // 2).permute(0, 2, 4, 1, 3, 5).reshape(n * 4, 3, h // 2, w // 2)
+        patches = self.patch(patches).relu().mean((2, 3)).reshape(n, 4, 16).mean(1)
+        return self.fc(self.second(self.whole(x).relu()).relu().mean((2, 3)) + patches)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_maps_of_several_numbers_of_images_share_a_chain(detector: type[GaiaA] | type[GaiaZ]) -> None:
+    torch.manual_seed(0)
+    model, x = Patches().eval(), zoo.images(3)
+    found = detector(model, engine="compiled", mode="native")(x)
+    torch.testing.assert_close(found, detector(model, engine="reference")(x), rtol=2e-5, atol=0)
+
+
 def convolution() -> Convolution:
     return Convolution(
         [Part(Weights(torch.zeros(16, 16, 1, 1)), (1, 1), (0, 0), (1, 1))], None, None, None, False, None

@@ -1,4 +1,5 @@
 import operator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.compiled.fold import fold
 from gaia_fast.compiled.fused import Convolution, Pointwise, fused, operations
+from gaia_fast.ops.convolution.packing import WINDOWS
 from gaia_fast.ops.open_everywhere import open_everywhere
 
 import zoo
@@ -105,6 +107,81 @@ def test_a_map_that_others_read_is_kept() -> None:
     fold(made.graph)
     with torch.no_grad():
         torch.testing.assert_close(fused(made.graph)(x)[0], model(x), rtol=1e-5, atol=1e-6)
+
+
+class Otherwise(nn.Module):
+    """Two convolutions with something around the second that looks like what is fused, and is not quite that."""
+
+    def __init__(self, around: Callable[["Otherwise", Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.around = around
+        self.stem, self.conv = nn.Sequential(*zoo.conv_norm(3, 16)), nn.Sequential(*zoo.conv_norm(16, 16))
+        self.last, self.fc = nn.Sequential(*zoo.conv_norm(16, 16)), nn.Linear(16, 5)
+        self.factor = nn.Parameter(torch.rand(1, 16, 1, 1) + 0.5)
+        self.register_buffer("kept", torch.arange(16).view(1, -1, 1, 1) % 3 > 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.last(self.around(self, self.stem(x))).relu().mean((2, 3)))
+
+
+def sums_first(model: Otherwise, y: Tensor) -> Tensor:
+    z = model.conv(y.relu())
+    read = z.sum((2, 3)).tanh()
+    return z * model.factor + read[:, :, None, None]
+
+
+OTHERWISE: dict[str, Callable[[Otherwise, Tensor], Tensor]] = {
+    "sums with their axes kept": lambda model, y: y.relu() * (y.relu().sum((2, 3), keepdim=True) / 99).sigmoid(),
+    "sums of a gradient with their axes kept": lambda model, y: (
+        y.relu() + model.conv(y.mean((2, 3), keepdim=True))
+    ).relu(),
+    "sums in float64": lambda model, y: (
+        y.relu() * y.relu().sum((2, 3), dtype=torch.float64)[:, :, None, None].cos().float()
+    ),
+    "counts in float64": lambda model, y: y.relu() + (y.relu() > 0).double().sum((2, 3))[:, :, None, None].float(),
+    "sums read before the factor": sums_first,
+    "a factor of bools": lambda model, y: model.conv(y.relu()) * model.kept + y,
+    "a factor of bools before a ReLU": lambda model, y: (y.tanh() * model.kept).relu(),
+    "a shift times a number": lambda model, y: torch.add(y.tanh(), model.factor, alpha=-0.5).relu(),
+    "a factor that makes channels": lambda model, y: (
+        y.tanh().mean(1, keepdim=True) * model.factor + model.factor
+    ).relu(),
+    "a factor of bools as a map": lambda model, y: ((y > 0) * model.factor + model.factor).relu() + y,
+    "a sum with bools": lambda model, y: model.conv(y.relu()) + (y > 0.2),
+    "a gate of integers": lambda model, y: torch.where((y * 3).long() <= 0, 0.0, model.conv(y.relu())),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+@pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
+def test_what_only_looks_like_it_stays_what_it_is(detector: type[GaiaA] | type[GaiaZ], name: str) -> None:
+    model, x = Otherwise(OTHERWISE[name]).eval(), zoo.images(3)
+    found = detector(model, engine="compiled", mode="native").score(x)
+    torch.testing.assert_close(found.logits, model(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.score, detector(model, engine="reference")(x), rtol=2e-5, atol=0)
+
+
+def test_a_gradient_whose_non_zeros_are_counted_is_zero_exactly_where_nothing_reaches() -> None:
+    class Corner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.act = nn.Sequential(*zoo.conv_norm(3, 16)), nn.SiLU()
+            self.first, self.second = nn.Sequential(*zoo.conv_norm(16, 16)), nn.Sequential(*zoo.conv_norm(16, 16))
+            self.fc = nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.second(self.act(self.first(self.act(self.stem(x)))))
+            return self.fc(y[:, :, :6, :7].mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = Corner().eval(), zoo.images(3, 32)
+    found = GaiaZ(model, engine="compiled", mode="native").prepare(x)
+    assert torch.equal(
+        found.score(x, return_matrix=True).matrix, GaiaZ(model, engine="reference").score(x, return_matrix=True).matrix
+    )
+    kernels = convolutions(fused(program(GaiaZ, model, x)))
+    assert [each.form for each in kernels] == [None] * 3 + [WINDOWS] * 2
 
 
 def test_operations_are_those_of_the_convolutions() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from gaia_fast.errors import BackendError
-from gaia_fast.ops.convolution import Weights, convolution
+from gaia_fast.ops.convolution import Weights, convolution, packing
 from gaia_fast.ops.convolution.packing import F2, F4, WINDOWS, cheapest_form
 from gaia_fast.ops.convolution.reference import convolution_reference
 
@@ -254,3 +254,16 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         convolution(case.x, case.weights, stride=(2, 2), towards=(17, 13))
     with pytest.raises(BackendError, match="backend='triton' has no convolution"):
         convolution(case.x, case.weights, backend="triton")
+
+
+def test_threads_that_pack_at_once_get_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A chain keeps the address alone of what it was given.
+    weights, matrix, others = Weights(torch.ones(16, 16, 3, 3)), packing._filter_matrix, []
+
+    def meanwhile(form: int) -> Tensor:
+        monkeypatch.setattr(packing, "_filter_matrix", matrix)
+        others.append(weights.packed(form))
+        return matrix(form)
+
+    monkeypatch.setattr(packing, "_filter_matrix", meanwhile)
+    assert weights.packed(F4) is others[0] is weights.packed(F4)

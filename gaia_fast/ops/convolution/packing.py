@@ -53,7 +53,8 @@ class Weights:
                 by_position = torch.einsum("ia,kcab,jb->ijck", g, self.weight.double(), g).reshape(-1, inputs, outputs)
             grouped = by_position.to(torch.float32).unflatten(2, (-1, GROUP)).permute(0, 2, 1, 3)
             parts = [part.flatten(1) for part in grouped.split(DEPTH, dim=2)]
-            self._packed[form] = torch.cat(parts, dim=1).contiguous()
+            # Chains keep addresses: a thread that packs at the same time must not replace what another was given.
+            self._packed.setdefault(form, torch.cat(parts, dim=1).contiguous())
         return self._packed[form]
 
 
