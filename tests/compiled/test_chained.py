@@ -7,10 +7,10 @@ from graphs import captured, targets
 from torch import Tensor, fx, nn
 
 from gaia_fast import GaiaA, GaiaZ
-from gaia_fast.compiled.chained import Chain, _arrange, _in_stages, _Instruction, chained
+from gaia_fast.compiled.chain import Chain
+from gaia_fast.compiled.chained import chained
 from gaia_fast.compiled.fold import fold
 from gaia_fast.compiled.fused import Convolution, fused
-from gaia_fast.ops.convolution import Part, Weights
 
 import zoo
 
@@ -63,7 +63,7 @@ def test_a_residual_network_is_one_chain_each_way(detector: type[GaiaA] | type[G
 
 
 def test_any_number_of_images_and_no_more_plans_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gaia_fast.compiled.chained._PLANS", 2)
+    monkeypatch.setattr("gaia_fast.compiled.chain._PLANS", 2)
     one_by_one, together, x = pair(GaiaZ, "vgg_like", 5)
     for images in (1, 2, 3, 4, 5, 1):
         torch.testing.assert_close(together(x[:images])[1], one_by_one(x[:images])[1], rtol=1e-5, atol=0)
@@ -155,38 +155,3 @@ def test_maps_of_several_numbers_of_images_share_a_chain(detector: type[GaiaA] |
     model, x = Patches().eval(), zoo.images(3)
     found = detector(model, engine="compiled", mode="native")(x)
     torch.testing.assert_close(found, detector(model, engine="reference")(x), rtol=2e-5, atol=0)
-
-
-def convolution() -> Convolution:
-    return Convolution(
-        [Part(Weights(torch.zeros(16, 16, 1, 1)), (1, 1), (0, 0), (1, 1))], None, None, None, False, None
-    )
-
-
-def test_what_does_not_need_each_other_shares_a_stage() -> None:
-    kernel = convolution()
-    found = _in_stages(
-        [
-            _Instruction(kernel, x=0, y=1),
-            _Instruction(kernel, x=1, y=2),
-            _Instruction(kernel, x=0, y=3),
-            _Instruction(kernel, x=2, y=4, residual=3),
-            _Instruction((0, 1), x=1, y=5),
-        ]
-    )
-    assert [(each.y, each.stage) for each in found] == [(1, 0), (3, 0), (2, 1), (5, 1), (4, 2)]
-
-
-def test_memory_is_shared_by_what_is_not_needed_at_the_same_time() -> None:
-    kernel = convolution()
-    chain = _in_stages([_Instruction(kernel, x=i, y=i + 1, skip=0 if i == 4 else None) for i in range(6)])
-    sizes = {i: torch.Size((2, 16, 4, 4)) for i in range(7)}
-    places = {0: (1, 0), 6: (2, 0)}
-    arena = _arrange(chain, sizes, places)
-    floats = sizes[1].numel()
-    assert floats * 2 <= arena < floats * 3
-    lying = {value: begin for value, (place, begin) in places.items() if place == 0}
-    assert set(lying) == {1, 2, 3, 4, 5}
-    for value in range(1, 5):  # an input and its output
-        assert abs(lying[value] - lying[value + 1]) >= floats
-    assert lying[1] == lying[3]
