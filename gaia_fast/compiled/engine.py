@@ -156,10 +156,9 @@ class Compiled:
                 "convert the model: model.to(torch.bfloat16)"
             )
         weights = fingerprint.weights(self.modules)
-        dtype = modes.computes_in(mode, x)
-        subject = _Subject(self.model, self.layers, head) if dtype == x.dtype else self._in_dtype(dtype, x, head)
-        plain = x.detach().as_subclass(Tensor).contiguous().to(dtype)
-        captured = capture(subject.model, plain, subject.layers, self.asked_for, subject.head)
+        plain = x.detach().as_subclass(Tensor).contiguous()
+        subject, captured = self._capture(mode, plain, head)
+        plain = plain.to(captured.images.dtype)
         fold(captured.graph)
         chosen = modes.choose(mode, plain, captured.graph)
         truth = self._reference(plain, subject.model, head)
@@ -169,9 +168,24 @@ class Compiled:
             program = build(captured, self.method, head)
             ways = ["adjoint"] * len(captured.maps)
         runner = modes.make_runner(chosen.name, program, plain, captured.dynamic)
-        prepared = Prepared(program, runner, chosen, dtype, captured.dynamic, tuple(ways), weights)
+        prepared = Prepared(program, runner, chosen, plain.dtype, captured.dynamic, tuple(ways), weights)
         self._compare(prepared, plain, truth, subject)
         return prepared
+
+    def _capture(self, mode: str, x: Tensor, head: Head | None) -> tuple[_Subject, Captured]:
+        """The model as a graph in the dtype that the mode computes in; in its own where a copy in another cannot be."""
+        dtype = modes.computes_in(mode, x)
+        if dtype != x.dtype:
+            try:
+                subject = self._in_dtype(dtype, x, head)
+                return subject, capture(subject.model, x.to(dtype), subject.layers, self.asked_for, subject.head)
+            except ModelError as error:
+                if mode != "auto":
+                    raise CompilationError(
+                        f"mode={mode!r} computes in {dtype}, and the model cannot be widened to it: {error}"
+                    ) from error
+        subject = _Subject(self.model, self.layers, head)
+        return subject, capture(subject.model, x, subject.layers, self.asked_for, subject.head)
 
     def _in_dtype(self, dtype: torch.dtype, x: Tensor, head: Head | None) -> _Subject:
         model = copy_in(self.model, dtype)

@@ -4,11 +4,11 @@ import warnings
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.compiled.modes import MODES, FixedSizes, computes_in
-from gaia_fast.errors import ArgumentError, BackendError
+from gaia_fast.errors import ArgumentError, BackendError, CompilationError
 
 import zoo
 
@@ -57,6 +57,28 @@ def test_half_precision_is_widened(detector: type[GaiaA] | type[GaiaZ], mode: st
     with torch.no_grad():
         model.fc.bias.add_(1)  # the copy is made anew
     assert torch.allclose(compiled.score(x).logits, out.logits + 1, rtol=0, atol=2 * torch.finfo(dtype).eps)
+
+
+class Bound(nn.Module):
+    """A model in bfloat16 that says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.conv(x.to(torch.bfloat16))).relu().mean((2, 3)))
+
+
+def test_a_model_that_cannot_be_widened_is_compiled_as_it_is() -> None:
+    torch.manual_seed(0)
+    model, x = Bound().to(torch.bfloat16).eval(), zoo.images(3, dtype=torch.bfloat16)
+    compiled = GaiaZ(model, engine="compiled")
+    assert compiled.plan(x).mode.name == "inductor"
+    truth = reference.gaia_z(model, x).score
+    assert torch.allclose(compiled(x), truth, rtol=0.05)
+    with pytest.raises(CompilationError, match=r"mode='native' computes in torch.float32, and .* widened to it: Bound"):
+        GaiaZ(model, engine="compiled", mode="native")(x)
 
 
 def test_many_images_in_bfloat16_go_where_there_are_matrix_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

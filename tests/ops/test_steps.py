@@ -18,7 +18,7 @@ if INTERPRETED:
     pytest.skip("chains have no Triton kernel", allow_module_level=True)
 
 LEVELS = [each for each in TARGETS if each.backend == "cpu"]
-IMAGES, CHANNELS, SIDE = 3, 32, 20
+IMAGES, CHANNELS, SIDE = 3, 32, 64  # enough work for several threads
 
 
 @pytest.fixture(params=LEVELS, ids=str)

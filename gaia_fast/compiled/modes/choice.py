@@ -65,8 +65,10 @@ def choose(requested: str, x: Tensor, graph: fx.GraphModule) -> Choice:
         return Choice("eager", "no GPU has run the others yet: inductor and cudagraph can be asked for by name")
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return _choose_float32(graph)
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
-        return Choice("inductor", "fastest measured for many images in bfloat16 on processors with matrix tiles")
+    if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
+        return Choice(
+            "inductor", "what computes in float32 is slower for so many images here, or the model cannot be widened"
+        )
     return Choice("eager", f"the others take no {x.dtype} on {x.device}")
 
 
