@@ -93,6 +93,19 @@ def test_stages_wait_for_each_other_and_sums_go_where_they_are_wanted(level: Tar
         assert torch.equal(answers[:, 1], open_everywhere(z, 0, 1, 5, 9))
 
 
+def test_a_stage_waits_for_the_thread_that_began_later(level: Target) -> None:
+    """Two long items, the second of them begun when the other thread has woken up; who is done first asks for both."""
+    x = torch.ones(1, 512, 8, 8).contiguous(memory_format=torch.channels_last)
+    part = Part(Weights(torch.ones(512, 512, 3, 3)), (1, 1), (1, 1), (1, 1))
+    y, answer = torch.empty_like(x), torch.empty(1)
+    steps = convolution_steps(0, [part], 1, address(x), x.shape, (8, 8), Ending(y=address(y)))
+    chain = kernels.Chain([*steps, open_step(1, address(y), x.shape, address(answer), 1, 0, 1)])
+    for _ in range(5):
+        y.fill_(float("nan"))
+        assert chain.run([], 2)
+        assert answer.item() == 1
+
+
 def test_a_long_chain_of_small_steps(level: Target, set_threads: Callable[[int], None]) -> None:
     """Threads that are late find stages that are over; nothing is done twice, or left out."""
     torch.manual_seed(0)
