@@ -14,6 +14,7 @@ from torch import fx
 
 from gaia_fast.compiled.chain import Chain, Instruction, Packed
 from gaia_fast.compiled.fused import Convolution, Pointwise
+from gaia_fast.ops.convolution.packing import GROUP
 from gaia_fast.ops.open_everywhere import open_everywhere
 
 aten = torch.ops.aten
@@ -57,7 +58,7 @@ def _ours(node: fx.Node) -> bool:
 
 
 def _whole(x: Any) -> bool:
-    return int(x.meta["val"].shape[1]) % 16 == 0
+    return int(x.meta["val"].shape[1]) % GROUP == 0
 
 
 def _depths(module: fx.GraphModule) -> dict[fx.Node, int]:

@@ -27,14 +27,17 @@ def check(requested: str) -> None:
         raise ArgumentError(f"mode={requested!r} does not exist; choose from {('auto', *MODES)}")
 
 
-# GAIA-Z in float32 on 2 cores (AMD Zen 5), milliseconds in native and onnxruntime. Where native's kernels take all
-# convolutions: WRN-40-2 1.3 and 2.6 with one image, 30 and 55 with 32; ResNet34 3.9 and 7.7, 62 and 161; ResNet-50
-# 21 and 29; DenseNet121 19.0 and 18.6. Where 5 % of the operations are grouped, left to PyTorch: ResNeXt-50 32 and 17.
+# GAIA-Z in float32 on 2 cores (AMD Zen 5), one run, by hand, milliseconds in native and onnxruntime. Where native's
+# kernels take all convolutions: WRN-40-2 1.3 and 2.6 with one image, 30 and 55 with 32; ResNet34 3.9 and 7.7, 62
+# and 161; ResNet-50 21 and 29; DenseNet121 19.0 and 18.6. Where 5 % of the operations are grouped, left to PyTorch:
+# ResNeXt-50 32 and 17.
 _MOST = 0.98
 
 
-# ResNet34's GAIA-A in bfloat16 took 1.42 and 0.47 times the eager float32 forward pass under Inductor with 1 and 32
-# images on a processor with matrix tiles, 1.43 and 0.82 times on one without, where native took 0.34 and 0.53 times.
+# ResNet34's GAIA-A in bfloat16 with 1 and 32 images, against the eager float32 forward pass: 1.42 and 0.47 times under
+# Inductor on an earlier processor, 1.46 and 0.83 times on this one, where native takes 0.31 and 0.56
+# (benchmarks/results/compiled-cpu.json). That the former owed it to matrix tiles, and from
+# how many images on, is a guess.
 _MANY_IN_TILES = 8
 
 
