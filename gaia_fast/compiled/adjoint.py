@@ -22,6 +22,7 @@ from torch._decomp import get_decompositions
 
 from gaia_fast.compiled.fold import constant
 from gaia_fast.compiled.geometry import unread
+from gaia_fast.compiled.nodes import Rewrite, rewritten
 
 aten = torch.ops.aten
 
@@ -54,14 +55,7 @@ DECOMPOSITIONS = get_decompositions(
 def as_forward_operators(module: fx.GraphModule) -> fx.GraphModule:
     """Replaces the backward operators that have a plain form, in place; what is not known stays as it is."""
     graph = module.graph
-    for node in list(graph.nodes):
-        rewrite = _REWRITES.get(node.target)
-        if rewrite is None:
-            continue
-        with graph.inserting_before(node):
-            replaced = rewrite(graph, node)
-        if replaced is None:
-            continue
+    for node, replaced in rewritten(graph, _REWRITES):
         if node.target is aten.convolution_backward.default:
             for user in list(node.users):
                 if user.args[1] == 0:
@@ -190,7 +184,7 @@ def _filled(node: fx.Node, defaults: list[Any]) -> list[Any]:
     return [*node.args, *defaults[len(node.args) :]]
 
 
-_REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
+_REWRITES: dict[Any, Rewrite] = {
     aten.convolution_backward.default: _convolution,
     aten.threshold_backward.default: _threshold,
     aten.hardtanh_backward.default: _hardtanh,

@@ -1,6 +1,6 @@
 """What rewrites of a graph ask of its nodes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,21 @@ def copy_of(module: fx.GraphModule) -> fx.GraphModule:
     fresh = fx.Graph()
     fresh.output(fresh.graph_copy(module.graph, {}))
     return fx.GraphModule(module, fresh)
+
+
+Rewrite = Callable[[fx.Graph, fx.Node], fx.Node | None]
+
+
+def rewritten(graph: fx.Graph, rewrites: Mapping[Any, Rewrite]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Yields the nodes that have a rewrite by their target, each with what it made, if anything, before the node."""
+    for node in list(graph.nodes):
+        rewrite = rewrites.get(node.target)
+        if rewrite is None:
+            continue
+        with graph.inserting_before(node):
+            replaced = rewrite(graph, node)
+        if replaced is not None:
+            yield node, replaced
 
 
 def calls(node: Any, target: Any) -> bool:

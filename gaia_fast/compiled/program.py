@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from gaia_fast import checks
 from gaia_fast.compiled.adjoint import DECOMPOSITIONS, as_forward_operators
+from gaia_fast.compiled.broadcast import fold_rows, spread_last
 from gaia_fast.compiled.capture import LAST, MAP, MARK, PHI, Captured
 from gaia_fast.compiled.fold import fold_constants, for_any_layout
 from gaia_fast.compiled.zero_density import Condition, Counter, Density
@@ -70,7 +71,8 @@ def build(
     graph = record(captured.images)
     _tidy(graph)
     as_forward_operators(graph)
-    fold_constants(graph)
+    spread_last(graph)
+    fold_constants(fold_rows(graph))
     maps = captured.maps or (FeatureMap("output component", 1, 1, 1),)
     return Program(graph, tuple(recorder.outputs), maps, recorder.counter.conditions)
 
@@ -168,13 +170,14 @@ class _Recorder(fx.Interpreter):
         return tuple(found.values())
 
     def _output_component(self, logits: Tensor) -> Tensor:
-        """out[n] = sqrt(mean over channels of |mean over space of g|), g = d(sum of log_softmax(S)) / dA_last."""
-        log_softmax = torch.log_softmax(logits, dim=1)
+        """out[n] = sqrt(mean over channels of |mean over space of g|), g = d(sum of log_softmax(S)) / dA_last.
+
+        d(sum of log_softmax(S)) / dS = 1 - C softmax(S).
+        """
         g = None
         if self.last is not None and logits.requires_grad:
-            (g,) = torch.autograd.grad(
-                log_softmax, [self.last], torch.ones_like(log_softmax), retain_graph=True, allow_unused=True
-            )
+            towards = torch.rsub(logits.detach().softmax(1), 1, alpha=logits.shape[1])
+            (g,) = torch.autograd.grad([logits], [self.last], [towards], retain_graph=True, allow_unused=True)
         if g is None:
             raise LayerError(checks.unusable_last(self.head.last_name if self.head else ""))
         return g.to(accumulator_dtype(g.dtype)).mean((2, 3)).abs().mean(1).sqrt()
@@ -183,7 +186,8 @@ class _Recorder(fx.Interpreter):
         target: Tensor | None
         if self.method.needs_inner_component and self.phi is not None:
             target = self.phi
-            cotangent = torch.ones_like(self.phi)
+            # Not `ones_like`: what only the number of images tells need not wait for the forward pass.
+            cotangent = torch.ones(self.phi.shape, dtype=self.phi.dtype, device=self.phi.device)
         else:
             target = logits
             top1 = logits.detach().argmax(dim=1, keepdim=True)
@@ -216,7 +220,7 @@ def _leaf(x: Tensor) -> Tensor:
 def _norm(eps: Tensor, p: float) -> Tensor:
     """(sum of |eps|^p)^(1/p) of each row."""
     if p == 2:
-        return (eps * eps).sum(1).sqrt()
+        return torch.linalg.vector_norm(eps, dim=1)
     if isinf(p):
         return eps.abs().amax(1)
     if p == 1:
