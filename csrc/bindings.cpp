@@ -5,6 +5,8 @@
 
 #include <array>
 #include <cstdlib>
+#include <exception>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -75,7 +77,31 @@ class Chain {
     }
   }
 
-  bool run(const std::vector<uintptr_t>& given, int threads) const {
+  bool run(const std::vector<uintptr_t>& given, int threads, const std::optional<py::function>& meanwhile) const {
+    Called called{meanwhile, nullptr};
+    const bool done = run_unlocked(given, threads, {meanwhile ? Called::call : nullptr, &called});
+    if (called.error) std::rethrow_exception(called.error);
+    return done;
+  }
+
+ private:
+  // A function of Python's, called in the middle of what runs without Python's lock.
+  struct Called {
+    const std::optional<py::function>& function;
+    std::exception_ptr error;
+
+    static void call(void* context) {
+      Called& self = *static_cast<Called*>(context);
+      const py::gil_scoped_acquire locked;
+      try {
+        (*self.function)();
+      } catch (...) {
+        self.error = std::current_exception();
+      }
+    }
+  };
+
+  bool run_unlocked(const std::vector<uintptr_t>& given, int threads, const gaia::cpu::Meanwhile& meanwhile) const {
     py::gil_scoped_release unlocked;
     std::vector<gaia::cpu::Step> steps;
     steps.reserve(steps_.size());
@@ -96,10 +122,9 @@ class Chain {
                          {}});
       }
     }
-    return active->chain(steps.data(), static_cast<int64_t>(steps.size()), threads);
+    return active->chain(steps.data(), static_cast<int64_t>(steps.size()), threads, meanwhile);
   }
 
- private:
   std::vector<StepArguments> steps_;
 };
 
@@ -239,7 +264,9 @@ PYBIND11_MODULE(_kernels, m) {
                                      make_map(y, dtype, shape, y_strides), counts, threads);
         });
 
-  py::class_<Chain>(m, "Chain").def(py::init<const std::vector<StepArguments>&>()).def("run", &Chain::run);
+  py::class_<Chain>(m, "Chain")
+      .def(py::init<const std::vector<StepArguments>&>())
+      .def("run", &Chain::run, py::arg("given"), py::arg("threads"), py::arg("meanwhile") = py::none());
 
   m.def("open_everywhere",
         [](uintptr_t y, Sizes shape, std::array<int64_t, 2> grid, std::array<int64_t, 2> channels, uintptr_t out) {
@@ -247,6 +274,34 @@ PYBIND11_MODULE(_kernels, m) {
           gaia::cpu::open_everywhere({reinterpret_cast<float*>(y), reinterpret_cast<float*>(out), shape[0], shape[1],
                                       shape[2], shape[3], grid[0], grid[1], channels[0], channels[1], 1});
         });
+
+  m.def("pooled_logits",
+        [](uintptr_t x, Sizes sizes, uintptr_t weight, uintptr_t bias, uintptr_t pooled, uintptr_t logits) {
+          py::gil_scoped_release unlocked;
+          active->pooled_logits({reinterpret_cast<const float*>(x), sizes[0], sizes[1], sizes[2], sizes[3],
+                                 reinterpret_cast<const float*>(weight), reinterpret_cast<const float*>(bias),
+                                 reinterpret_cast<float*>(pooled), reinterpret_cast<float*>(logits)});
+        });
+
+  m.def("output_component", [](uintptr_t logits, std::array<int64_t, 3> sizes, uintptr_t weight, float factor,
+                               uintptr_t slopes, uintptr_t out) {
+    py::gil_scoped_release unlocked;
+    active->output_component({reinterpret_cast<const float*>(logits), sizes[0], sizes[1], sizes[2],
+                              reinterpret_cast<const float*>(weight), factor, reinterpret_cast<float*>(slopes),
+                              reinterpret_cast<float*>(out)});
+  });
+
+  m.def("all_finite", [](uintptr_t x, int64_t count) {
+    py::gil_scoped_release unlocked;
+    return gaia::cpu::all_finite(reinterpret_cast<const float*>(x), count);
+  });
+
+  m.def("sound", [](uintptr_t logits, int64_t n, int64_t classes, uintptr_t score, uintptr_t live, int64_t conditions,
+                    uintptr_t component, double flat) {
+    return gaia::cpu::sound({reinterpret_cast<const float*>(logits), n, classes, reinterpret_cast<const float*>(score),
+                             reinterpret_cast<const float*>(live), conditions,
+                             reinterpret_cast<const float*>(component), flat});
+  });
 
   m.def("frobenius", [](uintptr_t moments, int64_t n, int64_t stride_n, const std::vector<int64_t>& begins,
                         const std::vector<int64_t>& widths, const std::vector<double>& inverse_area,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gaia_fast.errors import InputError, ModelError, NonFiniteError
+from gaia_fast.ops.soundness import divisible
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -82,8 +83,8 @@ def check_images(x: Tensor, model: nn.Module) -> None:
     check_pixels(x)
 
 
-def check_kind(x: Tensor, model: nn.Module) -> None:
-    """Raises InputError unless `x` is a floating (N, C, H, W) tensor with the dtype and device of `model`."""
+def check_form(x: Tensor) -> None:
+    """Raises InputError unless `x` is a floating (N, C, H, W) tensor."""
     if not isinstance(x, Tensor):
         raise InputError(f"images must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor(...)")
     if x.layout != torch.strided or x.is_nested:
@@ -97,6 +98,11 @@ def check_kind(x: Tensor, model: nn.Module) -> None:
         )
     if 0 in x.shape[1:]:
         raise InputError(f"images of shape {tuple(x.shape)} hold no pixels")
+
+
+def check_kind(x: Tensor, model: nn.Module) -> None:
+    """Raises InputError unless `x` is a floating (N, C, H, W) tensor with the dtype and device of `model`."""
+    check_form(x)
     first = next(chain(model.parameters(), model.buffers()), None)
     if first is not None:
         if x.device != first.device:
@@ -202,21 +208,9 @@ def backward(
         ) from error
 
 
-def usable_output_component(out: Tensor, logits: Tensor) -> Tensor:
-    """Returns (N,) bools: which images' output component (N,) can be divided by.
-
-    Equal logits have no gradient; what rounding leaves of it is no better than zero.
-    """
-    classes = logits.shape[1]
-    wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    slope = (1 - classes * torch.softmax(wide, dim=1)).abs().amax(1)
-    flat = slope <= 16 * torch.finfo(wide.dtype).eps * classes
-    return (out > 0) & ~flat.to(out.device)
-
-
 def check_output_component(out: Tensor, logits: Tensor) -> None:
-    """Raises NonFiniteError naming the images that `usable_output_component` does not hold for."""
-    unusable = (~usable_output_component(out, logits)).nonzero().flatten().tolist()
+    """Raises NonFiniteError naming the images that `gaia_fast.ops.soundness.divisible` does not hold for."""
+    unusable = (~divisible(out, logits)).nonzero().flatten().tolist()
     if unusable:
         raise NonFiniteError(
             f"the output component of images {_listed(unusable)} of the batch is zero or NaN, so GAIA-A cannot divide "

@@ -85,11 +85,15 @@ class _Detector:
         Raises:
             GaiaError: of the kind that fits. The model is left as it was, whatever happens.
         """
-        self._check(x)
-        if x.shape[0] == 0:
-            nothing = self._score_nothing(x)
-            return nothing if return_matrix else GaiaOutput(nothing.logits, nothing.score)
-        measured = self._measure(x)
+        checks.check_form(x)
+        prepared = self._engine in ("auto", "compiled") and x.shape[0] > 0
+        measured = self._compiled.measure_at_once(x) if prepared else None
+        if measured is None:
+            self._check(x)
+            if x.shape[0] == 0:
+                nothing = self._score_nothing(x)
+                return nothing if return_matrix else GaiaOutput(nothing.logits, nothing.score)
+            measured = self._measure(x)
         return GaiaOutput(measured.logits, measured.score, measured.matrix() if return_matrix else None)
 
     def predict(self, x: Tensor) -> Tensor:
@@ -278,7 +282,7 @@ class _Detector:
         if prepared is None:
             checks.check_pixels(x)
         if engine.name == "compiled":
-            return self._compiled.measure(x, self._find_head(x), prepared)
+            return self._compiled.measure(x, prepared or self._compiled.prepare(x, self._find_head(x)))
         if engine.name == "reference":
             measured = self._measure_by_reference(x)
         else:

@@ -17,12 +17,19 @@ def structure(modules: Iterable[nn.Module]) -> list[Any]:
     return found
 
 
-def weights(modules: Iterable[nn.Module]) -> list[int]:
-    """Returns what changes when a parameter or buffer is replaced, moved, or written to in place."""
-    found: list[int] = []
+def everything(modules: Iterable[nn.Module]) -> list[Any]:
+    """Returns what changes with `structure`, or when a parameter or buffer is replaced, moved or written to in place.
+
+    In one pass: a model's modules and tensors lie all over memory, and fetching them is what takes the time.
+    """
+    found: list[Any] = []
     for module in modules:
         own = module.__dict__
-        for group in (own["_parameters"], own["_buffers"]):
+        buffers = own["_buffers"]
+        found += (own["training"], own.get("_compiled_call_impl"), buffers.get("running_var") is None)
+        if children := own["_modules"]:
+            found += children.values()
+        for group in (own["_parameters"], buffers):
             for tensor in group.values() if group else ():
                 if tensor is None:
                     continue

@@ -12,7 +12,7 @@ import zoo
 def test_nothing_changed() -> None:
     model = zoo.build("vgg_like")
     modules = list(model.modules())
-    for look in (fingerprint.structure, fingerprint.weights):
+    for look in (fingerprint.structure, fingerprint.everything):
         before = look(modules)
         with torch.no_grad():
             model(zoo.images(2))
@@ -37,9 +37,9 @@ WRITES = {
 
 @pytest.mark.parametrize(
     ("look", "change"),
-    [(fingerprint.structure, each) for each in CHANGES.values()]
-    + [(fingerprint.weights, each) for each in WRITES.values()],
-    ids=[*CHANGES, *(f"weights {name}" for name in WRITES)],
+    [(look, each) for look in (fingerprint.structure, fingerprint.everything) for each in CHANGES.values()]
+    + [(fingerprint.everything, each) for each in WRITES.values()],
+    ids=[*CHANGES, *(f"{name}, everything" for name in CHANGES), *(f"weights {name}" for name in WRITES)],
 )
 def test_changes_are_seen(look: Callable, change: Callable) -> None:
     model = zoo.build("vgg_like")

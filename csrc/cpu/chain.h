@@ -11,6 +11,7 @@
 
 namespace {
 
+using gaia::cpu::Meanwhile;
 using gaia::cpu::Step;
 
 constexpr double kAlone = 12e6;      // operations below which waking other threads costs more than it saves
@@ -133,7 +134,7 @@ void run_stage(const Step* steps, Task* tasks, Stage& stage, float* scratch) {
   }
 }
 
-bool chain(const Step* steps, int64_t count, int threads) {
+bool chain(const Step* steps, int64_t count, int threads, const Meanwhile& meanwhile) {
   static thread_local Scratch plan, memory;
   const int64_t stages = count > 0 ? steps[count - 1].stage + 1 : 0;
   Task* const tasks = static_cast<Task*>(
@@ -161,8 +162,10 @@ bool chain(const Step* steps, int64_t count, int threads) {
   for (int64_t i = 0; i < stages; ++i) partial = place_sums(steps, tasks, all[i], partial);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
+    const int thread = omp_get_thread_num();
+    if (thread == 0 && meanwhile.run != nullptr) meanwhile.run(meanwhile.context);
     const FloatMode mode;
-    for (int64_t i = 0; i < stages; ++i) run_stage(steps, tasks, all[i], floats + omp_get_thread_num() * scratch);
+    for (int64_t i = 0; i < stages; ++i) run_stage(steps, tasks, all[i], floats + thread * scratch);
   }
   return true;
 }

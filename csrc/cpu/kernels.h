@@ -54,6 +54,32 @@ struct Step {
   OpenEverywhere open;
 };
 
+// logits[n][c] = sum over k of mean over space of x[n] * weight[c] + bias[c]; k a multiple of 16.
+struct LinearHead {
+  const float* x;  // (n, area, k)
+  int64_t n, area, k, classes;
+  const float* weight;  // (classes, k)
+  const float* bias;    // or null
+  float* pooled;        // room for k
+  float* logits;
+};
+
+// out[n] = sqrt(factor * mean over k of |sum over c of (1 - classes * softmax(logits[n])[c]) * weight[c][k]|)
+struct OutputComponent {
+  const float* logits;
+  int64_t n, classes, k;  // k a multiple of 16
+  const float* weight;    // (classes, k)
+  float factor;
+  float* slopes;  // room for `classes`
+  float* out;
+};
+
+// What the calling thread does first, while the others wake up and begin. Must not throw.
+struct Meanwhile {
+  void (*run)(void* context);  // or null
+  void* context;
+};
+
 struct KernelTable {
   const char* level;
   // Reads g once and writes its moments.
@@ -63,10 +89,12 @@ struct KernelTable {
   void (*relu_backward_moments)(const gaia_map& g, const gaia_map* y, const float* scale, const gaia_map& grad_in,
                                 const gaia_moments& out, int threads);
   // Runs steps, stage after stage. False where memory is short.
-  bool (*chain)(const Step* steps, int64_t count, int threads);
+  bool (*chain)(const Step* steps, int64_t count, int threads, const Meanwhile& meanwhile);
   // Writes y = relu(x * scale + shift + residual) and counts its non-zeros; scale and shift have K values or are null.
   void (*relu_forward_count)(const gaia_map& x, const gaia_map* residual, const float* scale, const float* shift,
                              const gaia_map& y, const gaia_moments& out, int threads);
+  void (*pooled_logits)(const LinearHead& job);
+  void (*output_component)(const OutputComponent& job);
 };
 
 // Defined once per level, by compiling level.cpp with that level's flags.
@@ -82,5 +110,21 @@ const KernelTable* const* supported_tables();
 void frobenius(const gaia_packed& packed);
 
 void open_everywhere(const OpenEverywhere& job);
+
+bool all_finite(const float* x, int64_t count);
+
+// What a program found for n images; without conditions, or a component, there is none to be looked at.
+struct Results {
+  const float* logits;
+  int64_t n, classes;
+  const float* score;
+  const float* live;
+  int64_t conditions;
+  const float* component;  // or null
+  double flat;             // the largest |1 - C softmax(S)| that is rounding alone
+};
+
+// Whether logits and scores are finite, all of live is positive, and each component can be divided by.
+bool sound(const Results& found);
 
 }  // namespace gaia::cpu

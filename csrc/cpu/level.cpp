@@ -2,6 +2,7 @@
 #include "chain.h"
 #include "channel_moments.h"
 #include "kernels.h"
+#include "linear_head.h"
 #include "relu_backward_moments.h"
 #include "relu_forward_count.h"
 
@@ -14,7 +15,7 @@ namespace gaia::cpu {
 
 const KernelTable& GAIA_JOIN(GAIA_LEVEL, _table)() {
   static const KernelTable table = {GAIA_STRING(GAIA_LEVEL), channel_moments, relu_backward_moments, chain,
-                                    relu_forward_count};
+                                    relu_forward_count,      pooled_logits,   output_component};
   return table;
 }
 

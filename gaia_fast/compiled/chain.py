@@ -1,6 +1,6 @@
 """Kernels in one call: the steps of a chain, and the memory that it works on, planned for inputs of one shape."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ class Chain(nn.Module):
         self.instructions, self.inputs, self.outputs = _in_stages(instructions), inputs, outputs
         self._plans: dict[tuple[torch.Size, ...], _Plan] = {}
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, meanwhile: Callable[[], None] | None, *inputs: Tensor) -> tuple[Tensor, ...]:
         shapes = tuple(each.shape for each in inputs)
         plan = self._plans.get(shapes)
         if plan is None:
@@ -92,7 +92,7 @@ class Chain(nn.Module):
         given = [channels_last(each) for each in inputs]
         arena, outputs = _empty((plan.arena,)), tuple(_empty(size) for size in plan.outputs)
         pointers = [each.data_ptr() for each in (arena, *given, *outputs)]  # type: ignore[union-attr]
-        if not plan.run(pointers, torch.get_num_threads()):
+        if not plan.run(pointers, torch.get_num_threads(), meanwhile):
             raise BackendError(f"no memory for maps of {shapes[0][0]} images; score fewer")
         for output, source, target, width in plan.copies:
             outputs[output].narrow(1, target, width).copy_(outputs[output].narrow(1, source, width))

@@ -7,6 +7,7 @@ beforehand.
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,10 +25,18 @@ _SIDE_BY_SIDE = {aten.cat.default: 2, aten.stack.default: 1}
 
 
 def chained(module: fx.GraphModule) -> fx.GraphModule:
-    """Returns a fused program with its kernels in chains; the weights are shared."""
+    """Returns a fused program with its kernels in chains; the weights are shared.
+
+    It takes a function beside the images, or None, and calls it while the first chain's other threads wake up.
+    """
     depths = _depths(module)
     graph = fx.Graph()
     known: dict[fx.Node, fx.Node] = {}
+    images = next(node for node in module.graph.nodes if node.op == "placeholder")
+    known[images] = graph.node_copy(images)
+    meanwhile: fx.Node | None = graph.placeholder("meanwhile", default_value=None)
+    if not any(_ours(node) for node in module.graph.nodes):
+        graph.call_function(_call, (meanwhile,))
     for depth in range(max(depths.values()) + 1):
         here = [node for node in module.graph.nodes if depths[node] == depth]
         for node in here:
@@ -36,7 +45,8 @@ def chained(module: fx.GraphModule) -> fx.GraphModule:
         if inside := [node for node in here if _ours(node)]:
             chain, inputs, outputs = _chain(inside)
             module.add_submodule(f"chain_{depth}", chain)
-            called = graph.call_module(f"chain_{depth}", tuple(known[node] for node in inputs))
+            called = graph.call_module(f"chain_{depth}", (meanwhile, *(known[node] for node in inputs)))
+            meanwhile = None
             for i, node in enumerate(outputs):
                 known[node] = graph.call_function(operator.getitem, (called, i))
                 known[node].meta["val"] = node.meta["val"]
@@ -45,6 +55,12 @@ def chained(module: fx.GraphModule) -> fx.GraphModule:
     made.graph.lint()
     made.recompile()
     return made
+
+
+@fx.has_side_effect
+def _call(meanwhile: Callable[[], None] | None) -> None:
+    if meanwhile is not None:
+        meanwhile()
 
 
 def _ours(node: fx.Node) -> bool:

@@ -21,6 +21,7 @@ from gaia_fast.errors import CompilationError, ModelError
 from gaia_fast.layers import Head, InspectedLayer, find_head, inspected_layers
 from gaia_fast.measurement import Measurement
 from gaia_fast.method import Method
+from gaia_fast.ops import soundness
 from gaia_fast.reference import Reference
 from gaia_fast.truth import copy_in, relative_error
 
@@ -36,7 +37,8 @@ class Prepared:
         dtype: what it computes in, and takes images in.
         dynamic: whether it was captured for any number of images.
         ways: for each inspected map, how its entries of Lambda come about, and why not otherwise.
-        weights: the state of the model's weights that the program holds.
+        head: where Phi and A_last are; None where the method needs neither.
+        state: of the model, when it was captured.
     """
 
     program: Program
@@ -45,7 +47,12 @@ class Prepared:
     dtype: torch.dtype
     dynamic: bool
     ways: tuple[str, ...]
-    weights: list[int]
+    head: Head | None
+    state: list[Any]
+
+
+class _ChangedError(Exception):
+    """The model is not what the program was made of."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,9 @@ class Compiled:
         self._lock = threading.Lock()
 
     def find(self, x: Tensor) -> Prepared | None:
-        """The program for images like `x`, unless there is none or the weights have changed since."""
+        """The program for images like `x`, unless there is none or the model has changed since."""
         found = self._prepared.get(_key(x))
-        return found if found is not None and found.weights == fingerprint.weights(self.modules) else None
+        return found if found is not None and found.state == fingerprint.everything(self.modules) else None
 
     def prepare(self, x: Tensor, head: Head | None) -> Prepared:
         """Makes the program for images like `x`, and compares it with the reference on them.
@@ -101,30 +108,58 @@ class Compiled:
                 found.runner.prepare(x.shape[0])
             return found
 
+    def measure_at_once(self, x: Tensor) -> Measurement | None:
+        """Scores one batch without a look at the model before: at what it is like the calling thread looks meanwhile.
+
+        Returns:
+            None where there is no program for images like `x`, or the model has changed since it was made.
+
+        Raises:
+            As `measure`.
+        """
+        prepared = self._prepared.get(_key(x))
+
+        def look() -> None:
+            if prepared is not None and prepared.state != fingerprint.everything(self.modules):
+                raise _ChangedError
+
+        try:
+            return None if prepared is None else self.measure(x, prepared, look)
+        except _ChangedError:
+            return None
+
     @torch.inference_mode(False)
     @torch.no_grad()
-    def measure(self, x: Tensor, head: Head | None, prepared: Prepared | None) -> Measurement:
-        """Scores one batch with what `find` found for it; prepares the program where that is None.
+    def measure(self, x: Tensor, prepared: Prepared, look: modes.Meanwhile = modes.nothing) -> Measurement:
+        """Scores one batch with a program for such images.
 
         Images for which the structure's promise does not hold (`Counter.live`) are scored again by hooks.
 
+        Args:
+            look: called while the program runs; what it raises is raised.
+
         Raises:
             InputError, NonFiniteError: pixels, logits, a score or an output component that are not finite, or no number
-                to divide by. Else as `prepare`.
+                to divide by.
         """
-        prepared = prepared or self.prepare(x, head)
         plain = x.detach().as_subclass(Tensor)
-        found = dict(zip(prepared.program.outputs, prepared.runner(plain.to(prepared.dtype)), strict=True))
+        fine: list[bool | Tensor] = []
+
+        def meanwhile() -> None:
+            look()
+            fine.append(soundness.all_finite(plain))
+
+        try:
+            outputs = prepared.runner(plain.to(prepared.dtype), meanwhile)
+        except Exception:
+            look()  # a model that has changed explains whatever the program ran into
+            raise
+        found = dict(zip(prepared.program.outputs, outputs, strict=True))
         found["logits"] = found["logits"].to(plain.dtype)
-        live, component = found.get("live"), found.get("component")
-        fine = [torch.isfinite(each).all() for each in (plain, found["logits"], found["score"])]
-        if live is not None:
-            fine.append((live > 0).all())
-        if component is not None:
-            fine.append(checks.usable_output_component(component, found["logits"]).all())
-        # One look for all: each waits for the device.
-        if not torch.stack(fine).all():
-            self._look_closer(found, plain, head)
+        component = found.get("component")
+        fine.append(soundness.sound(found["logits"], found["score"], found.get("live"), component))
+        if not soundness.together(fine):
+            self._look_closer(found, plain, prepared.head)
         return Measurement(found["logits"], found["score"], prepared.program.maps, found["packed"], component)
 
     def _look_closer(self, found: dict[str, Tensor], x: Tensor, head: Head | None) -> None:
@@ -155,7 +190,7 @@ class Compiled:
                 "autocast decides dtypes while a model runs, and a compiled program has decided before; leave it, and "
                 "convert the model: model.to(torch.bfloat16)"
             )
-        weights = fingerprint.weights(self.modules)
+        state = fingerprint.everything(self.modules)
         plain = x.detach().as_subclass(Tensor).contiguous()
         subject, captured = self._capture(mode, plain, head)
         plain = plain.to(captured.images.dtype)
@@ -168,7 +203,7 @@ class Compiled:
             program = build(captured, self.method, head)
             ways = ["adjoint"] * len(captured.maps)
         runner = modes.make_runner(chosen.name, program, plain, captured.dynamic)
-        prepared = Prepared(program, runner, chosen, plain.dtype, captured.dynamic, tuple(ways), weights)
+        prepared = Prepared(program, runner, chosen, plain.dtype, captured.dynamic, tuple(ways), head, state)
         self._compare(prepared, plain, truth, subject)
         return prepared
 

@@ -13,7 +13,9 @@ from torch import Tensor, fx, nn
 
 from gaia_fast import ops
 from gaia_fast.compiled.fold import CONVOLUTIONS, constant_value, for_any_layout
+from gaia_fast.compiled.head import with_own_head
 from gaia_fast.compiled.nodes import calls, copy_of, pair, per_channel, same_shape
+from gaia_fast.compiled.score import with_own_score
 from gaia_fast.ops.convolution import Part, Weights, adjoint_parts, convolution_cpu, output_size, takes
 from gaia_fast.ops.convolution.packing import WINDOWS
 from gaia_fast.ops.convolution.parts import Pair
@@ -94,6 +96,8 @@ def fused(module: fx.GraphModule) -> fx.GraphModule:
     copied = copy_of(module)
     for_any_layout(copied)
     _Fuser(copied).run()
+    with_own_head(copied)
+    with_own_score(copied)
     copied.graph.eliminate_dead_code()
     copied.graph.lint()
     copied.recompile()

@@ -1,5 +1,8 @@
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +10,7 @@ from graphs import captured, targets
 from torch import Tensor, fx, nn
 
 from gaia_fast import GaiaA, GaiaZ
+from gaia_fast.compiled.capture import capture
 from gaia_fast.compiled.chain import Chain
 from gaia_fast.compiled.chained import chained
 from gaia_fast.compiled.fold import fold
@@ -19,9 +23,7 @@ DETECTORS = [GaiaA, GaiaZ]
 NETWORKS = ["resnet34", "wrn_40_2", "small_bit", "vgg_like", "strided_shortcut", "norm_act"]
 
 
-def pair(
-    detector: type[GaiaA] | type[GaiaZ], name: str, images: int = 3
-) -> tuple[fx.GraphModule, fx.GraphModule, Tensor]:
+def pair(detector: Any, name: str, images: int = 3) -> tuple[fx.GraphModule, fx.GraphModule, Tensor]:
     """A program of kernels one by one, the same in chains, and images."""
     model, x = zoo.build(name), zoo.images(images, zoo.image_size(name))
     prepared = detector(model, engine="compiled", mode="eager").prepare(x)._compiled.find(x)
@@ -52,8 +54,10 @@ def test_chains_compute_what_their_kernels_do_one_by_one(
                     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("detector", "number"), [(GaiaZ, 1), (GaiaA, 2)])
-def test_a_residual_network_is_one_chain_each_way(detector: type[GaiaA] | type[GaiaZ], number: int) -> None:
+@pytest.mark.parametrize(
+    ("detector", "number"), [(GaiaZ, 1), (GaiaA, 1), (partial(GaiaA, fusion="top1"), 2)], ids=["z", "a", "top1"]
+)
+def test_a_residual_network_is_one_chain_unless_gradients_wait_for_the_logits(detector: Any, number: int) -> None:
     _, together, _ = pair(detector, "wrn_40_2")
     assert len(chains(together)) == number
     left = targets(together)
@@ -155,3 +159,35 @@ def test_maps_of_several_numbers_of_images_share_a_chain(detector: type[GaiaA] |
     model, x = Patches().eval(), zoo.images(3)
     found = detector(model, engine="compiled", mode="native")(x)
     torch.testing.assert_close(found, detector(model, engine="reference")(x), rtol=2e-5, atol=0)
+
+
+class Averages(nn.Module):
+    """Nothing that a chain takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) * 2
+
+
+@pytest.mark.parametrize("name", ["wrn_40_2", None])
+def test_what_is_to_be_done_meanwhile_is_done_once_with_and_without_a_chain(name: str | None) -> None:
+    if name is None:
+        x = zoo.images(2)
+        together = chained(fused(capture(Averages(), x, [], False, None).graph))
+        assert not chains(together)
+    else:
+        _, together, x = pair(GaiaZ, name)
+    calls: list[int] = []
+    together(x, lambda: calls.append(threading.get_ident()))
+    assert calls == [threading.get_ident()]
+    together(x)
+    assert len(calls) == 1
+
+
+def test_other_threads_begin_meanwhile(set_threads: Callable[[int], None]) -> None:
+    """And the calling one finds what they have left, if anything."""
+    one_by_one, together, x = pair(GaiaA, "resnet34")
+    expected = one_by_one(x)
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        for a, b in zip(together(x, lambda: time.sleep(0.2)), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

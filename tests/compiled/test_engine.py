@@ -1,5 +1,7 @@
 """The compiled engine through the detectors: preparation, fallbacks, changes of the model."""
 
+import copy
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -86,9 +88,10 @@ def test_auto_is_hooks_until_prepared() -> None:
     assert detector.plan(zoo.images(3, 20)).engine.name == "hooks"  # another size is another program
 
 
-def test_weights_that_change_are_seen() -> None:
+@pytest.mark.parametrize("mode", ["eager", "native", "onnxruntime"])
+def test_weights_that_change_are_seen(mode: str) -> None:
     model, x = zoo.build("strided_shortcut"), zoo.images(3)
-    detector = GaiaA(model, engine="compiled", mode="eager")
+    detector = GaiaA(model, engine="compiled", mode=mode)
     detector(x)
     with torch.no_grad():
         model.residual[0].weight.mul_(1.3)
@@ -97,6 +100,11 @@ def test_weights_that_change_are_seen() -> None:
     assert torch.allclose(detector(x), reference.gaia_a(model, x).score, rtol=1e-5)
     model.fc = nn.Linear(12, 4).eval()
     assert torch.allclose(detector(x), reference.gaia_a(model, x).score, rtol=1e-5)
+
+
+def test_a_model_that_is_moved_is_compiled_again() -> None:
+    model, x = zoo.build("strided_shortcut"), zoo.images(3)
+    detector = GaiaA(model, engine="compiled", mode="eager").prepare(x)
     model.double()
     out = detector.score(x.double())
     assert out.logits.dtype == torch.float64
@@ -219,3 +227,37 @@ def test_a_call_looks_once_and_closer_only_where_something_is_wrong(
     x[1] *= 1e38
     with pytest.raises(NonFiniteError, match="a logit of images 1 of the batch"):
         compiled(x)
+
+
+def test_a_program_that_fails_is_made_again_only_where_the_model_has_changed() -> None:
+    """The model is looked at while the program runs, and a changed one may be why it fails."""
+    model, x = zoo.build("strided_shortcut"), zoo.images(2)
+    compiled = GaiaZ(model, engine="compiled", mode="native").prepare(x)
+
+    def fail(x: Tensor, meanwhile: Callable[[], None]) -> None:
+        raise RuntimeError("tensors on two devices")
+
+    object.__setattr__(compiled._compiled.find(x), "runner", fail)
+    with pytest.raises(RuntimeError, match="two devices"):
+        compiled(x)
+    with torch.no_grad():
+        next(model.parameters()).mul_(-1)
+    torch.testing.assert_close(compiled(x), GaiaZ(model, engine="reference")(x), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["eager", "native"])
+@pytest.mark.parametrize("change", ["training", "replaced"])
+def test_a_model_that_changes_its_structure_is_looked_at_again(change: str, mode: str) -> None:
+    model, x = zoo.build("strided_shortcut"), zoo.images(2)
+    compiled = GaiaZ(model, engine="compiled", mode=mode).prepare(x)
+    name, first = next((name, each) for name, each in model.named_modules() if isinstance(each, nn.BatchNorm2d))
+    if change == "training":
+        first.train()
+        with pytest.raises(ModelError, match="training mode"):
+            compiled(x)
+    else:
+        model.set_submodule(name, nn.Sequential(copy.deepcopy(first), nn.BatchNorm2d(first.num_features)).eval())
+        again = compiled.score(x, return_matrix=True)
+        expected = GaiaZ(model, engine="reference").score(x, return_matrix=True)
+        assert again.matrix.shape == expected.matrix.shape
+        torch.testing.assert_close(again.score, expected.score, rtol=1e-4, atol=0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
-from gaia_fast.compiled.modes import MODES, FixedSizes, computes_in
+from gaia_fast.compiled.modes import MODES, FixedSizes, Meanwhile, computes_in, nothing
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError
 
 import zoo
@@ -157,7 +157,8 @@ class Recorder:
     def __init__(self, size: int, calls: list[int]) -> None:
         self.size, self.calls = size, calls
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, x: Tensor, meanwhile: Meanwhile = nothing) -> tuple[Tensor, ...]:
+        meanwhile()
         assert x.shape[0] == self.size
         self.calls.append(self.size)
         return (x.sum((1, 2, 3)), x[:, 0])
@@ -171,10 +172,33 @@ def test_sizes_are_filled_up_to_the_next_or_split() -> None:
     runner.prepare(8)
     for count, expected in ((3, [4]), (4, [4]), (5, [8]), (8, [8]), (9, [8, 4]), (11, [8, 4])):
         calls.clear()
-        total, channel = runner(x[:count])
+        looks: list[int] = []
+        total, channel = runner(x[:count], lambda looks=looks: looks.append(1))
+        assert looks == [1]
         assert calls == expected
         torch.testing.assert_close(total, x[:count].sum((1, 2, 3)))
         assert torch.equal(channel, x[:count, 0])
+
+
+@pytest.mark.parametrize("mode", HERE)
+def test_a_runner_calls_once_meanwhile_and_raises_what_that_does(mode: str) -> None:
+    model, x = zoo.build("strided_shortcut"), zoo.images(3)
+    prepared = GaiaZ(model, engine="compiled", mode=mode).prepare(x)._compiled.find(x)
+    assert prepared is not None
+    expected = prepared.runner(x)
+    here: list[int] = []
+    for images in (3, 2, 5):  # as prepared, filled up and split, or any number
+        here.clear()
+        prepared.runner(x[[*range(3), 0, 0]][:images], lambda: here.append(threading.get_ident()))
+        assert here == [threading.get_ident()]
+
+    def fail() -> None:
+        raise KeyboardInterrupt("in the middle")
+
+    with pytest.raises(KeyboardInterrupt, match="in the middle"):
+        prepared.runner(x, fail)
+    for a, b in zip(prepared.runner(x), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
 def test_no_warnings_reach_the_user() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, fx
 
 from gaia_fast.compiled.batch import repeated
 from gaia_fast.compiled.modes.inductor import Frozen
+from gaia_fast.compiled.modes.runner import Meanwhile, nothing
 from gaia_fast.compiled.modes.sizes import FixedSizes
 from gaia_fast.errors import BackendError
 
@@ -45,7 +46,7 @@ class _Recorded:
                 self._outputs = run(self._images)
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, x: Tensor, meanwhile: Meanwhile = nothing) -> tuple[Tensor, ...]:
         # One thread at a time: the buffers are shared. The copies are ordered by the caller's stream; another thread's
         # stream is made to wait by the event below.
         with self._lock, torch.cuda.device(x.device):
@@ -56,4 +57,5 @@ class _Recorded:
             self._graph.replay()
             outputs = tuple(each.clone() for each in self._outputs)
             self._done = stream.record_event()
-            return outputs
+        meanwhile()
+        return outputs

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, fx
 
+from gaia_fast.compiled.modes.runner import Meanwhile, nothing
+
 
 class Eager:
     """Runs the graph as it is; any dtype, any device, any number of images."""
@@ -11,5 +13,7 @@ class Eager:
         self._graph = graph
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self._graph(x)
+    def __call__(self, x: Tensor, meanwhile: Meanwhile = nothing) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = self._graph(x)
+        meanwhile()
+        return outputs

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiled.batch import repeated
+from gaia_fast.compiled.modes.runner import Meanwhile, nothing
 from gaia_fast.compiled.modes.sizes import FixedSizes
 from gaia_fast.errors import CompilationError, first_line
 
@@ -39,5 +40,7 @@ class Frozen:
             ) from error
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self._run(x))
+    def __call__(self, x: Tensor, meanwhile: Meanwhile = nothing) -> tuple[Tensor, ...]:
+        outputs = tuple(self._run(x))
+        meanwhile()
+        return outputs

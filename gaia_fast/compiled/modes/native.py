@@ -6,6 +6,7 @@ from torch import Tensor, fx
 from gaia_fast import backends
 from gaia_fast.compiled.chained import chained
 from gaia_fast.compiled.fused import fused
+from gaia_fast.compiled.modes.runner import Meanwhile, nothing
 from gaia_fast.errors import BackendError
 
 
@@ -27,8 +28,9 @@ class Native:
         self._graph = chained(fused(graph))
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self._graph(x.contiguous(memory_format=torch.channels_last))
+    def __call__(self, x: Tensor, meanwhile: Meanwhile = nothing) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = self._graph(x.contiguous(memory_format=torch.channels_last), meanwhile)
+        return outputs
 
 
 def missing() -> str:

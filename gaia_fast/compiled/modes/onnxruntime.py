@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, fx
 
+from gaia_fast.compiled.modes.runner import Meanwhile, nothing
 from gaia_fast.compiled.onnx import missing, to_onnx
 from gaia_fast.errors import BackendError
 
@@ -38,6 +39,7 @@ class OnnxRuntime:
         )
         self._name = self._session.get_inputs()[0].name
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, x: Tensor, meanwhile: Meanwhile = nothing) -> tuple[Tensor, ...]:
+        meanwhile()
         found = self._session.run(None, {self._name: x.detach().contiguous().numpy()})
         return tuple(torch.from_numpy(each) for each in found)

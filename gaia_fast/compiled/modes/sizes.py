@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from gaia_fast.compiled.modes.runner import Runner
+from gaia_fast.compiled.modes.runner import Meanwhile, Runner, nothing
 
 
 class FixedSizes:
@@ -33,17 +33,18 @@ class FixedSizes:
                 self._runners[images] = self._make(images)
             return self._runners[images]
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, x: Tensor, meanwhile: Meanwhile = nothing) -> tuple[Tensor, ...]:
         images = x.shape[0]
         runner = self._runners.get(images)
         if runner is not None:
-            return runner(x)
+            return runner(x, meanwhile)
         if not self._runners:
-            return self.prepare(images)(x)
+            return self.prepare(images)(x, meanwhile)
         larger = [size for size in self._runners if size > images]
         if larger:
             size = min(larger)
             filled = torch.cat([x, x[-1:].expand(size - images, -1, -1, -1)])
-            return tuple(each[:images] for each in self._runners[size](filled))
-        parts = [self(part) for part in x.split(max(self._runners))]
+            return tuple(each[:images] for each in self._runners[size](filled, meanwhile))
+        first, *others = x.split(max(self._runners))
+        parts = [self(first, meanwhile), *(self(part) for part in others)]
         return tuple(torch.cat(each) for each in zip(*parts, strict=True))

@@ -1,0 +1,53 @@
+"""The score of a program by this package's own `frobenius`, instead of one operator for each of its steps."""
+
+from itertools import accumulate, groupby
+
+import torch
+from torch import Tensor, fx, nn
+
+from gaia_fast.compiled.fold import constant_value
+from gaia_fast.compiled.nodes import calls
+from gaia_fast.ops.frobenius.cpu import frobenius_cpu
+
+aten = torch.ops.aten
+
+
+class Score(nn.Module):
+    """`gaia_fast.ops.frobenius` of order 2 with its layers: (packed, output component or None) to scores, unchecked.
+
+    Args:
+        inverse_area: for each column, 1 / (H_l * W_l).
+    """
+
+    def __init__(self, inverse_area: list[float]) -> None:
+        super().__init__()
+        layers = [(area, len(list(columns))) for area, columns in groupby(inverse_area)]
+        self.widths, self.inverse_area = [width for _, width in layers], [area for area, _ in layers]
+        self.begins = list(accumulate(self.widths[:-1], initial=0))
+
+    def forward(self, packed: Tensor, component: Tensor | None) -> Tensor:
+        score = torch.empty(packed.shape[0], dtype=torch.float32, device="cpu")
+        frobenius_cpu(packed.contiguous(), self.begins, self.widths, self.inverse_area, component, 2.0, score)
+        return score
+
+
+def with_own_score(module: fx.GraphModule) -> None:
+    """Has `Score` compute the norm of the packed sums, and the division by the output component. In place."""
+    graph = module.graph
+    for node in [node for node in graph.nodes if node.target is aten.linalg_vector_norm.default]:
+        scaled = node.args[0]
+        if list(node.args[1:]) != [2, [1]] or node.kwargs or not calls(scaled, aten.mul.Tensor):
+            continue
+        packed, areas = scaled.args[0], constant_value(scaled.args[1])
+        value = packed.meta["val"]
+        if areas is None or value.ndim != 2 or value.dtype != torch.float32 or areas.shape != value.shape[1:]:
+            continue
+        last, component = node, None
+        user = next(iter(node.users))
+        if len(node.users) == 1 and user.target is aten.div.Tensor and user.args[0] is node:
+            last, component = user, user.args[1]
+        module.add_submodule("score", Score(areas.tolist()))
+        with graph.inserting_before(last):
+            found = graph.call_module("score", (packed, component))
+            found.meta["val"] = last.meta["val"]
+        last.replace_all_uses_with(found)

@@ -1,0 +1,74 @@
+"""Whether results mean something: finite numbers, and an output component that can be divided by.
+
+A batch has one answer, so that a device is waited for once; `gaia_fast.checks` finds the images at fault.
+"""
+
+import torch
+from torch import Tensor
+
+from gaia_fast.backends import kernels
+
+
+def all_finite(x: Tensor) -> bool | Tensor:
+    """Whether every number of a tensor of any shape is finite: a bool, or where a device has to tell, a 0-d tensor."""
+    layout = torch.channels_last if x.ndim == 4 and not x.is_contiguous() else torch.contiguous_format
+    if _readable(x) and x.is_contiguous(memory_format=layout):
+        return kernels.all_finite(x.data_ptr(), x.numel())  # type: ignore[union-attr]
+    return torch.isfinite(x).all()
+
+
+def sound(logits: Tensor, score: Tensor, live: Tensor | None = None, component: Tensor | None = None) -> bool | Tensor:
+    """Whether all of a batch's results mean something: a bool, or where a device has to tell, a 0-d tensor.
+
+    Args:
+        logits: (N, C), to be finite.
+        score: (N,), to be finite.
+        live: (N, conditions), to be positive; None for no conditions.
+        component: (N,), to be `divisible`; None where nothing is divided.
+    """
+    given = [each for each in (logits, score, live, component) if each is not None]
+    if all(_readable(each) and each.is_contiguous() for each in given):
+        images, classes = logits.shape
+        return kernels.sound(  # type: ignore[union-attr]
+            logits.data_ptr(),
+            images,
+            classes,
+            score.data_ptr(),
+            0 if live is None else live.data_ptr(),
+            0 if live is None else live.shape[1],
+            0 if component is None else component.data_ptr(),
+            _flat(classes, torch.float32),
+        )
+    fine = [torch.isfinite(logits).all(), torch.isfinite(score).all()]
+    if live is not None:
+        fine.append((live > 0).all())
+    if component is not None:
+        fine.append(divisible(component, logits).all())
+    return torch.stack(fine).all()
+
+
+def together(answers: list[bool | Tensor]) -> bool:
+    """Whether all of several answers are yes. One look at those that a device has to tell: each waits for it."""
+    asked = [each for each in answers if isinstance(each, Tensor)]
+    return all(each for each in answers if isinstance(each, bool)) and (not asked or bool(torch.stack(asked).all()))
+
+
+def divisible(component: Tensor, logits: Tensor) -> Tensor:
+    """Returns (N,) bools: which images' output component (N,) can be divided by.
+
+    Equal logits have no gradient; what rounding leaves of it is no better than zero.
+    """
+    classes = logits.shape[1]
+    wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    slope = (1 - classes * torch.softmax(wide, dim=1)).abs().amax(1)
+    flat = slope <= _flat(classes, wide.dtype)
+    return (component > 0) & ~flat.to(component.device)
+
+
+def _flat(classes: int, dtype: torch.dtype) -> float:
+    """The largest |1 - C softmax(S)| that is rounding alone."""
+    return 16 * torch.finfo(dtype).eps * classes
+
+
+def _readable(x: Tensor) -> bool:
+    return kernels is not None and x.dtype == torch.float32 and x.device.type == "cpu" and not x.is_neg()

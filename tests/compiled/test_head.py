@@ -1,0 +1,86 @@
+from typing import Any
+
+import pytest
+import torch
+from graphs import targets
+from torch import Tensor, fx, nn
+
+from gaia_fast import GaiaA, GaiaZ
+from gaia_fast.compiled.fused import fused
+from gaia_fast.compiled.head import OutputComponent, PooledLogits
+from gaia_fast.compiled.score import Score
+
+import zoo
+
+aten = torch.ops.aten
+
+
+class Net(nn.Module):
+    """A convolution and a norm before any head."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm, self.relu, self.head = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.relu(self.norm(self.conv(x))))
+
+
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((3, 2))
+
+
+HEADS = {
+    "pool": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 7)),
+    "mean": lambda: nn.Sequential(Mean(), nn.Linear(16, 7)),
+    "no bias": lambda: nn.Sequential(Mean(), nn.Linear(16, 7, bias=False)),
+    "two layers": lambda: nn.Sequential(Mean(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 7)),
+    "flattened": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16 * 36, 7)),
+    "two pools": lambda: nn.Sequential(nn.AvgPool2d(3), nn.Flatten(), nn.Linear(64, 7)),
+    "convolution": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 7, 1), nn.Flatten()),
+    "largest": lambda: nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(16, 7)),
+}
+# Whose logits, and whose output components, the kernels compute.
+LOGITS = {"pool", "mean", "no bias", "two layers"}
+COMPONENTS = {"pool", "mean", "no bias", "largest"}
+
+
+def program(detector: Any, head: str, **options: Any) -> tuple[fx.GraphModule, fx.GraphModule, Tensor]:
+    torch.manual_seed(0)
+    model, x = Net(HEADS[head]()).eval(), zoo.images(3, 8)
+    prepared = detector(model, engine="compiled", mode="eager", **options).prepare(x)._compiled.find(x)
+    assert prepared is not None
+    return prepared.program.graph, fused(prepared.program.graph), x
+
+
+def kernels(module: fx.GraphModule) -> set[type]:
+    return {type(each) for each in module.children()} & {PooledLogits, OutputComponent, Score}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
+def test_the_kernels_take_linear_heads_behind_a_mean_and_compute_what_the_operators_do(
+    detector: type[GaiaA] | type[GaiaZ], head: str
+) -> None:
+    plain, own, x = program(detector, head)
+    expected = {Score}
+    if head in LOGITS:
+        expected.add(PooledLogits)
+    if detector is GaiaA and head in COMPONENTS:
+        expected.add(OutputComponent)
+    assert kernels(own) == expected
+    for images in (1, 2, 3):
+        for a, b in zip(own(x[:images]), plain(x[:images]), strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)
+    if expected == {Score, PooledLogits, OutputComponent}:
+        assert not {aten.mm.default, aten.mean.dim, aten.div.Tensor, aten.sqrt.default} & set(targets(own))
+
+
+@pytest.mark.parametrize("fusion", ["division", "inner", "output", "top1"])
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, float("inf")])
+def test_scores_of_every_fusion_and_order(fusion: str, p: float) -> None:
+    plain, own, x = program(GaiaA, "pool", fusion=fusion, p=p)
+    assert (Score in kernels(own)) == (p == 2 and fusion != "output")
+    for a, b in zip(own(x), plain(x), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)
