@@ -23,6 +23,7 @@ from gaia_fast.ops.convolution.steps import (
 
 _PLANS = 16  # numbers of images that are remembered
 _LINE = 16  # floats
+_KEPT = 1 << 28  # floats of an arena that stays for the next call
 # Maps are of sizes that are powers of 2: put end to end, equal places of all would share a set of the cache.
 _GAP = 5 * _LINE
 
@@ -81,6 +82,7 @@ class Chain(nn.Module):
         super().__init__()
         self.instructions, self.inputs, self.outputs = _in_stages(instructions), inputs, outputs
         self._plans: dict[tuple[torch.Size, ...], _Plan] = {}
+        self._spare: list[Tensor] = []  # an arena that no call works on
 
     def forward(self, meanwhile: Callable[[], None] | None, *inputs: Tensor) -> tuple[Tensor, ...]:
         shapes = tuple(each.shape for each in inputs)
@@ -90,13 +92,23 @@ class Chain(nn.Module):
                 self._plans.clear()
             plan = self._plans[shapes] = self._plan(shapes)
         given = [channels_last(each) for each in inputs]
-        arena, outputs = _empty((plan.arena,)), tuple(_empty(size) for size in plan.outputs)
+        arena, outputs = self._take(plan.arena), tuple(_empty(size) for size in plan.outputs)
         pointers = [each.data_ptr() for each in (arena, *given, *outputs)]  # type: ignore[union-attr]
         if not plan.run(pointers, torch.get_num_threads(), meanwhile):
             raise BackendError(f"no memory for maps of {shapes[0][0]} images; score fewer")
         for output, source, target, width in plan.copies:
             outputs[output].narrow(1, target, width).copy_(outputs[output].narrow(1, source, width))
+        if not self._spare and arena.numel() <= _KEPT:
+            self._spare.append(arena)
         return outputs
+
+    def _take(self, floats: int) -> Tensor:
+        """An arena of so many floats or more, of an earlier call where there is one: fresh pages cost a third of it."""
+        try:
+            spare = self._spare.pop()
+        except IndexError:
+            return _empty((floats,))
+        return spare if spare.numel() >= floats else _empty((floats,))
 
     def _plan(self, shapes: tuple[torch.Size, ...]) -> _Plan:
         sizes: dict[int, torch.Size] = dict(zip(self.inputs, shapes, strict=True))

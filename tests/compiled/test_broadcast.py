@@ -73,6 +73,7 @@ DIFFERENT = {
     "numbered images": lambda x: x + torch.arange(x.shape[0]).reshape(-1, 1),
     "a share of the images": lambda x: x / x.shape[0] + torch.ones(x.shape[0], 8) / x.shape[0],
     "every third image": lambda x: x + torch.ones(x.shape[0], 8) * (x.shape[0] // 3),
+    "no less than their number": lambda x: x + torch.full((x.shape[0], 8), 4.0).clamp(min=x.shape[0]),
     "summed over images": lambda x: x + torch.ones(x.shape[0], 8).sum(0, keepdim=True).div(3).floor(),
     "as many channels as images": lambda x: torch.cat([x, torch.ones(x.shape[0], x.shape[0])], 1),
 }

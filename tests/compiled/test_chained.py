@@ -175,7 +175,8 @@ def test_what_is_to_be_done_meanwhile_is_done_once_with_and_without_a_chain(name
         together = chained(fused(capture(Averages(), x, [], False, None).graph))
         assert not chains(together)
     else:
-        _, together, x = pair(GaiaZ, name)
+        _, together, x = pair(partial(GaiaA, fusion="top1"), name)
+        assert len(chains(together)) == 2
     calls: list[int] = []
     together(x, lambda: calls.append(threading.get_ident()))
     assert calls == [threading.get_ident()]
@@ -191,3 +192,20 @@ def test_other_threads_begin_meanwhile(set_threads: Callable[[int], None]) -> No
         set_threads(threads)
         for a, b in zip(together(x, lambda: time.sleep(0.2)), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_is_kept_for_the_next_call_up_to_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, together, x = pair(GaiaZ, "wrn_40_2")
+    expected = together(x)
+    (chain,) = chains(together)
+    (kept,) = chain._spare
+    kept.fill_(torch.nan)
+    for images in (3, 1, 3):  # fewer fit as well
+        found = together(x[:images])
+        assert all(torch.equal(a, b[:images]) for a, b in zip(found, expected, strict=True))
+        assert chain._spare[0] is kept
+    together(x[[0] * 9])
+    assert chain._spare[0].numel() > kept.numel()
+    monkeypatch.setattr("gaia_fast.compiled.chain._KEPT", kept.numel())
+    together(x[[0] * 9])
+    assert not chain._spare
