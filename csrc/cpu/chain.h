@@ -46,6 +46,27 @@ struct Scratch {
   ~Scratch() { free(data); }
 };
 
+// Scratch that is its thread's own until it is given back: what runs meanwhile may come here as well.
+struct Borrowed {
+  explicit Borrowed(Scratch& home) : home_(home) { exchange(); }
+  ~Borrowed() {
+    if (mine_.size > home_.size) exchange();
+  }
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
+  void* take(int64_t bytes) { return mine_.take(bytes); }
+
+ private:
+  void exchange() {
+    void* const data = home_.data;
+    const int64_t size = home_.size;
+    home_.data = mine_.data, home_.size = mine_.size;
+    mine_.data = data, mine_.size = size;
+  }
+  Scratch& home_;
+  Scratch mine_;
+};
+
 inline void breathe() {
 #if defined(__SSE2__)
   _mm_pause();
@@ -135,7 +156,8 @@ void run_stage(const Step* steps, Task* tasks, Stage& stage, float* scratch) {
 }
 
 bool chain(const Step* steps, int64_t count, int threads, const Meanwhile& meanwhile) {
-  static thread_local Scratch plan, memory;
+  static thread_local Scratch own_plan, own_memory;
+  Borrowed plan(own_plan), memory(own_memory);
   const int64_t stages = count > 0 ? steps[count - 1].stage + 1 : 0;
   Task* const tasks = static_cast<Task*>(
       plan.take(count * static_cast<int64_t>(sizeof(Task)) + stages * static_cast<int64_t>(sizeof(Stage))));

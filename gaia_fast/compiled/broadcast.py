@@ -93,7 +93,7 @@ def _divide(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 def _average(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     spread, axes, keeps = [*node.args, False][:3]
     x = spread.args[0] if spread.target is aten.expand.default else spread
-    if node.kwargs or x.meta["val"].ndim != spread.meta["val"].ndim or not _single(x.meta["val"].shape, axes):
+    if node.kwargs or not axes or not _spread_along(x.meta["val"].shape, spread.meta["val"].shape, axes):
         return None
     if keeps:
         return x
@@ -102,8 +102,15 @@ def _average(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return replaced
 
 
-def _single(shape: Sequence[Any], axes: Sequence[int]) -> bool:
-    return all(isinstance(shape[axis], int) and shape[axis] == 1 for axis in axes)
+def _spread_along(shape: Sequence[Any], spread: Sequence[Any], axes: Sequence[int]) -> bool:
+    """Whether a value of one position along the axes becomes one of another shape by being spread along them alone."""
+    if len(shape) != len(spread):
+        return False
+    along = {axis % len(shape) for axis in axes}
+    return all(
+        isinstance(one, int) and one == 1 if axis in along else one is other or one == other
+        for axis, (one, other) in enumerate(zip(shape, spread, strict=True))
+    )
 
 
 _REWRITES: dict[Any, Rewrite] = {

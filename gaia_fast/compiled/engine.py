@@ -142,6 +142,9 @@ class Compiled:
             InputError, NonFiniteError: pixels, logits, a score or an output component that are not finite, or no number
                 to divide by.
         """
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):  # the program's dtypes are decided
+                return self.measure(x, prepared, look)
         plain = x.detach().as_subclass(Tensor)
         fine: list[bool | Tensor] = []
 
@@ -280,13 +283,13 @@ class Compiled:
         amplifies rounding beyond that, both are held to the reference on a float64 copy: the program may be off by
         twice what the reference in the model's own dtype is.
         """
-        score = dict(zip(prepared.program.outputs, prepared.runner(x), strict=True))["score"]
+        found = dict(zip(prepared.program.outputs, prepared.runner(x), strict=True))
         allowed = max(1e-3, 32 * _eps(own.logits))
-        error = relative_error(score, own.score)
+        error = _error(found["logits"], found["score"], own)
         if not error <= allowed:
-            truth = self._reference(x.double(), copy_in(subject.model, torch.float64), subject.head).score
-            allowed = max(allowed, 2 * relative_error(own.score, truth))
-            error = relative_error(score, truth)
+            truth = self._reference(x.double(), copy_in(subject.model, torch.float64), subject.head)
+            allowed = max(allowed, 2 * _error(own.logits, own.score, truth))
+            error = _error(found["logits"], found["score"], truth)
         if not error <= allowed:
             raise ModelError(
                 f"the program of {type(self.model).__name__} in mode {prepared.mode.name!r} is off by {error:.2g} from "
@@ -301,6 +304,13 @@ class Compiled:
             return reference.gaia_z(model, x, names, p=method.p)
         named = head.name if head else None
         return reference.gaia_a(model, x, names, named, method.fusion, method.statistic, p=method.p)
+
+
+def _error(logits: Tensor, score: Tensor, truth: Reference) -> float:
+    """The larger of the scores' relative error and the logits', to each image's largest."""
+    size = truth.logits.double().abs().amax(1)
+    off = (logits.double() - truth.logits.double()).abs().amax(1)
+    return max(relative_error(score, truth.score), relative_error(size + off, size))
 
 
 def _eps(logits: Tensor) -> float:

@@ -65,7 +65,7 @@ def with_own_head(module: fx.GraphModule) -> None:
 def _logits(node: fx.Node, pooled: Any, weight: Tensor | None, bias: Any) -> tuple[nn.Module, fx.Node] | None:
     """The linear layer on a map's mean over space, with its (K, C) weights, and the map."""
     shift = None if bias is None else constant_value(bias)
-    if weight is None or weight.ndim != 2 or (bias is not None and (shift is None or shift.ndim != 1)):
+    if weight is None or weight.ndim != 2 or (bias is not None and (shift is None or shift.shape != weight.shape[1:])):
         return None
     channels = weight.shape[0]
     while calls(pooled, aten.reshape.default) and _size(pooled)[1:] in ([channels], [channels, 1, 1]):
@@ -82,7 +82,7 @@ def _averages(node: Any) -> bool:
     """Whether a node is the mean over a map's space."""
     if calls(node, aten.adaptive_avg_pool2d.default):
         return list(node.args[1]) == [1, 1]
-    return calls(node, aten.mean.dim) and not node.kwargs and sorted(axis % 4 for axis in node.args[1]) == [2, 3]
+    return calls(node, aten.mean.dim) and not node.kwargs and sorted(axis % 4 for axis in node.args[1] or ()) == [2, 3]
 
 
 def _component(root: fx.Node) -> tuple[nn.Module, fx.Node] | None:

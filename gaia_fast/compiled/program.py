@@ -73,6 +73,7 @@ def build(
     as_forward_operators(graph)
     spread_last(graph)
     fold_constants(fold_rows(graph))
+    _own_results(graph)
     maps = captured.maps or (FeatureMap("output component", 1, 1, 1),)
     return Program(graph, tuple(recorder.outputs), maps, recorder.counter.conditions)
 
@@ -228,6 +229,19 @@ def _norm(eps: Tensor, p: float) -> Tensor:
     # The largest entry is taken out: powers of small numbers would underflow.
     largest = eps.abs().amax(1, keepdim=True).clamp_min(torch.finfo(eps.dtype).tiny)
     return largest.squeeze(1) * (eps.abs() / largest).pow(p).sum(1).pow(1 / p)
+
+
+def _own_results(module: fx.GraphModule) -> None:
+    """Copies what a program would return of its constants: the caller may write to what it gets."""
+    output = module.graph.output_node()
+    for node in set(output.all_input_nodes):
+        source = node.args[0] if node.target is aten.expand.default else node
+        if isinstance(source, fx.Node) and source.op == "get_attr":
+            with module.graph.inserting_before(output):
+                copy = module.graph.call_function(aten.clone.default, (node,))
+                copy.meta["val"] = node.meta["val"]
+            output.replace_input_with(node, copy)
+    module.recompile()
 
 
 _IDENTITIES = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.lift_fresh.default)

@@ -71,4 +71,6 @@ def _flat(classes: int, dtype: torch.dtype) -> float:
 
 
 def _readable(x: Tensor) -> bool:
-    return kernels is not None and x.dtype == torch.float32 and x.device.type == "cpu" and not x.is_neg()
+    if kernels is None or x.dtype != torch.float32 or x.device.type != "cpu":
+        return False
+    return not x.is_neg() and not x._is_zerotensor()

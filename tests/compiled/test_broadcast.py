@@ -44,6 +44,7 @@ OTHERS = {
     "over images": lambda v: aten.mean.dim(spread(v), [0]),
     "of more": lambda v: aten.mean.dim(v.reshape(v.shape[0], 8, 1).expand(-1, 8, 4).unsqueeze(3), [1, 2]),
     "of another map": lambda v: aten.mean.dim(aten.div.Scalar(v.reshape(v.shape[0], 2, 2, 2), 3), [2, 3]),
+    "spread over images, too": lambda v: aten.mean.dim(v[:1].reshape(1, 8, 1, 1).expand(v.shape[0], 8, 3, 5), [2, 3]),
     "axes put in front": lambda v: aten.mean.dim(v.expand(4, 5, v.shape[0], 8), [2, 3]),
 }
 

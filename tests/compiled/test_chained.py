@@ -209,3 +209,23 @@ def test_memory_is_kept_for_the_next_call_up_to_a_size(monkeypatch: pytest.Monke
     monkeypatch.setattr("gaia_fast.compiled.chain._KEPT", kept.numel())
     together(x[[0] * 9])
     assert not chain._spare
+
+
+def test_what_runs_meanwhile_may_score_as_well(set_threads: Callable[[int], None]) -> None:
+    """A signal's handler, say: it runs on the same thread, in the middle of a chain."""
+    set_threads(3)
+    _, together, x = pair(GaiaZ, "wrn_40_2", 4)
+    inner, outer = together(x[:1]), together(x)
+    found: list[tuple[Tensor, ...]] = []
+
+    def again() -> None:
+        for _ in range(5):
+            together(x[[3] * 7])
+            found.append(together(x[:1]))
+
+    for _ in range(5):
+        for a, b in zip(together(x, again), outer, strict=True):
+            assert torch.equal(a, b)
+    for each in found:
+        for a, b in zip(each, inner, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

@@ -261,3 +261,46 @@ def test_a_model_that_changes_its_structure_is_looked_at_again(change: str, mode
         expected = GaiaZ(model, engine="reference").score(x, return_matrix=True)
         assert again.matrix.shape == expected.matrix.shape
         torch.testing.assert_close(again.score, expected.score, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["eager", "native"])
+def test_autocast_around_a_call_changes_nothing(mode: str) -> None:
+    model, x = zoo.build("vgg_like"), zoo.images(2)
+    compiled = GaiaA(model, engine="compiled", mode=mode).prepare(x)
+    expected = compiled.score(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = compiled.score(x)
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.score, expected.score)
+
+
+@pytest.mark.parametrize("mode", ["eager", "native"])
+@pytest.mark.parametrize("images", [1, 3])
+def test_what_is_returned_is_the_callers(images: int, mode: str) -> None:
+    """Even where a score is the same for every image: the gradient of Phi towards the map that is averaged to it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)
+    )
+    x = zoo.images(images)
+    compiled = GaiaA(model.eval(), engine="compiled", mode=mode, fusion="inner").prepare(x)
+    expected = compiled.score(x).score.clone()
+    torch.testing.assert_close(expected, GaiaA(model, engine="reference", fusion="inner")(x))
+    compiled.score(x).score.add_(100)
+    assert torch.equal(compiled.score(x).score, expected)
+
+
+def test_a_program_with_wrong_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GAIA-Z's score alone would not tell."""
+    build = engine_module.build
+
+    def wrong(*arguments: object) -> object:
+        program = build(*arguments)
+        head = next(each for each in program.graph.graph.nodes if each.target is torch.ops.aten.addmm.default)
+        # Not in place: the model has its bias there.
+        setattr(program.graph, head.args[0].target, getattr(program.graph, head.args[0].target) + 1)
+        return program
+
+    monkeypatch.setattr(engine_module, "build", wrong)
+    with pytest.raises(ModelError, match=r"is off by .* from the reference"):
+        GaiaZ(zoo.build("parallel"), engine="compiled", mode="eager")(zoo.images(2))
