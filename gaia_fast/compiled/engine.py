@@ -128,8 +128,6 @@ class Compiled:
         except _ChangedError:
             return None
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def measure(self, x: Tensor, prepared: Prepared, look: modes.Meanwhile = modes.nothing) -> Measurement:
         """Scores one batch with a program for such images.
 
@@ -142,8 +140,12 @@ class Compiled:
             InputError, NonFiniteError: pixels, logits, a score or an output component that are not finite, or no number
                 to divide by.
         """
+        # Asked for first: with one image, entering what is in force already takes longer than many a kernel.
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):  # the program's dtypes are decided
+                return self.measure(x, prepared, look)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
                 return self.measure(x, prepared, look)
         plain = x.detach().as_subclass(Tensor)
         fine: list[bool | Tensor] = []
