@@ -8,28 +8,24 @@ from torch import nn
 
 def structure(modules: Iterable[nn.Module]) -> list[Any]:
     """Returns what changes when a module is put in, taken out, set to training, compiled, or loses its statistics."""
-    found: list[Any] = []
-    for module in modules:
-        own = module.__dict__  # `nn.Module` looks here as well, after asking more
-        found += (own["training"], own.get("_compiled_call_impl"), own["_buffers"].get("running_var") is None)
-        if children := own["_modules"]:
-            found += children.values()
-    return found
+    return _look(modules, tensors=False)
 
 
 def everything(modules: Iterable[nn.Module]) -> list[Any]:
-    """Returns what changes with `structure`, or when a parameter or buffer is replaced, moved or written to in place.
+    """Returns what changes with `structure`, and when a parameter or buffer is replaced, moved or written in place."""
+    return _look(modules, tensors=True)
 
-    In one pass: a model's modules and tensors lie all over memory, and fetching them is what takes the time.
-    """
+
+def _look(modules: Iterable[nn.Module], tensors: bool) -> list[Any]:
+    # One pass for all: modules and tensors lie all over memory, and fetching them is what takes the time.
     found: list[Any] = []
     for module in modules:
-        own = module.__dict__
+        own = module.__dict__  # `nn.Module` looks here as well, after asking more
         buffers = own["_buffers"]
         found += (own["training"], own.get("_compiled_call_impl"), buffers.get("running_var") is None)
         if children := own["_modules"]:
             found += children.values()
-        for group in (own["_parameters"], buffers):
+        for group in (own["_parameters"], buffers) if tensors else ():
             for tensor in group.values() if group else ():
                 if tensor is None:
                     continue

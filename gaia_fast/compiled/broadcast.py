@@ -38,7 +38,8 @@ def fold_rows(module: fx.GraphModule) -> fx.GraphModule:
     rows: list[fx.Node] = []
     for node in list(graph.nodes):
         if node.op == "get_attr":
-            known[node] = constant_value(node), constant_value(node)
+            value = constant_value(node)
+            known[node] = value, value
         elif node.target is aten.sym_size.int and node.args[0].op == "placeholder" and node.args[1] == 0:
             number = number or node
             known[node] = 1, 2

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from gaia_fast import ops
 from gaia_fast.compiled.fold import CONVOLUTIONS, constant_value, for_any_layout
 from gaia_fast.compiled.head import with_own_head
-from gaia_fast.compiled.nodes import calls, copy_of, pair, per_channel, same_shape
+from gaia_fast.compiled.nodes import alike, call_kernel, calls, copy_of, only_user, pair, per_channel
 from gaia_fast.compiled.score import with_own_score
 from gaia_fast.ops.convolution import Part, Weights, adjoint_parts, convolution_cpu, output_size, takes
 from gaia_fast.ops.convolution.packing import WINDOWS
@@ -123,7 +123,6 @@ class _Fuser:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module, self.graph = module, module.graph
         self._weights: dict[str, Weights] = {}
-        self._count = 0
         self._exact = _counted(self.graph)
 
     def run(self) -> None:
@@ -141,10 +140,7 @@ class _Fuser:
 
     def _place(self, kernel: nn.Module, inputs: tuple[fx.Node | None, ...], like: Any) -> tuple[fx.Node, fx.Node]:
         """A call of a kernel, at the graph's current place of insertion: its map, and its sums."""
-        name = f"kernel_{self._count}"
-        self._count += 1
-        self.module.add_submodule(name, kernel)
-        made = self.graph.call_module(name, inputs)
+        made = call_kernel(self.graph, kernel, inputs)
         y = self.graph.call_function(operator.getitem, (made, 0))
         y.meta["val"] = like
         return y, self.graph.call_function(operator.getitem, (made, 1))
@@ -178,7 +174,7 @@ class _Fuser:
         relu = False
         if added := _added(last):
             residual, last = added
-        if (user := _only_user(last)) is not None and user.target is aten.relu.default:
+        if (user := only_user(last)) is not None and user.target is aten.relu.default:
             relu, last = True, user
         elif gated := _gated(last):
             gate, last = gated
@@ -203,7 +199,7 @@ class _Fuser:
             return
         x, parameters = node.args[0], {}
         for name, target in (("shift", aten.add.Tensor), ("scale", aten.mul.Tensor)):
-            if calls(x, target) and len(x.users) == 1 and not x.kwargs and _alike(x.args[0], node):
+            if calls(x, target) and len(x.users) == 1 and not x.kwargs and alike(x.args[0], node):
                 factor = per_channel(x.args[1], int(value.shape[1]))
                 if factor is not None:
                     parameters[name], x = factor, x.args[0]
@@ -218,7 +214,7 @@ class _Fuser:
     def _gate(self, node: fx.Node) -> None:
         """A gradient through a ReLU, with its sums and the norm's factor."""
         value, g = node.meta["val"], node.args[2]
-        if value.ndim != 4 or value.dtype != torch.float32 or not _alike(g, node):
+        if value.ndim != 4 or value.dtype != torch.float32 or not alike(g, node):
             return
         if (gate := _closed(node)) is None:
             return
@@ -309,11 +305,6 @@ def _behind(nodes: list[Any]) -> set[fx.Node]:
     return found
 
 
-def _alike(one: Any, other: fx.Node) -> bool:
-    """Whether an argument is a map of the shape and dtype of a node."""
-    return isinstance(one, fx.Node) and same_shape(one, other) and one.meta["val"].dtype == other.meta["val"].dtype
-
-
 def _unread(sums: list[fx.Node], node: fx.Node, last: fx.Node) -> bool:
     """Whether nothing reads the sums of a node before `last`, where a kernel that makes both would stand."""
     between = set()
@@ -323,22 +314,18 @@ def _unread(sums: list[fx.Node], node: fx.Node, last: fx.Node) -> bool:
     return not any(user in between for each in sums for user in each.users)
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
 def _added(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """What is added to a node that nothing else reads, and the sum."""
-    user = _only_user(node)
+    user = only_user(node)
     if user is None or user.target is not aten.add.Tensor or user.kwargs or len(user.args) != 2:
         return None
     other = user.args[1] if user.args[0] is node else user.args[0]
-    return None if other is node or not _alike(other, node) else (other, user)
+    return None if other is node or not alike(other, node) else (other, user)
 
 
 def _gated(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """The map whose open units let a node through that nothing else reads, and what is let through."""
-    user = _only_user(node)
+    user = only_user(node)
     if user is None or user.target is not aten.where.self or user.args[2] is not node:
         return None
     gate = _closed(user)
@@ -352,7 +339,7 @@ def _closed(where: fx.Node) -> fx.Node | None:
         return None
     nothing = constant_value(zero)
     gate = closed.args[0]
-    return None if nothing is None or bool(nothing.any()) or not _alike(gate, where) else gate
+    return None if nothing is None or bool(nothing.any()) or not alike(gate, where) else gate
 
 
 def _summed(node: fx.Node, relu: bool) -> tuple[str | None, list[fx.Node]]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from gaia_fast.compiled.fold import constant_value
-from gaia_fast.compiled.nodes import calls
+from gaia_fast.compiled.nodes import call_kernel, calls
 from gaia_fast.ops.linear_head import output_component, pooled_logits
 
 aten = torch.ops.aten
@@ -54,11 +54,8 @@ def with_own_head(module: fx.GraphModule) -> None:
         if found is None:
             continue
         kernel, x = found
-        name = f"head_{sum(1 for _ in module.children())}"
-        module.add_submodule(name, kernel)
         with graph.inserting_before(node):
-            made = graph.call_module(name, (x,))
-            made.meta["val"] = node.meta["val"]
+            made = call_kernel(graph, kernel, (x,), node.meta["val"])
         node.replace_all_uses_with(made)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from gaia_fast.compiled.fold import constant_value
 
@@ -31,6 +31,26 @@ def rewritten(graph: fx.Graph, rewrites: Mapping[Any, Rewrite]) -> Iterator[tupl
             yield node, replaced
 
 
+def call_kernel(graph: fx.Graph, kernel: nn.Module, inputs: tuple[fx.Node | None, ...], value: Any = None) -> fx.Node:
+    """A call of a kernel that the graph's module takes up, at the graph's current place of insertion.
+
+    Args:
+        value: what stands for its result, where that is one tensor.
+    """
+    owner = graph.owning_module
+    name = f"kernel_{sum(1 for _ in owner.children())}"
+    owner.add_submodule(name, kernel)
+    made = graph.call_module(name, inputs)
+    if value is not None:
+        made.meta["val"] = value
+    return made
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """What reads a node, where that is one node alone."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
 def calls(node: Any, target: Any) -> bool:
     """Whether an argument is the result of an operator."""
     return isinstance(node, fx.Node) and node.target is target
@@ -40,6 +60,11 @@ def same_shape(one: Any, other: Any) -> bool:
     """Whether two nodes have one shape, symbols included."""
     shapes: list[Sequence[Any]] = [each.meta["val"].shape for each in (one, other)]
     return len(shapes[0]) == len(shapes[1]) and all(a is b or a == b for a, b in zip(*shapes, strict=True))
+
+
+def alike(one: Any, other: fx.Node) -> bool:
+    """Whether an argument is a tensor of the shape and dtype of a node."""
+    return isinstance(one, fx.Node) and same_shape(one, other) and one.meta["val"].dtype == other.meta["val"].dtype
 
 
 def per_channel(node: Any, channels: int) -> Tensor | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from gaia_fast.compiled.fold import constant_value
-from gaia_fast.compiled.nodes import calls
+from gaia_fast.compiled.nodes import alike, call_kernel, calls, only_user
 from gaia_fast.ops.frobenius.cpu import frobenius_cpu
 
 aten = torch.ops.aten
@@ -27,6 +27,7 @@ class Score(nn.Module):
 
     def forward(self, packed: Tensor, component: Tensor | None) -> Tensor:
         score = torch.empty(packed.shape[0], dtype=torch.float32, device="cpu")
+        component = None if component is None else component.contiguous()
         frobenius_cpu(packed.contiguous(), self.begins, self.widths, self.inverse_area, component, 2.0, score)
         return score
 
@@ -43,11 +44,9 @@ def with_own_score(module: fx.GraphModule) -> None:
         if areas is None or value.ndim != 2 or value.dtype != torch.float32 or areas.shape != value.shape[1:]:
             continue
         last, component = node, None
-        user = next(iter(node.users))
-        if len(node.users) == 1 and user.target is aten.div.Tensor and user.args[0] is node:
+        user = only_user(node)
+        if user is not None and user.target is aten.div.Tensor and user.args[0] is node and alike(user.args[1], node):
             last, component = user, user.args[1]
-        module.add_submodule("score", Score(areas.tolist()))
         with graph.inserting_before(last):
-            found = graph.call_module("score", (packed, component))
-            found.meta["val"] = last.meta["val"]
+            found = call_kernel(graph, Score(areas.tolist()), (packed, component), last.meta["val"])
         last.replace_all_uses_with(found)

@@ -6,7 +6,7 @@ from torch import Tensor
 from gaia_fast.backends import kernels
 
 _LANES = 16
-_MOST = 1 << 18  # multiplications; beyond, a matrix product on several threads is faster
+_MOST = 1 << 18  # multiplications; beyond some such number PyTorch's matrix product was faster (by hand, two threads)
 
 
 def pooled_logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -96,3 +96,25 @@ def test_scores_of_every_fusion_and_order(fusion: str, p: float) -> None:
     assert (Score in kernels(own)) == (p == 2 and fusion != "output")
     for a, b in zip(own(x), plain(x), strict=True):
         torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)
+
+
+class NormScaled(nn.Module):
+    """A norm of rows that is the model's own, beside the score's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("share", torch.linspace(0.1, 2, 16))
+        self.last = nn.Linear(16, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.mean((2, 3))
+        return self.last(x / torch.linalg.vector_norm(x * self.share, dim=1).unsqueeze(1))
+
+
+def test_a_norm_of_the_models_own_is_not_mistaken_for_the_scores() -> None:
+    torch.manual_seed(0)
+    model, x = Net(NormScaled()).eval(), zoo.images(3, 8)
+    found = GaiaZ(model, engine="compiled", mode="native").score(x)
+    expected = GaiaZ(model, engine="reference").score(x)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.score, expected.score, rtol=1e-4, atol=0)
