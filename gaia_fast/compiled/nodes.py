@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from gaia_fast.compiled.fold import constant_value
 
@@ -59,7 +60,12 @@ def calls(node: Any, target: Any) -> bool:
 def same_shape(one: Any, other: Any) -> bool:
     """Whether two nodes have one shape, symbols included."""
     shapes: list[Sequence[Any]] = [each.meta["val"].shape for each in (one, other)]
-    return len(shapes[0]) == len(shapes[1]) and all(a is b or a == b for a, b in zip(*shapes, strict=True))
+    return len(shapes[0]) == len(shapes[1]) and all(same_size(a, b) for a, b in zip(*shapes, strict=True))
+
+
+def same_size(one: Any, other: Any) -> bool:
+    """Whether two sizes are the same whatever the number of images; asking `==` could settle that number."""
+    return one is other or bool(statically_known_true(one == other))
 
 
 def alike(one: Any, other: fx.Node) -> bool:

@@ -19,8 +19,9 @@ channel") is computed beside the densities, image by image: `Counter.live`. A ma
 and its gradient is computed.
 """
 
-from gaia_fast.compiled.zero_density.analysis import Density, analyse
+from gaia_fast.compiled.zero_density.analysis import analyse
 from gaia_fast.compiled.zero_density.conditions import Condition
 from gaia_fast.compiled.zero_density.counter import Counter
+from gaia_fast.compiled.zero_density.density import Density
 
 __all__ = ["Condition", "Counter", "Density", "analyse"]

@@ -88,4 +88,19 @@ class Same:
         return same.to(torch.float32).flatten(1).amin(1)
 
 
-Condition = Live | LiveGroups | OtherClass | Same
+@dataclass(frozen=True)
+class Above:
+    """What must be true of an image: every value of a node is larger than a bound."""
+
+    of: fx.Node
+    bound: float
+
+    def nodes(self) -> set[fx.Node]:
+        return {self.of}
+
+    def value(self, values: Values) -> Tensor:
+        """(N,), positive where it is true."""
+        return (values[self.of].detach().flatten(1).amin(1) > self.bound).to(torch.float32)
+
+
+Condition = Live | LiveGroups | OtherClass | Same | Above

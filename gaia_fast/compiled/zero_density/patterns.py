@@ -142,16 +142,94 @@ class Windows(Pattern):
 
 
 @dataclass(frozen=True)
-class Somewhere(Pattern):
-    """The channels that have a position in another pattern: (N, K, 1, 1)."""
+class Within(Pattern):
+    """The entries at which a node's value is in [low, high], ends included: where a clamp lets a gradient through."""
+
+    of: fx.Node
+    low: float
+    high: float
+
+    def nodes(self) -> set[fx.Node]:
+        return {self.of}
+
+    def mask(self, values: Values) -> Tensor:
+        x = values[self.of].detach()
+        return (x >= self.low) & (x <= self.high)
+
+
+@dataclass(frozen=True)
+class NonZero(Pattern):
+    """The entries at which a node's value is not zero."""
+
+    of: fx.Node
+
+    def nodes(self) -> set[fx.Node]:
+        return {self.of}
+
+    def mask(self, values: Values) -> Tensor:
+        return values[self.of].detach() != 0
+
+
+@dataclass(frozen=True)
+class Reduced(Pattern):
+    """Where another pattern has an entry along some axes, which keep a size of 1: what a broadcast value gets back."""
 
     of: Pattern
+    axes: tuple[int, ...]
 
     def nodes(self) -> set[fx.Node]:
         return self.of.nodes()
 
     def mask(self, values: Values) -> Tensor:
-        return self.of.mask(values).to(torch.float32).amax((2, 3), keepdim=True) > 0
+        return self.of.mask(values).to(torch.float32).amax(self.axes, keepdim=True) > 0
+
+
+@dataclass(frozen=True)
+class Reshaped(Pattern):
+    """Another pattern of (N, K, ...), with axes of size 1 added or dropped behind the channels."""
+
+    of: Pattern
+    sizes: tuple[int, ...]
+
+    def nodes(self) -> set[fx.Node]:
+        return self.of.nodes()
+
+    def mask(self, values: Values) -> Tensor:
+        mask = self.of.mask(values)
+        return mask.reshape(mask.shape[0], *self.sizes)
+
+
+@dataclass(frozen=True)
+class Top1(Pattern):
+    """The row of the top-1 class, of the rows [begin, end) of the logits: (N, end - begin, *positions)."""
+
+    logits: fx.Node
+    begin: int
+    end: int
+    positions: tuple[int, ...] = ()
+
+    def nodes(self) -> set[fx.Node]:
+        return {self.logits}
+
+    @property
+    def of_all(self) -> bool:
+        """Whether the row is among them for every image."""
+        return self.begin == 0 and self.end == int(self.logits.meta["val"].shape[1])
+
+    def mask(self, values: Values) -> Tensor:
+        logits = values[self.logits].detach()
+        classes = torch.arange(self.begin, self.end, device=logits.device)
+        row = classes == logits.argmax(1, keepdim=True)
+        return row.reshape(row.shape[0], row.shape[1], *[1] * len(self.positions)).expand(-1, -1, *self.positions)
+
+
+@dataclass(frozen=True)
+class OfClasses(Pattern):
+    """Every entry of the images whose top-1 class is one of [begin, end), and none of the others."""
+
+    logits: fx.Node
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True)
