@@ -58,7 +58,14 @@ class Captured:
         return next(node for node in self.graph.graph.nodes if node.op == "placeholder").meta["val"]
 
 
-def capture(model: nn.Module, x: Tensor, layers: list[InspectedLayer], asked_for: bool, head: Head | None) -> Captured:
+def capture(
+    model: nn.Module,
+    x: Tensor,
+    layers: list[InspectedLayer],
+    asked_for: bool,
+    head: Head | None,
+    dynamic: bool | None = None,
+) -> Captured:
     """Exports `model`, which is left as it was.
 
     Args:
@@ -66,11 +73,15 @@ def capture(model: nn.Module, x: Tensor, layers: list[InspectedLayer], asked_for
         x: (N, C, H, W) images; the graph is made for their C, H, W, dtype and device.
         layers, asked_for: as in `gaia_fast.hooks.measure`.
         head: where Phi and A_last are; None where the method needs neither.
+        dynamic: whether the graph is made for any number of images, or for that of `x`; None for any, if that can be.
+            PyTorch refuses numbers that its graph does not hold for, but one image: that has to be tried.
 
     Raises:
         CompilationError: PyTorch cannot export the model; the operator or line at fault is named.
         LayerError: as in the other engines.
     """
+    if dynamic is not None:
+        return _export(model, x, dynamic, layers, asked_for, head)
     try:
         return _export(model, x, True, layers, asked_for, head)
     except CompilationError:

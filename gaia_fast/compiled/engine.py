@@ -1,67 +1,31 @@
-"""The compiled engine: a model captured once, scored by a forward-only program, checked before it is used."""
+"""The compiled engine: programs made of a model, kept while it is what it was, and run."""
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gaia_fast import checks, fingerprint, hooks, reference
-from gaia_fast.backends import Choice
+from gaia_fast import checks, fingerprint, hooks
 from gaia_fast.compiled import modes
-from gaia_fast.compiled.capture import Captured, capture
 from gaia_fast.compiled.export import check_format, export
-from gaia_fast.compiled.fold import fold
-from gaia_fast.compiled.program import Program, build
-from gaia_fast.compiled.zero_density import Density, analyse
-from gaia_fast.errors import CompilationError, ModelError
-from gaia_fast.layers import Head, InspectedLayer, find_head, inspected_layers
+from gaia_fast.compiled.preparation import Prepared, Subject, prepare
+from gaia_fast.errors import GaiaError, ModelError, first_line
+from gaia_fast.layers import Head, InspectedLayer
 from gaia_fast.measurement import Measurement
 from gaia_fast.method import Method
 from gaia_fast.ops import soundness
-from gaia_fast.reference import Reference
-from gaia_fast.truth import copy_in, relative_error
+from gaia_fast.recent import Recent
 
 Key = tuple[torch.Size, torch.dtype, torch.device]
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """A program for one size of image, dtype and device.
-
-    Attributes:
-        program, runner, mode: what runs, and how.
-        dtype: what it computes in, and takes images in.
-        dynamic: whether it was captured for any number of images.
-        ways: for each inspected map, how its entries of Lambda come about, and why not otherwise.
-        head: where Phi and A_last are; None where the method needs neither.
-        state: of the model, when it was captured.
-    """
-
-    program: Program
-    runner: modes.Runner
-    mode: Choice
-    dtype: torch.dtype
-    dynamic: bool
-    ways: tuple[str, ...]
-    head: Head | None
-    state: list[Any]
+# One program holds the model's weights once more: sizes of images without end would fill the memory.
+MOST_PROGRAMS = 16
 
 
 class _ChangedError(Exception):
     """The model is not what the program was made of."""
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """What is captured: the model, or a copy of it in another dtype, with its inspected layers and head."""
-
-    model: nn.Module
-    layers: list[InspectedLayer]
-    head: Head | None
 
 
 class Compiled:
@@ -85,8 +49,13 @@ class Compiled:
     ) -> None:
         self.model, self.modules, self.method, self.layers, self.asked_for = model, modules, method, layers, asked_for
         self.mode, self.backend = mode, backend
-        self._prepared: dict[Key, Prepared] = {}
+        self._prepared: Recent[Key, Prepared] = Recent(MOST_PROGRAMS)
         self._lock = threading.Lock()
+
+    @property
+    def kept(self) -> int:
+        """How many programs there are."""
+        return len(self._prepared)
 
     def find(self, x: Tensor) -> Prepared | None:
         """The program for images like `x`, unless there is none or the model has changed since."""
@@ -103,7 +72,8 @@ class Compiled:
         with self._lock:
             found = self.find(x)
             if found is None:
-                found = self._prepared[_key(x)] = self._make(x, head, self.mode)
+                found = prepare(self._subject(head), x, self.mode)
+                self._prepared.put(_key(x), found)
             elif isinstance(found.runner, modes.FixedSizes):
                 found.runner.prepare(x.shape[0])
             return found
@@ -156,9 +126,14 @@ class Compiled:
 
         try:
             outputs = prepared.runner(plain.to(prepared.dtype), meanwhile)
-        except Exception:
+        except Exception as error:
             look()  # a model that has changed explains whatever the program ran into
-            raise
+            if isinstance(error, (GaiaError, MemoryError, torch.OutOfMemoryError)):
+                raise
+            raise ModelError(
+                f"the program of {type(self.model).__name__} in mode {prepared.mode.name!r} failed on images of shape "
+                f"{tuple(x.shape)}: {first_line(error)}; engine='hooks' scores it as it is"
+            ) from error
         found = dict(zip(prepared.program.outputs, outputs, strict=True))
         found["logits"] = found["logits"].to(plain.dtype)
         component = found.get("component")
@@ -184,149 +159,11 @@ class Compiled:
     def export(self, path: Path, x: Tensor, head: Head | None, metadata: Mapping[str, str]) -> None:
         """Writes a program for images like `x` to a file; see `gaia_fast.compiled.export`."""
         check_format(path)
-        prepared = self._make(x, head, "eager", thorough=True)
+        prepared = prepare(self._subject(head), x, "eager", thorough=True)
         export(prepared.program, path, x.detach().as_subclass(Tensor).contiguous(), prepared.dynamic, metadata)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _make(self, x: Tensor, head: Head | None, mode: str, thorough: bool = False) -> Prepared:
-        if torch.is_autocast_enabled(x.device.type):
-            raise CompilationError(
-                "autocast decides dtypes while a model runs, and a compiled program has decided before; leave it, and "
-                "convert the model: model.to(torch.bfloat16)"
-            )
-        state = fingerprint.everything(self.modules)
-        plain = x.detach().as_subclass(Tensor).contiguous()
-        subject, captured = self._capture(mode, plain, head)
-        plain = plain.to(captured.images.dtype)
-        fold(captured.graph)
-        chosen = modes.choose(mode, plain, captured.graph)
-        truth = self._reference(plain, subject.model, head)
-        if self.method.name == "gaia-z":
-            program, ways = self._count(captured, plain, head, truth, thorough)
-        else:
-            program = build(captured, self.method, head)
-            ways = ["adjoint"] * len(captured.maps)
-        runner = modes.make_runner(chosen.name, program, plain, captured.dynamic)
-        prepared = Prepared(program, runner, chosen, plain.dtype, captured.dynamic, tuple(ways), head, state)
-        self._compare(prepared, plain, truth, subject)
-        return prepared
-
-    def _capture(self, mode: str, x: Tensor, head: Head | None) -> tuple[_Subject, Captured]:
-        """The model as a graph in the dtype that the mode computes in; in its own where a copy in another cannot be."""
-        dtype = modes.computes_in(mode, x)
-        if dtype != x.dtype:
-            try:
-                subject = self._in_dtype(dtype, x, head)
-                return subject, capture(subject.model, x.to(dtype), subject.layers, self.asked_for, subject.head)
-            except ModelError as error:
-                if mode != "auto":
-                    raise CompilationError(
-                        f"mode={mode!r} computes in {dtype}, and the model cannot be widened to it: {error}"
-                    ) from error
-        subject = _Subject(self.model, self.layers, head)
-        return subject, capture(subject.model, x, subject.layers, self.asked_for, subject.head)
-
-    def _in_dtype(self, dtype: torch.dtype, x: Tensor, head: Head | None) -> _Subject:
-        model = copy_in(self.model, dtype)
-        names = [layer.name for layer in self.layers]
-        found = None
-        if head is not None:
-            found = find_head(model, x.to(dtype), head.name if head.asked_for else None)
-        return _Subject(model, inspected_layers(model, names) if names else [], found)
-
-    def _count(
-        self, captured: Captured, x: Tensor, head: Head | None, truth: Reference, thorough: bool
-    ) -> tuple[Program, list[str]]:
-        """GAIA-Z: the densities that the structure tells, but for those that are wrong on the example."""
-        found = analyse(captured.graph.graph, thorough)
-        ways = [str(each) if isinstance(each, Density) else f"adjoint, {each}" for each in found]
-        densities = [each if isinstance(each, Density) else None for each in found]
-        while True:
-            program = build(captured, self.method, head, densities)
-            outputs = dict(zip(program.outputs, program.graph(x), strict=True))
-            wrong = self._wrong(program, outputs, densities, truth)
-            if not wrong:
-                return program, ways
-            for index, why in wrong.items():
-                densities[index], ways[index] = None, f"adjoint, {why}"
-
-    def _wrong(
-        self,
-        program: Program,
-        outputs: dict[str, Tensor],
-        densities: list[Density | None],
-        truth: Reference,
-    ) -> dict[int, str]:
-        """The maps whose densities do not hold on the example, and why."""
-        live = outputs.get("live")
-        dead = set()
-        if live is not None:
-            failed = (live <= 0).any(0).tolist()
-            dead = {condition for condition, fails in zip(program.conditions, failed, strict=True) if fails}
-        columns = outputs["packed"].split([each.channels for each in program.maps], dim=1)
-        wrong = {}
-        for index, (density, counts, expected) in enumerate(zip(densities, columns, truth.abnormality, strict=True)):
-            if density is None:
-                continue
-            if density.conditions & dead:
-                wrong[index] = "the example has windows in which every channel is closed"
-                continue
-            area = program.maps[index].area
-            different = float((counts - expected * area).abs().sum())
-            if different > 1 + _flips(truth.logits) * counts.numel() * area:
-                wrong[index] = "the reference counts otherwise on the example"
-        return wrong
-
-    def _compare(self, prepared: Prepared, x: Tensor, own: Reference, subject: _Subject) -> None:
-        """Raises ModelError unless the runner agrees with the reference, as far as two orders of rounding can.
-
-        A unit that is zero to rounding and opens changes a score by far more than rounding does. Where the model
-        amplifies rounding beyond that, both are held to the reference on a float64 copy: the program may be off by
-        twice what the reference in the model's own dtype is.
-        """
-        found = dict(zip(prepared.program.outputs, prepared.runner(x), strict=True))
-        allowed = max(1e-3, 32 * _eps(own.logits))
-        error = _error(found["logits"], found["score"], own)
-        if not error <= allowed:
-            truth = self._reference(x.double(), copy_in(subject.model, torch.float64), subject.head)
-            allowed = max(allowed, 2 * _error(own.logits, own.score, truth))
-            error = _error(found["logits"], found["score"], truth)
-        if not error <= allowed:
-            raise ModelError(
-                f"the program of {type(self.model).__name__} in mode {prepared.mode.name!r} is off by {error:.2g} from "
-                f"the reference on the example images, more than {allowed:.2g}; engine='hooks' scores it as it is"
-            )
-
-    @torch.enable_grad()
-    def _reference(self, x: Tensor, model: nn.Module, head: Head | None) -> Reference:
-        names = [layer.name for layer in self.layers] if self.asked_for else None
-        method = self.method
-        if method.name == "gaia-z":
-            return reference.gaia_z(model, x, names, p=method.p)
-        named = head.name if head else None
-        return reference.gaia_a(model, x, names, named, method.fusion, method.statistic, p=method.p)
-
-
-def _error(logits: Tensor, score: Tensor, truth: Reference) -> float:
-    """The larger of the scores' relative error and the logits', to each image's largest."""
-    size = truth.logits.double().abs().amax(1)
-    off = (logits.double() - truth.logits.double()).abs().amax(1)
-    return max(relative_error(score, truth.score), relative_error(size + off, size))
-
-
-def _eps(logits: Tensor) -> float:
-    """How exactly the model was computed."""
-    # Not by `allow_tf32`, which raises once the newer setting has been used.
-    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    if logits.device.type == "cuda" and logits.dtype == torch.float32 and convolutions.fp32_precision == "tf32":
-        return 2.0**-11  # TF32, PyTorch's own choice for convolutions
-    return float(torch.finfo(logits.dtype).eps)
-
-
-def _flips(logits: Tensor) -> float:
-    """The share of units that may open or close by rounding alone: those that are zero to rounding."""
-    return min(0.02, 256 * _eps(logits))
+    def _subject(self, head: Head | None) -> Subject:
+        return Subject(self.model, self.modules, self.layers, self.asked_for, head, self.method)
 
 
 def _key(x: Tensor) -> Key:

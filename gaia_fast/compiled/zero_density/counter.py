@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gaia_fast.compiled.zero_density.density import Density
 from gaia_fast.compiled.zero_density.conditions import Condition
+from gaia_fast.compiled.zero_density.density import Density
 from gaia_fast.compiled.zero_density.patterns import Everywhere, Pattern, Values
 
 

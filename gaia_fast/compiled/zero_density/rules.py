@@ -1,9 +1,9 @@
 """What comes back through one operator: the pattern of the gradient at what it reads, from that at its result.
 
-Beside each rule stands what must be true for it to hold: of the graph, which is looked at here (`Unknown` else), or of an
-image, which becomes a condition. All of them take for granted that sums of products of *general* weights are not zero:
-trained or random ones are, hand-made filters, whose values repeat, are not (`_general`). A rule may promise too little,
-never too much.
+Beside each rule stands what must be true for it to hold: of the graph, which is looked at here (`Unknown` else), or of
+an image, which becomes a condition. All of them take for granted that sums of products of *general* weights are not
+zero: trained or random ones are general, hand-made filters, whose values repeat, are not (`_general`). A rule may
+promise too little, never too much.
 """
 
 import operator
@@ -94,7 +94,7 @@ def _same(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -> Dens
 
 
 def _sum(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -> Density:
-    """Holds if the map is added once (x - x is flat), with a factor, and is not broadcast (its gradient is a sum then)."""
+    """Holds if the map is added once (x - x is flat), not times zero, and not broadcast (it gets a sum then)."""
     alpha = user.kwargs.get("alpha", 1)
     if sum(each is node for each in user.args) != 1 or not isinstance(alpha, (int, float)) or abs(alpha) <= 1e-9:
         raise Unknown(f"{name_of(user)} adds a map to itself, or not at all")
@@ -142,7 +142,7 @@ def _leaky_relu(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -
 
 
 def _sigmoid(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -> Density:
-    """Flat where it is 0 or 1 to rounding. Holds for images of which no value is so small that products with it vanish."""
+    """Flat where it is 0 or 1 to rounding. Holds for images of which no value is so small that products vanish."""
     opened = _opened(Open(user, 0.0, 1.0), behind)
     return Density(opened.pattern, opened.conditions | {Above(user, _smallest(user.meta["val"].dtype))})
 
@@ -192,10 +192,10 @@ def _product(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -> D
 
 
 def _convolution(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -> Density:
-    """Everything, if each window that reads a position has a channel that is not zero; else the positions of such windows.
+    """Everything, if each window that reads a position has a channel that is not zero; else those windows' positions.
 
-    Holds if weights are constants, general and not zero: channels of which a weight is zero show nothing. Of the rows of
-    the logits, if no weight of the top-1 class is zero.
+    Holds if weights are constants, general and not zero: channels of which a weight is zero show nothing. Of the rows
+    of the logits, if no weight of the top-1 class is zero.
     """
     weight = _weight(user, node)
     if weight is None:
@@ -232,7 +232,7 @@ def _convolution(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) 
 
 
 def _linear(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -> Density:
-    """As a convolution of one window. Holds if there is one vector an image, unless its gradient is not zero anywhere."""
+    """As a convolution of one window. Holds if there is one vector an image, or nothing is zero behind it."""
     weight = _weight(user, node)
     if weight is None or user.kwargs:
         raise Unknown(f"{name_of(user)} with weights made from the images")
@@ -271,8 +271,8 @@ def _group_norm(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -
     """Each entry's gradient has a part of every other's of its group, through their mean and variance.
 
     Holds for images of which each group has an entry that is not zero, in a channel with a factor; and if a group has
-    more than two entries (of two nothing but signs is left), and, where the gradient is not zero anywhere, more than one
-    channel (the same gradient at all positions is taken out with the mean).
+    more than two entries (of two nothing but signs is left), and, where the gradient is not zero anywhere, more than
+    one channel (the same gradient at all positions is taken out with the mean).
     """
     factors = user.args[2] if len(user.args) > 2 else None
     value, groups = node.meta["val"], int(user.args[1])
@@ -327,7 +327,7 @@ def _first_item(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -
 
 
 def _mean(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -> Density:
-    """Everything if everything behind it; of the logits, the row. Holds if every position is averaged into something."""
+    """Everything if everything behind it; of the logits, the row. Holds if all positions count."""
     if isinstance(behind.pattern, (Everywhere, OfClasses)):
         return behind
     if user.target is aten.mean.dim and not all(axis % node.meta["val"].ndim > 1 for axis in user.args[1]):
@@ -406,7 +406,7 @@ def _thin(pattern: Pattern, unusable: Tensor) -> Pattern | None:
 
 
 def _weight(user: fx.Node, node: fx.Node) -> Tensor | None:
-    """The constant weight (outputs, ...) by which a convolution or linear operator multiplies a node; None of others."""
+    """The constant weight (outputs, ...) by which a convolution or linear operator multiplies a node; else None."""
     if user.target in CONVOLUTIONS:
         return constant_value(user.args[1]) if user.args[0] is node else None
     if user.target not in _LINEAR:

@@ -1,0 +1,207 @@
+"""A program made of a model: captured, folded, recorded, and compared with the reference before anybody uses it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gaia_fast import fingerprint
+from gaia_fast.backends import Choice
+from gaia_fast.compiled import modes
+from gaia_fast.compiled.capture import Captured, capture
+from gaia_fast.compiled.fold import fold
+from gaia_fast.compiled.program import Program, build
+from gaia_fast.compiled.verification import Verifier, rounding
+from gaia_fast.compiled.zero_density import Density, analyse
+from gaia_fast.errors import CompilationError, GaiaError, ModelError, first_line
+from gaia_fast.layers import Head, InspectedLayer, find_head, inspected_layers
+from gaia_fast.method import Method
+from gaia_fast.reference import Reference
+from gaia_fast.truth import copy_in
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A program for one size of image, dtype and device.
+
+    Attributes:
+        program, runner, mode: what runs, and how.
+        dtype: what it computes in, and takes images in.
+        dynamic: whether it was captured for any number of images.
+        ways: for each inspected map, how its entries of Lambda come about, and why not otherwise.
+        head: where Phi and A_last are; None where the method needs neither.
+        state: of the model, when it was captured.
+    """
+
+    program: Program
+    runner: modes.Runner
+    mode: Choice
+    dtype: torch.dtype
+    dynamic: bool
+    ways: tuple[str, ...]
+    head: Head | None
+    state: list[object]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is made a program of: a model, what of it is inspected, and what is measured.
+
+    Attributes:
+        model, layers, asked_for, head, method: as in `gaia_fast.hooks.measure`.
+        modules: all of the model's.
+    """
+
+    model: nn.Module
+    modules: list[nn.Module]
+    layers: list[InspectedLayer]
+    asked_for: bool
+    head: Head | None
+    method: Method
+
+    def in_dtype(self, dtype: torch.dtype, x: Tensor) -> "Subject":
+        """Returns a copy of it all in another dtype; ModelError where there can be none."""
+        model = copy_in(self.model, dtype)
+        names = [layer.name for layer in self.layers]
+        head = None
+        if self.head is not None:
+            head = find_head(model, x.to(dtype), self.head.name if self.head.asked_for else None)
+        layers = inspected_layers(model, names) if names else []
+        return Subject(model, list(model.modules()), layers, self.asked_for, head, self.method)
+
+    def verifier(self) -> Verifier:
+        """Returns what holds a program to the reference."""
+        names = [layer.name for layer in self.layers] if self.asked_for else None
+        return Verifier(self.model, self.method, names, self.head)
+
+    def capture(self, x: Tensor, dynamic: bool) -> Captured:
+        """Returns the model as a graph; see `gaia_fast.compiled.capture`."""
+        return capture(self.model, x, self.layers, self.asked_for, self.head, dynamic)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def prepare(subject: Subject, x: Tensor, mode: str, thorough: bool = False) -> Prepared:
+    """Makes a program for images like `x`, and compares it with the reference on them.
+
+    Args:
+        subject: what it is made of; left as it was.
+        x: (N, C, H, W) images, checked, N at least 1.
+        mode: a name of `gaia_fast.compiled.modes.MODES`, or "auto".
+        thorough: as in `zero_density.analyse`.
+
+    Raises:
+        ModelError: the model cannot be compiled, or what came out does not agree with the reference.
+        BackendError: the mode cannot run here.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        raise CompilationError(
+            "autocast decides dtypes while a model runs, and a compiled program has decided before; leave it, and "
+            "convert the model: model.to(torch.bfloat16)"
+        )
+    state = fingerprint.everything(subject.modules)
+    plain = x.detach().as_subclass(Tensor).contiguous()
+    widened = modes.computes_in(mode, plain)
+    if widened != plain.dtype:
+        try:
+            copied = subject.in_dtype(widened, plain)
+            return _Preparation(copied, plain.to(widened), mode, thorough).prepared(subject.head, state)
+        except ModelError as error:
+            if mode != "auto":
+                raise CompilationError(
+                    f"mode={mode!r} computes in {widened}, and the model, widened to it, cannot be compiled: {error}"
+                ) from error
+    return _Preparation(subject, plain, mode, thorough).prepared(subject.head, state)
+
+
+class _Preparation:
+    def __init__(self, subject: Subject, x: Tensor, mode: str, thorough: bool) -> None:
+        self.subject, self.x, self.mode, self.thorough = subject, x, mode, thorough
+        self.verifier = subject.verifier()
+        self.own = self.verifier.reference(x)
+        self.others = self.verifier.other_batches(x, self.own)
+
+    def prepared(self, head: Head | None, state: list[object]) -> Prepared:
+        """The program for any number of images; where there is none that holds, for that of the example."""
+        try:
+            return self._attempt(True, head, state)
+        except ModelError:
+            return self._attempt(False, head, state)
+
+    def _attempt(self, dynamic: bool, head: Head | None, state: list[object]) -> Prepared:
+        captured = self.subject.capture(self.x, dynamic)
+        fold(captured.graph)
+        chosen = modes.choose(self.mode, self.x, captured.graph)
+        if self.subject.method.name == "gaia-z":
+            program, ways = self._counting(captured)
+        else:
+            program = build(captured, self.subject.method, self.subject.head)
+            ways = ["adjoint"] * len(captured.maps)
+        if dynamic:
+            self._check(program.graph, program, chosen, self.others)
+        runner = modes.make_runner(chosen.name, program, self.x, dynamic)
+        self._check(runner, program, chosen, [(self.x, self.own), *self.others])
+        return Prepared(program, runner, chosen, self.x.dtype, dynamic, tuple(ways), head, state)
+
+    def _counting(self, captured: Captured) -> tuple[Program, list[str]]:
+        """GAIA-Z: the densities that the structure tells, but for those that are wrong on the example."""
+        found = analyse(captured.graph.graph, self.thorough)
+        ways = [str(each) if isinstance(each, Density) else f"adjoint, {each}" for each in found]
+        densities = [each if isinstance(each, Density) else None for each in found]
+        while True:
+            program = build(captured, self.subject.method, self.subject.head, densities)
+            outputs = dict(zip(program.outputs, program.graph(self.x), strict=True))
+            wrong = dict(self._wrong(program, outputs, densities))
+            if not wrong:
+                return program, ways
+            for index, why in wrong.items():
+                densities[index], ways[index] = None, f"adjoint, {why}"
+
+    def _wrong(
+        self, program: Program, outputs: dict[str, Tensor], densities: list[Density | None]
+    ) -> Iterator[tuple[int, str]]:
+        """The maps whose densities do not hold on the example, and why."""
+        live = outputs.get("live")
+        dead = set()
+        if live is not None:
+            failed = (live <= 0).any(0).tolist()
+            dead = {condition for condition, fails in zip(program.conditions, failed, strict=True) if fails}
+        columns = outputs["packed"].split([each.channels for each in program.maps], dim=1)
+        flips = min(0.02, 256 * rounding(self.own.logits))  # the share of units that are zero to rounding
+        for index, (density, counts, expected) in enumerate(zip(densities, columns, self.own.abnormality, strict=True)):
+            if density is None:
+                continue
+            if density.conditions & dead:
+                yield index, "the example has windows in which every channel is closed"
+                continue
+            area = program.maps[index].area
+            different = float((counts - expected * area).abs().sum())
+            if different > 1 + flips * counts.numel() * area:
+                yield index, "the reference counts otherwise on the example"
+
+    def _check(
+        self,
+        run: Callable[[Tensor], Iterable[Tensor]],
+        program: Program,
+        mode: Choice,
+        batches: list[tuple[Tensor, Reference]],
+    ) -> None:
+        """Raises ModelError unless what is run agrees with the reference on all batches."""
+        name = type(self.subject.model).__name__
+        for x, own in batches:
+            try:
+                found = dict(zip(program.outputs, run(x), strict=True))
+            except GaiaError:
+                raise
+            except Exception as error:
+                raise CompilationError(
+                    f"the program of {name} in mode {mode.name!r} fails on {len(x)} images: {first_line(error)}; "
+                    "engine='hooks' scores it as it is"
+                ) from error
+            off, allowed = self.verifier.error(found, x, own)
+            if not off <= allowed:
+                raise ModelError(
+                    f"the program of {name} in mode {mode.name!r} is off by {off:.2g} from the reference on {len(x)} "
+                    f"of the example images, more than {allowed:.2g}; engine='hooks' scores it as it is"
+                )

@@ -1,0 +1,123 @@
+"""Programs held to the reference: on the example, and on other numbers of images than it has."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gaia_fast import reference
+from gaia_fast.errors import CompilationError, GaiaError
+from gaia_fast.layers import Head
+from gaia_fast.method import Method
+from gaia_fast.reference import Reference
+from gaia_fast.truth import copy_in, relative_error
+
+# PyTorch's exporter takes it that there are two images or more: what becomes of one has to be tried.
+NUMBERS = (1, 2, 3)
+
+
+class Verifier:
+    """Compares results with the reference, as far as two orders of rounding can agree.
+
+    A unit that is zero to rounding and opens changes a score by far more than rounding does. Where the model amplifies
+    rounding beyond that, both are held to the reference on a float64 copy: the results may be off by twice what the
+    reference in the model's own dtype is.
+
+    Args:
+        model: the classifier, in the dtype that is computed in.
+        method: what is measured.
+        names: the inspected layers; None for those that are inspected by default.
+        head: where GAIA-A's components meet; None where the method needs none.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, names: list[str] | None, head: Head | None) -> None:
+        self._model, self._method, self._names = model, method, names
+        self._head = head.name if head else None
+
+    def reference(self, x: Tensor) -> Reference:
+        """Returns what the reference makes of a batch."""
+        return self._measure(self._model, x)
+
+    def error(self, found: Mapping[str, Tensor], x: Tensor, own: Reference) -> tuple[float, float]:
+        """Returns how far a program's outputs for a batch are off, and how far they may be, relative to the largest.
+
+        Args:
+            found: "logits" and "score", with "live" where it is among the outputs: the scores of images that are not
+                live are not the program's.
+            x: the batch.
+            own: what `reference` gives for it.
+        """
+        told = (found["live"] > 0).all(1) if "live" in found else slice(None)
+        allowed = max(1e-3, 32 * rounding(own.logits))
+        error = _error(found["logits"], found["score"], own, told)
+        if not error <= allowed:
+            truth = self._exact(x)
+            allowed = max(allowed, 2 * _error(own.logits, own.score, truth, told))
+            error = _error(found["logits"], found["score"], truth, told)
+        return error, allowed
+
+    def other_batches(self, x: Tensor, own: Reference) -> list[tuple[Tensor, Reference]]:
+        """Returns batches of `NUMBERS` images, each with its reference; those that the model itself takes.
+
+        Args:
+            x, own: the example, and its reference. The batches are of its images, and of these turned over.
+
+        Raises:
+            CompilationError: the model gives an image other results beside others, or in a batch of another size: no
+                program of any number of images is equal to it, and none that is filled up or split.
+        """
+        pool = torch.cat([x, x.flip(3), x.flip(2), x.flip(2, 3)])
+        found = [(x, own)]
+        for images in NUMBERS:
+            try:
+                found.append((pool[:images], self.reference(pool[:images])))
+            except GaiaError:  # the model's own, which every engine would meet
+                continue
+        largest, full = max(found, key=lambda each: each[0].shape[0])
+        for batch, each in found:
+            if not self._alike(each, full) and not self._alike(self._exact(batch), self._exact(largest)):
+                raise CompilationError(
+                    f"what {type(self._model).__name__} makes of an image depends on how many others are in the batch, "
+                    f"or on which: {batch.shape[0]} of {largest.shape[0]} images by themselves have other results. No "
+                    "program holds for that; engine='hooks' scores it as it is"
+                )
+        return found[1:]
+
+    @staticmethod
+    def _alike(few: Reference, many: Reference) -> bool:
+        images = few.logits.shape[0]
+        first = Reference(many.score[:images], [], many.logits[:images])
+        return _error(few.logits, few.score, first) <= max(1e-3, 32 * rounding(few.logits))
+
+    def _exact(self, x: Tensor) -> Reference:
+        return self._measure(self._wide, x.double())
+
+    @cached_property
+    def _wide(self) -> nn.Module:
+        return copy_in(self._model, torch.float64)
+
+    @torch.enable_grad()
+    def _measure(self, model: nn.Module, x: Tensor) -> Reference:
+        method = self._method
+        if method.name == "gaia-z":
+            return reference.gaia_z(model, x, self._names, p=method.p)
+        return reference.gaia_a(model, x, self._names, self._head, method.fusion, method.statistic, p=method.p)
+
+
+def _error(logits: Tensor, score: Tensor, truth: Reference, told: Any = slice(None)) -> float:
+    """The larger of the scores' relative error, where they are told, and the logits', to each image's largest."""
+    size = truth.logits.double().abs().amax(1)
+    off = (logits.double() - truth.logits.double()).abs().amax(1)
+    errors = relative_error(score[told], truth.score[told]), relative_error(size + off, size)
+    return float(torch.tensor(errors).max())  # of which NaN is the largest
+
+
+def rounding(logits: Tensor) -> float:
+    """Returns how exactly a model was computed: the machine epsilon of its products."""
+    # Not by `allow_tf32`, which raises once the newer setting has been used.
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    if logits.device.type == "cuda" and logits.dtype == torch.float32 and convolutions.fp32_precision == "tf32":
+        return 2.0**-11  # TF32, PyTorch's own choice for convolutions
+    return float(torch.finfo(logits.dtype).eps)
