@@ -20,6 +20,8 @@ from gaia_fast.method import Method
 from gaia_fast.reference import Reference
 from gaia_fast.truth import copy_in
 
+Run = Callable[[Tensor], Iterable[Tensor]]
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -139,9 +141,9 @@ class _Preparation:
             program = build(captured, self.subject.method, self.subject.head)
             ways = ["adjoint"] * len(captured.maps)
         if dynamic:
-            self._check(program.graph, program, chosen, self.others)
+            self._check(program, program.graph, chosen, self.others)
         runner = modes.make_runner(chosen.name, program, self.x, dynamic)
-        self._check(runner, program, chosen, [(self.x, self.own), *self.others])
+        self._check(program, runner, chosen, [(self.x, self.own), *self.others])
         return Prepared(program, runner, chosen, self.x.dtype, dynamic, tuple(ways), head, state)
 
     def _counting(self, captured: Captured) -> tuple[Program, list[str]]:
@@ -151,7 +153,7 @@ class _Preparation:
         densities = [each if isinstance(each, Density) else None for each in found]
         while True:
             program = build(captured, self.subject.method, self.subject.head, densities)
-            outputs = dict(zip(program.outputs, program.graph(self.x), strict=True))
+            outputs = self._outputs(program, program.graph, self.x)
             wrong = dict(self._wrong(program, outputs, densities))
             if not wrong:
                 return program, ways
@@ -180,28 +182,24 @@ class _Preparation:
             if different > 1 + flips * counts.numel() * area:
                 yield index, "the reference counts otherwise on the example"
 
-    def _check(
-        self,
-        run: Callable[[Tensor], Iterable[Tensor]],
-        program: Program,
-        mode: Choice,
-        batches: list[tuple[Tensor, Reference]],
-    ) -> None:
+    def _outputs(self, program: Program, run: Run, x: Tensor) -> dict[str, Tensor]:
+        try:
+            return dict(zip(program.outputs, run(x), strict=True))
+        except GaiaError:
+            raise
+        except Exception as error:
+            raise CompilationError(
+                f"the program of {type(self.subject.model).__name__} fails on {len(x)} images: {first_line(error)}; "
+                "engine='hooks' scores it as it is"
+            ) from error
+
+    def _check(self, program: Program, run: Run, mode: Choice, batches: list[tuple[Tensor, Reference]]) -> None:
         """Raises ModelError unless what is run agrees with the reference on all batches."""
-        name = type(self.subject.model).__name__
         for x, own in batches:
-            try:
-                found = dict(zip(program.outputs, run(x), strict=True))
-            except GaiaError:
-                raise
-            except Exception as error:
-                raise CompilationError(
-                    f"the program of {name} in mode {mode.name!r} fails on {len(x)} images: {first_line(error)}; "
-                    "engine='hooks' scores it as it is"
-                ) from error
-            off, allowed = self.verifier.error(found, x, own)
+            off, allowed = self.verifier.error(self._outputs(program, run, x), x, own)
             if not off <= allowed:
                 raise ModelError(
-                    f"the program of {name} in mode {mode.name!r} is off by {off:.2g} from the reference on {len(x)} "
-                    f"of the example images, more than {allowed:.2g}; engine='hooks' scores it as it is"
+                    f"the program of {type(self.subject.model).__name__} in mode {mode.name!r} is off by {off:.2g} "
+                    f"from the reference on {len(x)} of the example images, more than {allowed:.2g}; engine='hooks' "
+                    "scores it as it is"
                 )
