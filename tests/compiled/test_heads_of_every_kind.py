@@ -75,6 +75,14 @@ HEADS: dict[str, Callable[[], Headed]] = {
 }
 
 
+def mean_output(model: nn.Module, part: nn.Module, x: Tensor) -> Tensor:
+    outputs: list[Tensor] = []
+    hook = part.register_forward_hook(lambda _, __, output: outputs.append(output))
+    model(x)
+    hook.remove()
+    return outputs[0].mean([0, *range(2, outputs[0].ndim)])
+
+
 def built(name: str, pruned: bool) -> tuple[nn.Module, Tensor, Tensor]:
     """A model in float64 whose classes are all predicted; images that are not of class PRUNED; and 200 of all."""
     torch.manual_seed(3)
@@ -91,14 +99,9 @@ def built(name: str, pruned: bool) -> tuple[nn.Module, Tensor, Tensor]:
             part.weight *= 4
         if pruned:
             model.parts[-1 if name == "hidden" else 0].weight[PRUNED, :4] = 0
-        for part in model.parts:  # each class is as large as the others on average
-            classes = part.bias.numel()
-            if classes <= CLASSES:
-                outputs: list[Tensor] = []
-                hook = part.register_forward_hook(lambda _, __, out: outputs.append(out))
-                model(x)
-                hook.remove()
-                part.bias -= outputs[0].mean([0, *range(2, outputs[0].ndim)])
+        for part in model.parts:
+            if part.bias.numel() <= CLASSES:
+                part.bias -= mean_output(model, part, x)  # so that each class is the largest for some images
         top1 = model(x).argmax(1)
     return model, x[top1 != PRUNED][:4], x
 
