@@ -134,8 +134,8 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
     folders read that way. What is no regular file, such as a named pipe, is unreadable, and so is an image of more
     than `max_pixels`, before it is decoded.
 
-    Archives: `x` uint8 (N, H, W, 3), and `y` integer (N,) if there are labels. Nothing in them is unpickled, and nothing
-    but `x` and `y` read.
+    Archives: `x` uint8 (N, H, W, 3), and `y` integer (N,) if there are labels. Nothing in them is unpickled, and
+    nothing but `x` and `y` read.
 
     Args:
         path: the folder or file.
