@@ -15,6 +15,7 @@ from gaia_fast.cli.options import (
     batch_size_option,
     detector_options,
     json_option,
+    max_pixels_option,
     model_options,
     preset_option,
 )
@@ -27,6 +28,7 @@ from gaia_fast.validation import SUBJECTS, TOLERANCE, Check, Validation
 @click.argument("images")
 @model_options
 @preset_option
+@max_pixels_option
 @detector_options(engines=False)
 @batch_size_option
 @click.option("--limit", type=click.IntRange(1), default=64, show_default=True, help="Use the first so many images.")
@@ -44,6 +46,7 @@ def validate(
     images: str,
     model: ModelOptions,
     preset: str,
+    max_pixels: int,
     detectors: DetectorOptions,
     batch_size: int,
     limit: int,
@@ -60,7 +63,7 @@ def validate(
     not be read.
     """
     network = model.load(trained=False)
-    source = load_images(images, preset)
+    source = load_images(images, preset, max_pixels)
     with output.progress("validating", min(limit, len(source))) as advance:
 
         def batches() -> Iterator[Tensor]:

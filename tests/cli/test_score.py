@@ -1,7 +1,9 @@
+import contextlib
 import csv
 import importlib.util
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,21 +141,60 @@ def test_unreadable_calibration_images_count_too(run, damaged_folder, digits_npz
     assert f"unreadable: {damaged_folder}: a/broken.png" in found.stderr
 
 
-def test_rows_come_while_images_are_read(run, digits_npz, monkeypatch):
-    """The rows of a batch are in the file before the next batch is scored."""
-    right, rows = GaiaZ.score, []
+def fails_at_the_third_batch(monkeypatch, seen=lambda: None):
+    right, batches = GaiaZ.score, []
 
     def score(self, x, **options):
-        with open("rows.csv") as file:
-            rows.append(len(rows_of(file.read())))
-        if len(rows) == 3:
+        batches.append(seen())
+        if len(batches) == 3:
             raise OSError("the power went")
         return right(self, x, **options)
 
     monkeypatch.setattr(GaiaZ, "score", score)
-    found = run("score", digits_npz, *DIGITS, "--batch-size", "10", "--out", "rows.csv")
+    return batches
+
+
+def test_rows_come_on_stdout_while_images_are_read(run, digits_npz, monkeypatch):
+    """The rows of a batch are out before the next batch is scored."""
+    flushed = []
+    out = fails_at_the_third_batch(monkeypatch, lambda: len(rows_of("".join(flushed))))
+    monkeypatch.setattr("gaia_fast.cli.score._text_file", lambda out: contextlib.nullcontext(Lines(flushed)))
+    found = run("score", digits_npz, *DIGITS, "--batch-size", "10")
+    assert (found.exit_code, found.stderr.splitlines()[-1]) == (1, "Error: the power went")
+    assert out == [0, 10, 20]
+
+
+class Lines(io.StringIO):
+    """Text that counts once it is flushed."""
+
+    def __init__(self, flushed):
+        super().__init__()
+        self.flushed = flushed
+
+    def flush(self):
+        self.flushed[:] = [self.getvalue()]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
+def test_a_run_that_fails_leaves_the_earlier_file(run, digits_npz, monkeypatch, name):
+    assert run("score", digits_npz, *DIGITS, "--out", name).exit_code == 0
+    before = Path(name).read_bytes()
+    monkeypatch.setattr("gaia_fast.cli.score._ROWS_AT_ONCE", 5)
+    fails_at_the_third_batch(monkeypatch)
+    found = run("score", digits_npz, *DIGITS, "--batch-size", "10", "--out", name, "--threshold", "1")
     assert (found.exit_code, found.stderr) == (1, "Error: the power went\n")
-    assert rows == [0, 10, 20]
+    assert Path(name).read_bytes() == before
+    assert [each.name for each in Path().iterdir()] == [name]
+
+
+def test_no_readable_image_leaves_the_earlier_file(run, tmp_path):
+    Path("rows.csv").write_text("good")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_text("none")
+    found = run("score", tmp_path / "pictures", *DIGITS, "--out", "rows.csv")
+    assert found.exit_code == 1
+    assert "none of the 1 images" in found.stderr
+    assert Path("rows.csv").read_text() == "good"
 
 
 @pytest.mark.parametrize(
