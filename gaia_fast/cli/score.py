@@ -41,8 +41,8 @@ _ROWS_AT_ONCE = 65536  # rows of a Parquet row group: a compressed column of few
 @detector_options(default=("gaia-z",), single=True)
 @batch_size_option
 @output_option(
-    help="Where the rows go: .csv or .parquet (the extra `parquet`), put in place when all are scored; a run that fails "
-    "leaves an earlier file as it was. Default: CSV to stdout, each batch as it is scored."
+    help="Where the rows go: .csv or .parquet (the extra `parquet`), put in place when all are scored: a run that "
+    "fails leaves an earlier file as it was. Default: CSV to stdout, each batch as it is scored."
 )
 @click.option("--threshold", type=float, help="Adds the column is_ood: score > threshold.")
 @click.option("--calibrate-on", metavar="PATH", help="In-distribution images to take the threshold from.")
