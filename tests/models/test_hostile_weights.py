@@ -38,9 +38,10 @@ def good() -> dict:
 def unchanged(model: nn.Module, path, match: str) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items() if usual(tensor)}
     versions = {name: tensor._version for name, tensor in model.state_dict().items() if usual(tensor)}
-    with pytest.raises(WeightsError, match=match) as raised, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load_weights(model, path)
+        with pytest.raises(WeightsError, match=match) as raised:
+            load_weights(model, path)
     assert len(str(raised.value)) < 2000
     assert str(raised.value).isprintable()
     for name, tensor in model.state_dict().items():
@@ -100,6 +101,10 @@ def put(value):
     return change
 
 
+def put64(tensor):
+    return tensor.double() * 1e300
+
+
 TORCH_FILES = {
     "itself": (itself, "no tensors .'state_dict': dict"),
     "each other": (each_other, "no tensors"),
@@ -114,7 +119,7 @@ TORCH_FILES = {
     "a wrapper that is a list": (lambda: {"state_dict": [good()]}, "'state_dict': list"),
     "a tensor": (lambda: torch.zeros(3), "holds a Tensor, not a state dict"),
     "None": (lambda: None, "holds a NoneType"),
-    "sparse": (lambda: changed(**{"0__weight": lambda t: t.to_sparse()}), r"0\.weight is of the layout torch\.sparse_coo"),
+    "sparse": (lambda: changed(**{"0__weight": lambda t: t.to_sparse()}), "layout torch.sparse_coo"),
     "sparse CSR": (lambda: changed(**{"3__weight": lambda t: t.to_sparse_csr()}), r"3\.weight .*sparse_csr"),
     "the last is sparse": (lambda: changed(**{"3__bias": lambda t: t.to_sparse()}), r"3\.bias is of the layout"),
     "meta": (lambda: changed(**{"3__weight": lambda t: t.to("meta")}), r"3\.weight is on the meta device"),
@@ -149,9 +154,9 @@ TORCH_FILES = {
         "2 tensors with unusable values",
     ),
     "all NaN": (lambda: {k: v * math.nan if v.is_floating_point() else v for k, v in good().items()}, "8 tensors"),
-    "negative variance": (lambda: changed(**{"1__running_var": put(-1e-3)}), r"1\.running_var has variances below zero"),
+    "negative variance": (lambda: changed(**{"1__running_var": put(-1e-3)}), r"1\.running_var has variances below"),
     "infinite variance": (lambda: changed(**{"1__running_var": put(math.inf)}), r"1\.running_var has 1 of 4"),
-    "float64 beyond float32": (lambda: changed(**{"3__bias": lambda t: t.double() * 1e300}), r"infinite in torch\.float32"),
+    "float64 beyond float32": (lambda: changed(**{"3__bias": put64}), "infinite in torch.float32"),
     "complex": (lambda: changed(**{"3__weight": lambda t: t.cfloat()}), r"3\.weight is torch\.complex64"),
     "a complex counter": (
         lambda: changed(**{"1__num_batches_tracked": lambda t: t.cfloat()}),
@@ -164,14 +169,14 @@ TORCH_FILES = {
     "a floating counter": (lambda: changed(**{"1__num_batches_tracked": lambda t: t.float()}), "wrong dtypes"),
     "boolean weights": (lambda: changed(**{"3__weight": lambda t: t > 0.5}), r"3\.weight is torch\.bool"),
     "0-d where 1-d": (lambda: changed(**{"3__bias": torch.tensor(1.0)}), r"3\.bias is \(\)"),
-    "huge, expanded": (lambda: changed(**{"3__bias": torch.zeros(1).expand(2**50)}), r"3\.bias is \(1125899906842624,\)"),
+    "huge, expanded": (lambda: changed(**{"3__bias": torch.zeros(1).expand(2**50)}), r"3\.bias is \(112589"),
     "empty tensors": (lambda: changed(**{"3__bias": torch.zeros(0)}), r"3\.bias is \(0,\)"),
     "a name of a megabyte": (lambda: {**good(), "x" * 2**20: torch.zeros(1)}, "1 unexpected .xxx"),
-    "a name that clears the terminal": (lambda: {**good(), "\x1b[2J\n\x07": torch.zeros(1)}, r"unexpected \('\\x1b\[2J"),
+    "a name that clears the terminal": (lambda: {**good(), "\x1b[2J\n\x07": torch.zeros(1)}, r"\('\\x1b\[2J"),
     "a thousand too many": (lambda: {**good(), **{f"x{i}": torch.zeros(1) for i in range(1000)}}, "1000 unexpected"),
     "a number among tensors": (lambda: {**good(), "epoch": 3}, "'epoch': int"),
     "None among tensors": (lambda: {**good(), "3.bias": None}, r"'3\.bias': NoneType"),
-    "strings": (lambda: {name: "tensor" for name in good()}, "entries that are no tensors"),
+    "strings": (lambda: dict.fromkeys(good(), "tensor"), "entries that are no tensors"),
 }  # fmt: skip
 
 
@@ -276,7 +281,7 @@ NPZ_FILES = {
     "a size of zero beside a huge one": ({"3_bias": header((2**62, 2**62, 0))}, r"cannot be read|3\.bias is \("),
     "format 2": ({"3_bias": header((2,), version=(2, 0)) + bytes(8)}, "format"),
     "format 9": ({"3_bias": header((2,), version=(9, 0)) + bytes(8)}, "format"),
-    "a header that is code": ({"3_bias": b"\x93NUMPY\x01\x00" + struct.pack("<H", 20) + b"__import__('os')    "}, "cannot"),
+    "a header that is code": ({"3_bias": b"\x93NUMPY\x01\x00\x14\x00__import__('os')    "}, "cannot be read"),
     "a header without end": ({"3_bias": b"\x93NUMPY\x01\x00\xff\xff{'descr': '<f4'"}, "cannot be read"),
     "a deep header": ({"3_bias": b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535}, "cannot be read"),
     "an empty entry": ({"3_bias": b""}, "cannot be read"),
