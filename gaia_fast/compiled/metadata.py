@@ -89,7 +89,7 @@ def accepted(path: Path) -> Accepted:
     metadata = read_metadata(path)
     try:
         sizes: Any = json.loads(metadata["images"])
-    except ValueError:
+    except (ValueError, RecursionError):
         sizes = None
     dtype = getattr(torch, metadata["dtype"], None)
     if (

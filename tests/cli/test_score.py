@@ -3,10 +3,13 @@ import csv
 import importlib.util
 import io
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 from gaia_fast import GaiaA, GaiaZ
@@ -207,6 +210,65 @@ def test_images_that_are_none(run, images, message):
     assert found.exit_code == 1
     assert message in found.stderr.lower()
     assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("deadline")
+def test_hostile_images_are_named_and_left_out(run, digits_folder):
+    os.mkfifo(digits_folder / "a" / "pipe.png")
+    Image.new("RGB", (40, 30)).save(digits_folder / "large.png")
+    found = run("score", digits_folder, *DIGITS, "--max-pixels", "1000")
+    assert found.exit_code == 3
+    assert len(rows_of(found.stdout)) == 6
+    assert "unreadable: a/pipe.png: it is a named pipe, no file\n" in found.stderr
+    assert "unreadable: large.png: 40x30 pixels are more than 1000, the limit (max_pixels)\n" in found.stderr
+    found = run("score", digits_folder / "a" / "pipe.png", *DIGITS)
+    assert (found.exit_code, found.stderr.count("\n")) == (1, 1)
+    assert "pipe.png is a named pipe, no file" in found.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("layers", "{}"), ("export", "model.onnx", "--images", "{}"), ("validate", "{}"), ("score", "{}"),
+        ("score", "good.png", "--calibrate-on", "{}"), ("evaluate", "--id", "{}", "--ood", "a=good.png"),
+        ("evaluate", "--id", "good.png", "--ood", "a={}"),
+    ],
+)  # fmt: skip
+def test_every_command_has_the_limit(run, command):
+    Image.new("RGB", (40, 30)).save("large.png")
+    Image.new("RGB", (8, 8)).save("good.png")
+    found = run(*(each.format("large.png") for each in command), *DIGITS, "--max-pixels", "1000")
+    assert found.exit_code in (1, 3)
+    assert "40x30 pixels are more than 1000, the limit (max_pixels)" in found.stderr
+    assert not Path("model.onnx").exists()
+    found = run(*(each.format("large.png") for each in command), *DIGITS, "--max-pixels", str(10**12))
+    assert found.exit_code == 1
+    assert "PIL.Image.MAX_IMAGE_PIXELS" in found.stderr
+
+
+@pytest.mark.usefixtures("deadline")
+def test_results_go_through_a_pipe(run, digits_npz):
+    os.mkfifo("out.json")
+    os.mkfifo("rows.csv")
+    found = {}
+    readers = [
+        threading.Thread(target=lambda name=name: found.setdefault(name, Path(name).read_text()))
+        for name in ("out.json", "rows.csv")
+    ]
+    for each in readers:
+        each.start()
+    assert run("score", digits_npz, *DIGITS, "--json", "out.json", "--out", "rows.csv").exit_code == 0
+    for each in readers:
+        each.join()
+    assert json.loads(found["out.json"])["count"] == len(rows_of(found["rows.csv"])) == 40
+    assert sorted(os.listdir()) == ["out.json", "rows.csv"]
+
+
+def test_a_result_that_cannot_be_written_is_one_line(run, digits_npz):
+    Path("out.json").symlink_to("absent/out.json")
+    found = run("score", digits_npz, *DIGITS, "--json", "out.json")
+    assert found.exit_code == 1
+    assert found.stderr.splitlines()[-1].startswith("Error: out.json cannot be written (No such file or directory)")
 
 
 def test_near_miss_of_a_layer(run, digits_npz):
