@@ -20,6 +20,7 @@ from gaia_fast.cli.options import (
     preset_option,
 )
 from gaia_fast.data import ImageSource, load_images
+from gaia_fast.errors import DataError
 from gaia_fast.evaluation import model_input
 from gaia_fast.validation import SUBJECTS, TOLERANCE, Check, Validation
 
@@ -71,9 +72,13 @@ def validate(
                 yield x
                 advance(x.shape[0])
 
-        found = validation.validate(
-            network, batches(), detectors.methods, detectors.layers, **detectors.gaia_a, engines=engines
-        )
+        try:
+            found = validation.validate(
+                network, batches(), detectors.methods, detectors.layers, **detectors.gaia_a, engines=engines
+            )
+        except DataError:  # no image at all: why is what each of them says
+            output.report_unreadable(source.unreadable)
+            raise
 
     _print(found)
     output.write_json(
