@@ -9,6 +9,7 @@ import numpy as np
 
 from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation import BASELINE, Evaluation
+from gaia_fast.files import replacing
 
 _ID_COLOR, _OOD_COLOR = "#3465a4", "#e07b1f"
 
@@ -33,7 +34,8 @@ def save_histograms(path: Path, evaluation: Evaluation, name: str) -> None:
         axes.set_xlabel(f"{method} score (outermost bars: all beyond)")
         axes.set_ylabel("share of the set")
         axes.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    with replacing(path) as written:
+        figure.savefig(written, dpi=120)
 
 
 def save_overview(path: Path, evaluation: Evaluation, pictures: Mapping[str, np.ndarray], columns: int = 7) -> None:
@@ -88,7 +90,8 @@ def save_overview(path: Path, evaluation: Evaluation, pictures: Mapping[str, np.
         + ("" if accuracy is None else f" (accuracy on these: {accuracy:.1%})"),
         fontsize=11,
     )
-    figure.savefig(path, dpi=110)
+    with replacing(path) as written:
+        figure.savefig(written, dpi=110)
 
 
 def _key(method: str, evaluation: Evaluation) -> str:

@@ -1,5 +1,6 @@
 """Fixtures for all tests: memory that is poisoned before use, one parameter list of backends, settings put back."""
 
+import signal
 from collections.abc import Callable, Iterator
 
 import hypothesis
@@ -62,3 +63,17 @@ def flush_denormal() -> Iterator[Callable[[], None]]:
 
     yield flush
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def deadline() -> Iterator[None]:
+    """Ends, by an error, a test of what must not wait or run for ever."""
+
+    def late(*_: object) -> None:
+        pytest.fail("still at it after a minute")  # no Exception, which what is tested might catch
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

@@ -71,6 +71,23 @@ def test_overview(tmp_path, evaluation):
     assert not has_color(pixels[:middle], ID_BAR)  # no histogram of ID against itself
 
 
+def test_a_picture_that_cannot_be_drawn_leaves_the_earlier_one(tmp_path, monkeypatch, evaluation):
+    def fails(self, path, **_):
+        path.write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fails)
+    pictures = {"digits": np.zeros((40, 8, 8), np.uint8), "letters": np.zeros((30, 8, 8), np.uint8)}
+    (tmp_path / "a.png").write_bytes(b"good")
+    for name in ("a.png", "b.png"):
+        with pytest.raises(OSError, match="disk is full"):
+            plots.save_histograms(tmp_path / name, evaluation, "letters")
+        with pytest.raises(OSError, match="disk is full"):
+            plots.save_overview(tmp_path / name, evaluation, pictures, columns=2)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == b"good"
+
+
 def test_without_matplotlib(tmp_path, monkeypatch, evaluation):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "gaia-fast[plot]" in plots.missing()

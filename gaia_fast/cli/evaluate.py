@@ -15,6 +15,7 @@ from gaia_fast.cli.options import (
     batch_size_option,
     detector_options,
     json_option,
+    max_pixels_option,
     model_options,
     preset_option,
 )
@@ -31,6 +32,7 @@ _PLOTS = Path("gaia-evaluation")
 )
 @model_options
 @preset_option
+@max_pixels_option
 @detector_options()
 @batch_size_option
 @click.option(
@@ -43,6 +45,7 @@ def evaluate(
     ood: tuple[str, ...],
     model: ModelOptions,
     preset: str,
+    max_pixels: int,
     detectors: DetectorOptions,
     batch_size: int,
     folder: Path | None,
@@ -62,8 +65,8 @@ def evaluate(
     paths = _named_paths(ood)
     pictures = _picture_folder(folder, no_plots)
     chosen = detectors.build(model.load())
-    id_source = load_images(id_path, preset)
-    sources = {name: load_images(path, preset) for name, path in paths.items()}
+    id_source = load_images(id_path, preset, max_pixels)
+    sources = {name: load_images(path, preset, max_pixels) for name, path in paths.items()}
 
     with output.progress("scoring", len(id_source) + sum(len(each) for each in sources.values())) as advance:
         found = evaluation.evaluate(chosen, id_source, sources, batch_size, advance)

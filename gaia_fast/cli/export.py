@@ -8,7 +8,14 @@ from torch import Tensor
 
 from gaia_fast.cli import output
 from gaia_fast.cli.images import blank_images, first_images
-from gaia_fast.cli.options import DetectorOptions, ModelOptions, detector_options, model_options, preset_option
+from gaia_fast.cli.options import (
+    DetectorOptions,
+    ModelOptions,
+    detector_options,
+    max_pixels_option,
+    model_options,
+    preset_option,
+)
 from gaia_fast.compiled.export import FORMATS
 from gaia_fast.evaluation import model_input
 
@@ -17,6 +24,7 @@ from gaia_fast.evaluation import model_input
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @model_options
 @preset_option
+@max_pixels_option
 @detector_options(default=("gaia-z",), single=True, engines=False)
 @click.option("--images", metavar="SOURCE", help="Images to check the program on before it is written; else noise.")
 @click.option("--size", metavar="H[xW]", help="Size of the input, where no images are given.")
@@ -25,6 +33,7 @@ def export(
     file: Path,
     model: ModelOptions,
     preset: str,
+    max_pixels: int,
     detectors: DetectorOptions,
     images: str | None,
     size: str | None,
@@ -41,7 +50,7 @@ def export(
     if file.suffix not in FORMATS:
         raise click.BadParameter(f"{file} ends in neither of {', '.join(FORMATS)}", param_hint="FILE")
     network = model.load()
-    x = _example(images, size, preset)
+    x = _example(images, size, preset, max_pixels)
     (detector,) = detectors.build(network).values()
     detector.threshold = threshold
     written = detector.export(file, model_input(network, x))
@@ -49,8 +58,8 @@ def export(
     click.echo(f"{written}: {written.stat().st_size / 2**20:.1f} MiB")
 
 
-def _example(images: str | None, size: str | None, preset: str) -> Tensor:
+def _example(images: str | None, size: str | None, preset: str, max_pixels: int) -> Tensor:
     if images is not None:
-        return first_images(images, preset, 8)
+        return first_images(images, preset, max_pixels, 8)
     blank = blank_images(size, preset)
     return torch.randn((8, *blank.shape[1:]), generator=torch.Generator().manual_seed(0))

@@ -10,9 +10,9 @@ from gaia_fast.data import PRESETS, load_images
 from gaia_fast.errors import DataError
 
 
-def first_images(path: str, preset: str, count: int) -> Tensor:
+def first_images(path: str, preset: str, max_pixels: int, count: int) -> Tensor:
     """The first images of a source that can be read, at most `count`, as the preset prepares them."""
-    source = load_images(path, preset)
+    source = load_images(path, preset, max_pixels)
     batch = next(source.batches(count), None)
     if batch is None:
         raise DataError(f"no image in {path} can be read ({source.unreadable[0][1]})")

@@ -12,6 +12,7 @@ from gaia_fast.cli.options import (
     ModelOptions,
     detector_options,
     json_option,
+    max_pixels_option,
     model_options,
     preset_option,
 )
@@ -22,6 +23,7 @@ from gaia_fast.evaluation import model_input
 @click.argument("image", required=False)
 @model_options
 @preset_option
+@max_pixels_option
 @detector_options()
 @click.option("--size", metavar="H[xW]", help="Size of the input, such as 32 or 480x640, in place of an image.")
 @json_option
@@ -29,6 +31,7 @@ def layers(
     image: str | None,
     model: ModelOptions,
     preset: str,
+    max_pixels: int,
     detectors: DetectorOptions,
     size: str | None,
     json_file: Path | None,
@@ -41,7 +44,7 @@ def layers(
     if image is not None and size is not None:
         raise click.UsageError("give an image or --size, not both")
     network = model.load(trained=False)
-    x = first_images(image, preset, 1) if image is not None else blank_images(size, preset)
+    x = first_images(image, preset, max_pixels, 1) if image is not None else blank_images(size, preset)
     plans = {method: each.plan(model_input(network, x)) for method, each in detectors.build(network).items()}
     click.echo("\n\n".join(str(plan) for plan in plans.values()))
     output.write_json(

@@ -15,7 +15,7 @@ from gaia_fast.backends import BACKENDS
 from gaia_fast.cli.loading import load_model
 from gaia_fast.cli.output import note
 from gaia_fast.compiled.modes import MODES
-from gaia_fast.data import PRESETS
+from gaia_fast.data import MAX_PIXELS, PRESETS
 from gaia_fast.detector import ENGINES
 from gaia_fast.evaluation import METHODS, Detector, make_detector
 from gaia_fast.method import FUSIONS, STATISTICS
@@ -59,6 +59,14 @@ preset_option = click.option(
     default="none",
     show_default=True,
     help="How images are resized, cropped and normalised: as in the model's training. none: pixels in [0, 1].",
+)
+
+max_pixels_option = click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=MAX_PIXELS,
+    show_default=True,
+    help="An image of more pixels is unreadable: decoding it could take all memory.",
 )
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gaia_fast import files
 from gaia_fast._version import __version__
 from gaia_fast.evaluation import BASELINE, Evaluation
 
@@ -68,7 +69,7 @@ def write_json(path: Path | None, results: dict[str, Any]) -> None:
         **results,
     }
     # default=str is for the paths among the options; NaN would be no JSON.
-    path.write_text(json.dumps(record, indent=2, default=str, allow_nan=False) + "\n")
+    files.write_text(path, json.dumps(record, indent=2, default=str, allow_nan=False) + "\n")
 
 
 def report_unreadable(unreadable: Sequence[tuple[str, str]], where: str = "") -> None:

@@ -18,6 +18,7 @@ from gaia_fast.cli.options import (
     batch_size_option,
     detector_options,
     json_option,
+    max_pixels_option,
     model_options,
     output_option,
     preset_option,
@@ -25,6 +26,7 @@ from gaia_fast.cli.options import (
 from gaia_fast.data import load_images
 from gaia_fast.errors import ArgumentError, DataError
 from gaia_fast.evaluation import score_set, scored_batches
+from gaia_fast.files import replacing
 
 Row = dict[str, Any]
 
@@ -35,9 +37,13 @@ _ROWS_AT_ONCE = 65536  # rows of a Parquet row group: a compressed column of few
 @click.argument("images")
 @model_options
 @preset_option
+@max_pixels_option
 @detector_options(default=("gaia-z",), single=True)
 @batch_size_option
-@output_option(help="Where the rows go: .csv or .parquet (the extra `parquet`). Default: CSV to stdout.")
+@output_option(
+    help="Where the rows go: .csv or .parquet (the extra `parquet`), put in place when all are scored: a run that "
+    "fails leaves an earlier file as it was. Default: CSV to stdout, each batch as it is scored."
+)
 @click.option("--threshold", type=float, help="Adds the column is_ood: score > threshold.")
 @click.option("--calibrate-on", metavar="PATH", help="In-distribution images to take the threshold from.")
 @click.option(
@@ -50,6 +56,7 @@ def score(
     images: str,
     model: ModelOptions,
     preset: str,
+    max_pixels: int,
     detectors: DetectorOptions,
     batch_size: int,
     out: Path | None,
@@ -72,12 +79,12 @@ def score(
     network = model.load()
     chosen = detectors.build(network)
     (method,) = chosen
-    source = load_images(images, preset)
+    source = load_images(images, preset, max_pixels)
     unreadable = 0
 
     calibration = None
     if calibrate_on is not None:
-        id_source = load_images(calibrate_on, preset)
+        id_source = load_images(calibrate_on, preset, max_pixels)
         with output.progress("calibrating", len(id_source)) as advance:
             id_set = score_set(chosen, id_source, batch_size, advance)
         check_informative(id_set.scores[method])
@@ -88,25 +95,26 @@ def score(
 
     kept: list[Row] = []  # for the JSON alone: a CSV is written as images come
     count = flagged = 0
-    with writing(threshold is not None) as write, output.progress("scoring", len(source)) as advance:
-        for batch in scored_batches(chosen, source, batch_size):
-            rows = []
-            for name, predicted, value in zip(
-                batch.names, batch.predicted.tolist(), batch.scores[method].tolist(), strict=True
-            ):
-                row: Row = {"image": name, "predicted": predicted, "score": value}
-                if threshold is not None:
-                    row["is_ood"] = value > threshold
-                    flagged += row["is_ood"]
-                rows.append(row)
-            write(rows)
-            count += len(rows)
-            kept += rows if json_file else []
-            advance(len(rows))
+    with writing(threshold is not None) as write:
+        with output.progress("scoring", len(source)) as advance:
+            for batch in scored_batches(chosen, source, batch_size):
+                rows = []
+                for name, predicted, value in zip(
+                    batch.names, batch.predicted.tolist(), batch.scores[method].tolist(), strict=True
+                ):
+                    row: Row = {"image": name, "predicted": predicted, "score": value}
+                    if threshold is not None:
+                        row["is_ood"] = value > threshold
+                        flagged += row["is_ood"]
+                    rows.append(row)
+                write(rows)
+                count += len(rows)
+                kept += rows if json_file else []
+                advance(len(rows))
+        output.report_unreadable(source.unreadable)
+        if not count and source.unreadable:  # in here, so that a table of nothing replaces no other
+            raise DataError(f"none of the {len(source)} images of {images} can be read")
 
-    output.report_unreadable(source.unreadable)
-    if not count and source.unreadable:
-        raise DataError(f"none of the {len(source)} images of {images} can be read")
     verdict = "" if threshold is None else f", {flagged} of them OOD at the threshold {threshold:.6g}"
     output.note(f"{method}: {count} images scored{verdict}")
     unreadable += len(source.unreadable)
@@ -129,10 +137,9 @@ Write = Callable[[list[Row]], None]
 
 def _writer(out: Path | None) -> Callable[[bool], contextlib.AbstractContextManager[Write]]:
     """What writes rows to `out`; its argument says whether they have is_ood."""
-    suffix = ".csv" if out is None else out.suffix.lower()
-    if suffix == ".csv":
+    if out is None or out.suffix.lower() == ".csv":
         return lambda decided: _csv(out, decided)
-    if suffix != ".parquet":
+    if out.suffix.lower() != ".parquet":
         raise click.UsageError(f"--out {out}: the name must end in .csv or .parquet")
     if importlib.util.find_spec("pyarrow") is None:
         raise ArgumentError(
@@ -144,13 +151,7 @@ def _writer(out: Path | None) -> Callable[[bool], contextlib.AbstractContextMana
 @contextlib.contextmanager
 def _csv(out: Path | None, decided: bool) -> Iterator[Write]:
     columns = ["image", "predicted", "score"] + ["is_ood"] * decided
-    # A name that is no valid Unicode goes out as the bytes that it came in as.
-    opened: Any = (
-        contextlib.nullcontext(sys.stdout)
-        if out is None
-        else out.open("w", newline="", encoding="utf-8", errors="surrogateescape")
-    )
-    with opened as file:
+    with _text_file(out) as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         begun = False
 
@@ -169,14 +170,27 @@ def _csv(out: Path | None, decided: bool) -> Iterator[Write]:
 
 
 @contextlib.contextmanager
-def _parquet(out: Path | None, decided: bool) -> Iterator[Write]:
+def _text_file(out: Path | None) -> Iterator[Any]:
+    if out is None:
+        yield sys.stdout
+        return
+    # A name that is no valid Unicode goes out as the bytes that it came in as.
+    with (
+        replacing(out) as written,
+        written.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        yield file
+
+
+@contextlib.contextmanager
+def _parquet(out: Path, decided: bool) -> Iterator[Write]:
     import pyarrow as pa
     from pyarrow import parquet
 
     fields = [("image", pa.string()), ("predicted", pa.int64()), ("score", pa.float32())]
     schema = pa.schema(fields + [("is_ood", pa.bool_())] * decided)
     waiting: list[Row] = []
-    with parquet.ParquetWriter(out, schema) as writer:
+    with replacing(out) as written, parquet.ParquetWriter(written, schema) as writer:
 
         def flush() -> None:
             if waiting:

@@ -15,10 +15,12 @@ from gaia_fast.cli.options import (
     batch_size_option,
     detector_options,
     json_option,
+    max_pixels_option,
     model_options,
     preset_option,
 )
 from gaia_fast.data import ImageSource, load_images
+from gaia_fast.errors import DataError
 from gaia_fast.evaluation import model_input
 from gaia_fast.validation import SUBJECTS, TOLERANCE, Check, Validation
 
@@ -27,6 +29,7 @@ from gaia_fast.validation import SUBJECTS, TOLERANCE, Check, Validation
 @click.argument("images")
 @model_options
 @preset_option
+@max_pixels_option
 @detector_options(engines=False)
 @batch_size_option
 @click.option("--limit", type=click.IntRange(1), default=64, show_default=True, help="Use the first so many images.")
@@ -44,6 +47,7 @@ def validate(
     images: str,
     model: ModelOptions,
     preset: str,
+    max_pixels: int,
     detectors: DetectorOptions,
     batch_size: int,
     limit: int,
@@ -60,7 +64,7 @@ def validate(
     not be read.
     """
     network = model.load(trained=False)
-    source = load_images(images, preset)
+    source = load_images(images, preset, max_pixels)
     with output.progress("validating", min(limit, len(source))) as advance:
 
         def batches() -> Iterator[Tensor]:
@@ -68,9 +72,13 @@ def validate(
                 yield x
                 advance(x.shape[0])
 
-        found = validation.validate(
-            network, batches(), detectors.methods, detectors.layers, **detectors.gaia_a, engines=engines
-        )
+        try:
+            found = validation.validate(
+                network, batches(), detectors.methods, detectors.layers, **detectors.gaia_a, engines=engines
+            )
+        except DataError:  # no image at all: why is what each of them says
+            output.report_unreadable(source.unreadable)
+            raise
 
     _print(found)
     output.write_json(

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from gaia_fast.compiled.batch import export_arguments
-from gaia_fast.compiled.onnx import missing, to_onnx
+from gaia_fast.compiled.metadata import FORMATS, check_ending, read_metadata
+from gaia_fast.compiled.onnx import check_size, missing, to_onnx
 from gaia_fast.compiled.program import Program, without_recourse
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError, first_line
+from gaia_fast.files import replacing
 
-FORMATS = (".onnx", ".pt2")
+__all__ = ["FORMATS", "check_format", "export", "read_metadata"]
 
 
 def check_format(path: Path) -> None:
     """Raises ArgumentError unless the file's ending is one of `FORMATS`, and its folder exists."""
-    if path.suffix not in FORMATS:
-        raise ArgumentError(f"{path} ends in neither of {FORMATS}: give one, for onnxruntime or AOTInductor")
+    check_ending(path)
     if not path.absolute().parent.is_dir():
         raise ArgumentError(f"the folder {path.absolute().parent} does not exist")
 
@@ -48,23 +49,6 @@ def export(program: Program, path: Path, example: Tensor, dynamic: bool, metadat
         _export_package(alone, path, example, dynamic, metadata)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Returns what `export` put into a file beside the program.
-
-    Raises:
-        ArgumentError: no such format. BackendError: a package is missing.
-    """
-    if path.suffix == ".onnx":
-        if reason := missing():
-            raise BackendError(f"{path} cannot be read: {reason}")
-        import onnx
-
-        return {each.key: each.value for each in onnx.load(path, load_external_data=False).metadata_props}
-    check_format(path)
-    found: dict[str, str] = torch._inductor.aoti_load_package(str(path)).get_metadata()
-    return json.loads(found["gaia_fast"]) if "gaia_fast" in found else found
-
-
 def _export_onnx(program: Program, path: Path, example: Tensor, dynamic: bool, metadata: Mapping[str, str]) -> None:
     if reason := missing():
         raise BackendError(f"{path} cannot be written: {reason}")
@@ -73,7 +57,9 @@ def _export_onnx(program: Program, path: Path, example: Tensor, dynamic: bool, m
     model = to_onnx(program.graph, program.outputs, example, dynamic)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
-    onnx.save(model, path)
+    check_size(model)
+    with replacing(path) as written:
+        onnx.save(model, written)
 
 
 def _export_package(program: Program, path: Path, example: Tensor, dynamic: bool, metadata: Mapping[str, str]) -> None:
@@ -83,7 +69,10 @@ def _export_package(program: Program, path: Path, example: Tensor, dynamic: bool
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             exported = torch.export.export(program.graph, arguments, dynamic_shapes=sizes)
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=configuration)
+            with replacing(path) as written:
+                torch._inductor.aoti_compile_and_package(
+                    exported, package_path=str(written), inductor_configs=configuration
+                )
     except Exception as error:
         raise CompilationError(
             f"the program cannot be written to {path} ({first_line(error)}); AOTInductor needs a C++ compiler. Try "

@@ -15,6 +15,8 @@ from gaia_fast.errors import CompilationError, first_line
 if TYPE_CHECKING:
     import onnx
 
+LARGEST = 2**31 - 1  # bytes of a file: a message of protobuf holds no more
+
 
 def missing() -> str:
     """Why ONNX graphs cannot be made and run here; empty where they can."""
@@ -54,3 +56,12 @@ def to_onnx(graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dy
         ) from error
     assert converted is not None
     return converted.model_proto
+
+
+def check_size(model: "onnx.ModelProto") -> None:
+    """Raises CompilationError if the weights do not fit into one file: beside it, they would be lost from it."""
+    size = sum(each.ByteSize() for each in model.graph.initializer)
+    if size > LARGEST:
+        raise CompilationError(
+            f"the program's weights take {size} bytes, and an ONNX file holds at most {LARGEST}; use .pt2"
+        )

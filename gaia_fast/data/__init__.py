@@ -1,6 +1,6 @@
 """Images in, batches out: folders, archives and the presets that prepare them."""
 
-from gaia_fast.data.images import Batch, ImageSource, load_images
+from gaia_fast.data.images import MAX_PIXELS, Batch, ImageSource, load_images
 from gaia_fast.data.presets import PRESETS, Preset
 
-__all__ = ["PRESETS", "Batch", "ImageSource", "Preset", "load_images"]
+__all__ = ["MAX_PIXELS", "PRESETS", "Batch", "ImageSource", "Preset", "load_images"]

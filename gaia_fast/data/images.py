@@ -1,7 +1,7 @@
 """Images from a folder or an `.npz`, where one bad image never stops the others."""
 
 import os
-import zipfile
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from gaia_fast import files, npz
 from gaia_fast.data.presets import PRESETS, Preset
 from gaia_fast.errors import ArgumentError, DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # Named, so that no other reader of Pillow's is ever tried on a file that only claims to be an image.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+
+MAX_PIXELS = 64_000_000  # of one image: it takes some 40 bytes a pixel until the network has it
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class ImageSource(Dataset[Tensor]):
         names: one per image, see `Batch`.
         labels: int64 (N,), or None.
         preset: what prepares each picture.
+        max_pixels: of the picture in a file; one that has more is unreadable.
     """
 
     def __init__(
@@ -52,10 +56,12 @@ class ImageSource(Dataset[Tensor]):
         pictures: Sequence[Path] | np.ndarray,
         preset: Preset,
         labels: Tensor | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.names = names
         self.labels = labels
         self.preset = preset
+        self.max_pixels = max_pixels
         self._pictures = pictures
         self._unreadable: dict[int, str] = {}
 
@@ -66,7 +72,10 @@ class ImageSource(Dataset[Tensor]):
         index = range(len(self))[index]
         picture = self._pictures[index]
         try:
-            return self.preset(_open(picture) if isinstance(picture, Path) else picture)
+            # Of metadata, frames and transparency, which are not read: Pillow raises for what is wrong with the pixels.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return self.preset(_open(picture, self.max_pixels) if isinstance(picture, Path) else picture)
         # Pillow's decoders raise whatever damaged bytes make them trip over.
         except Exception as error:
             raise DataError(
@@ -117,36 +126,51 @@ class ImageSource(Dataset[Tensor]):
         return Batch([self.names[index] for index in indices], torch.stack(images), labels)
 
 
-def load_images(path: str | os.PathLike[str], preset: str | Preset) -> ImageSource:
+def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: int = MAX_PIXELS) -> ImageSource:
     """The images of a folder (any depth), of one image file, or of an `.npz`.
 
     Folders: .png, .jpg, .jpeg, .bmp and .webp in any case, sorted by path; linked folders are not entered. Only the
     first frame is read, an alpha channel is dropped, and an EXIF orientation is ignored: classifiers are trained on
-    folders read that way.
+    folders read that way. What is no regular file, such as a named pipe, is unreadable, and so is an image of more
+    than `max_pixels`, before it is decoded.
 
-    Archives: `x` uint8 (N, H, W, 3), and `y` integer (N,) if there are labels. Nothing in them is unpickled.
+    Archives: `x` uint8 (N, H, W, 3), and `y` integer (N,) if there are labels. Nothing in them is unpickled, and
+    nothing but `x` and `y` read.
 
     Args:
         path: the folder or file.
         preset: a name in `PRESETS`, or a `Preset`.
+        max_pixels: the most pixels, width times height, of an image in a file. Pillow has a limit of its own, twice
+            `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
         DataError: nothing is there, no image is in it, or the archive is damaged or holds something else.
-        ArgumentError: no preset has this name.
+        ArgumentError: no preset has this name, or the limit is below 1 or above Pillow's.
     """
+    pillows = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS
+    if max_pixels < 1 or (pillows and max_pixels > pillows):
+        raise ArgumentError(
+            f"max_pixels is {max_pixels}; give at least 1, and no more than Pillow opens, {pillows or 'any number'}: "
+            "twice PIL.Image.MAX_IMAGE_PIXELS, which can be set."
+        )
     if isinstance(preset, str):
         if preset not in PRESETS:
             raise ArgumentError(f"There is no preset '{preset}'; choose one of {', '.join(PRESETS)}.")
         preset = PRESETS[preset]
     path = Path(path)
-    if path.is_dir():
-        return _from_folder(path, preset)
-    if not path.is_file():
-        raise DataError(f"{path} does not exist. Give a folder of images, an image or an .npz.")
+    try:
+        what = files.kind(path)
+    except (OSError, ValueError) as error:  # a ValueError says that no file can have such a name
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"is out of reach ({error})"
+        raise DataError(f"{path} {reason}. Give a folder of images, an image or an .npz.") from error
+    if what == files.FOLDER:
+        return _from_folder(path, preset, max_pixels)
+    if what:
+        raise DataError(f"{path} is {what}, no file. Give a folder of images, an image or an .npz.")
     if path.suffix.lower() == ".npz":
         return _from_npz(path, preset)
     if path.suffix.lower() in SUFFIXES:
-        return ImageSource([path.name], [path], preset)
+        return ImageSource([path.name], [path], preset, max_pixels=max_pixels)
     raise DataError(f"{path} is neither an image ({', '.join(SUFFIXES)}) nor an .npz. Give one of these, or a folder.")
 
 
@@ -157,8 +181,12 @@ def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, max_pixels: int) -> Image.Image:
+    if what := files.kind(path):
+        raise DataError(f"it is {what}, no file")
     with Image.open(path, formats=_FORMATS) as image:
+        if image.width * image.height > max_pixels:
+            raise DataError(f"{image.width}x{image.height} pixels are more than {max_pixels}, the limit (max_pixels)")
         image.load()
         return image
 
@@ -167,7 +195,7 @@ def _unlisted(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be listed ({error.strerror}). Allow it to be read, or move it away.")
 
 
-def _from_folder(folder: Path, preset: Preset) -> ImageSource:
+def _from_folder(folder: Path, preset: Preset, max_pixels: int) -> ImageSource:
     names = sorted(
         (Path(parent) / file).relative_to(folder).as_posix()
         for parent, _, files in os.walk(folder, onerror=_unlisted)
@@ -176,7 +204,7 @@ def _from_folder(folder: Path, preset: Preset) -> ImageSource:
     )
     if not names:
         raise DataError(f"{folder} holds no image. Put {', '.join(SUFFIXES)} files into it or a folder below it.")
-    return ImageSource(names, [folder / name for name in names], preset)
+    return ImageSource(names, [folder / name for name in names], preset, max_pixels=max_pixels)
 
 
 def _from_npz(path: Path, preset: Preset) -> ImageSource:
@@ -184,24 +212,30 @@ def _from_npz(path: Path, preset: Preset) -> ImageSource:
         "Save it by numpy.savez(path, x=images) with images uint8 (N, H, W, 3), and y=labels (N,) if there are any."
     )
     try:
-        # Not a zip, numpy would take it for a single array or a pickle.
-        with zipfile.ZipFile(path):
-            pass
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in ("x", "y") if name in archive.files}
-            held = ", ".join(archive.files) or "nothing"
+        held = npz.names(path)
+        headers = npz.read_headers(path, ("x", "y"))
     # zlib, zipfile and numpy each report damage in their own way.
     except Exception as error:
         raise DataError(f"{path} cannot be read as an .npz ({_reason(error)}). {wanted}") from error
-
-    if "x" not in arrays:
-        raise DataError(f"{path} has no array 'x', only {held}. {wanted}")
-    x, y = arrays["x"], arrays.get("y")
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != 3 or 0 in x.shape[1:]:
+    if "x" not in headers:
+        raise DataError(f"{path} has no array 'x', only {', '.join(held) or 'nothing'}. {wanted}")
+    x, y = headers["x"], headers.get("y")
+    if x.dtype != np.uint8 or len(x.shape) != 4 or x.shape[3] != 3 or 0 in x.shape[1:]:
         raise DataError(f"{path}: 'x' is {x.dtype} {x.shape}. {wanted}")
-    if len(x) == 0:
+    if x.shape[0] == 0:
         raise DataError(f"{path}: 'x' holds no image. {wanted}")
-    if y is not None and (y.dtype.kind not in "iu" or y.shape != (len(x),)):
-        raise DataError(f"{path}: 'y' is {y.dtype} {y.shape} for {len(x)} images; labels are integers (N,). {wanted}")
-    labels = None if y is None else torch.from_numpy(y.astype(np.int64))
-    return ImageSource([str(index) for index in range(len(x))], x, preset, labels)
+    if y is not None and (y.dtype.kind not in "iu" or y.shape != x.shape[:1]):
+        raise DataError(
+            f"{path}: 'y' is {y.dtype} {y.shape} for {x.shape[0]} images; labels are integers (N,). {wanted}"
+        )
+
+    try:
+        arrays = npz.read_arrays(path, headers)
+    except Exception as error:
+        raise DataError(f"{path} cannot be read as an .npz ({_reason(error)}). {wanted}") from error
+    labels = None
+    if y is not None:
+        if int(arrays["y"].max()) > np.iinfo(np.int64).max:  # else it would become a negative number
+            raise DataError(f"{path}: 'y' holds {arrays['y'].max()}, which is no class. {wanted}")
+        labels = torch.from_numpy(arrays["y"].astype(np.int64))
+    return ImageSource([str(index) for index in range(x.shape[0])], arrays["x"], preset, labels)

@@ -1,43 +1,20 @@
-"""Loading of weights from files that are never allowed to run code."""
+"""Weights from a file into a model: all of them fit and mean something, or none is written."""
 
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gaia_fast.errors import WeightsError
+from gaia_fast.errors import WeightsError, first_line
+from gaia_fast.models import weight_files
+from gaia_fast.models.weight_files import listed, unfit
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".tar")
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
-
-# One unit's tensors in Google's BiT files: "a", "b", "c" are the three norm-convolution pairs.
-_BIT_UNIT = re.compile(r"resnet/(block\d+)/(unit\d+)/([abc])/(.+)")
-_BIT_IN_UNIT = {
-    "standardized_conv2d/kernel": "conv{}.weight",
-    "group_norm/gamma": "gn{}.weight",
-    "group_norm/beta": "gn{}.bias",
-    "proj/standardized_conv2d/kernel": "downsample.weight",
-}
-_BIT_ELSEWHERE = {
-    "resnet/root_block/standardized_conv2d/kernel": "root.conv.weight",
-    "resnet/group_norm/gamma": "before_head.gn.weight",
-    "resnet/group_norm/beta": "before_head.gn.bias",
-    "resnet/head/conv2d/kernel": "head.conv.weight",
-    "resnet/head/conv2d/bias": "head.conv.bias",
-}
 
 
 def load_weights(model: ModelT, path: str | PathLike[str]) -> ModelT:
@@ -45,8 +22,8 @@ def load_weights(model: ModelT, path: str | PathLike[str]) -> ModelT:
 
     Reads `.safetensors`, PyTorch's `.pt`, `.pth`, `.ckpt` and `.tar` (tensors only, `weights_only=True`) and Google's
     BiT `.npz`. A state dict wrapped in `state_dict`, `model_state_dict` or `model` is unwrapped, and the prefixes
-    `module.` and `_orig_mod.` are ignored. `num_batches_tracked` may be missing. Nothing is written unless everything
-    fits.
+    `module.` and `_orig_mod.` are ignored. `num_batches_tracked` may be missing. The model is overwritten as a whole or
+    not at all.
 
     Args:
         model: the network; changed in place. Its mode (train or eval) stays as it is.
@@ -56,161 +33,157 @@ def load_weights(model: ModelT, path: str | PathLike[str]) -> ModelT:
         The same model.
 
     Raises:
-        WeightsError: the file is missing, damaged, of an unknown kind or holds more than tensors, or its names or
-            shapes do not fit the model.
+        WeightsError: the file is missing, damaged, of an unknown kind or holds more than tensors; its names or shapes
+            do not fit the model; values are NaN, negative variances, infinite where the model's own are not, or out of
+            range of the model's dtype; or the model has tensors that cannot be written to.
     """
     path = Path(path)
-    state = {_strip(name): tensor for name, tensor in _read(path).items()}
-    own = {_strip(name): (name, tensor) for name, tensor in model.state_dict().items()}
+    own = _own_tensors(model)
+    file = weight_files.read(path)
+    theirs = _names_in_file(path, file.declared, model, own)
+    _check_kinds(path, file.declared, model, own, theirs)
+    tensors = file.read()
+    _overwrite(model, own, _values(path, tensors, own, theirs))
+    return model
 
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in state if name not in own]
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state, once nothing in it is known to refuse being overwritten."""
+    own: dict[str, Any] = model.state_dict()
+    faults = [f"{name} is {reason}" for name, tensor in own.items() if (reason := unfit(tensor, written=True))]
+    if faults:
+        raise WeightsError(
+            f"{type(model).__name__} cannot be overwritten: {listed('tensors at fault', faults)}. Build it with plain "
+            "tensors that have memory of their own: to_empty() for the meta device, one forward pass for lazy modules."
+        )
+    return own
+
+
+def _names_in_file(
+    path: Path, declared: Mapping[str, Tensor], model: nn.Module, own: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """The name in the file for each of the model's; `num_batches_tracked` may have none."""
+    if declared.keys() == own.keys():
+        return {name: name for name in own}
+    ours, theirs = _stripped(type(model).__name__, own), _stripped(str(path), declared)
+    missing = [name for name in ours if name not in theirs and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in theirs if name not in ours]
     if missing or unexpected:
         raise WeightsError(
-            f"{path} does not fit {type(model).__name__}: {_first('missing', missing)}; "
-            f"{_first('unexpected', unexpected)}. Choose the architecture that these weights were saved from, or "
+            f"{path} does not fit {type(model).__name__}: {listed('missing', missing)}; "
+            f"{listed('unexpected', unexpected)}. Choose the architecture that these weights were saved from, or "
             "rename the tensors in the file."
         )
-    shared = [(name, state[name], own[name][1]) for name in own if name in state]
+    return {ours[name]: theirs[name] for name in ours if name in theirs}
+
+
+def _stripped(where: str, names: Iterable[str]) -> dict[str, str]:
+    """The names as they are, by what they are without prefixes."""
+    found: dict[str, str] = {}
+    for name in names:
+        bare = name
+        while bare.startswith(_PREFIXES):
+            bare = bare.split(".", 1)[1]
+        if bare in found:
+            raise WeightsError(
+                f"{where} holds {listed('names for one tensor', [found[bare], name])}, which differ in the prefix "
+                "alone, so one would get lost. Remove one, or give all names the same prefix."
+            )
+        found[bare] = name
+    return found
+
+
+def _check_kinds(
+    path: Path,
+    declared: Mapping[str, Tensor],
+    model: nn.Module,
+    own: Mapping[str, Tensor],
+    theirs: Mapping[str, str],
+) -> None:
+    """Raises WeightsError unless each tensor has the shape of the model's, and a dtype that can be cast to its."""
     misfits = [
-        f"{name} is {tuple(theirs.shape)}, the model wants {tuple(ours.shape)}"
-        for name, theirs, ours in shared
-        if theirs.shape != ours.shape
+        f"{name} is {tuple(declared[there].shape)}, the model wants {tuple(own[name].shape)}"
+        for name, there in theirs.items()
+        if declared[there].shape != own[name].shape
     ]
     if misfits:
         raise WeightsError(
-            f"{path} does not fit {type(model).__name__}: {_first('wrong shapes', misfits)}. Build the model with the "
+            f"{path} does not fit {type(model).__name__}: {listed('wrong shapes', misfits)}. Build the model with the "
             "number of classes and the width of the weights."
         )
     # Integers would be cast without a word: a quantised checkpoint would load as nonsense.
     kinds = [
-        f"{name} is {theirs.dtype}, the model wants {ours.dtype}"
-        for name, theirs, ours in shared
-        if theirs.is_floating_point() != ours.is_floating_point()
+        f"{name} is {declared[there].dtype}, the model wants {own[name].dtype}"
+        for name, there in theirs.items()
+        if _family(declared[there].dtype) != _family(own[name].dtype)
     ]
     if kinds:
         raise WeightsError(
-            f"{path} does not fit {type(model).__name__}: {_first('wrong dtypes', kinds)}. Save the weights as "
+            f"{path} does not fit {type(model).__name__}: {listed('wrong dtypes', kinds)}. Save the weights as "
             "floating-point numbers, unquantised."
         )
-    model.load_state_dict({own[name][0]: tensor for name, tensor, _ in shared}, strict=False)
-    return model
 
 
-def _strip(name: str) -> str:
-    while name.startswith(_PREFIXES):
-        name = name.split(".", 1)[1]
-    return name
+def _family(dtype: torch.dtype) -> tuple[bool, bool]:
+    return dtype.is_floating_point, dtype.is_complex
 
 
-def _first(what: str, items: Iterable[str], limit: int = 4) -> str:
-    items = list(items)
-    more = f", and {len(items) - limit} more" if len(items) > limit else ""
-    return f"{len(items)} {what}" + (f" ({', '.join(items[:limit])}{more})" if items else "")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The file's tensors by name, unwrapped."""
-    if not path.is_file():
-        raise WeightsError(f"{path} is not a file. Check the path of the weights.")
-    if path.stat().st_size == 0:
-        raise WeightsError(f"{path} is empty. Download or save the weights again.")
-    suffix = path.suffix.lower()
-    if suffix == ".safetensors":
-        return _read_safetensors(path)
-    if suffix == ".npz":
-        return _read_bit_npz(path)
-    if suffix in _TORCH_SUFFIXES:
-        return _read_torch(path)
-    raise WeightsError(
-        f"{path} has the suffix '{path.suffix}', which says no known kind of weights. Rename it to one of "
-        f".safetensors, .npz, {', '.join(_TORCH_SUFFIXES)}."
-    )
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _damaged(path: Path, kind: str, reason: str) -> WeightsError:
-    return WeightsError(
-        f"{path} cannot be read as {kind} ({reason}). It is damaged, cut short or of another "
-        "kind: download or save the weights again."
-    )
-
-
-def _more_than_tensors(path: Path, what: str) -> WeightsError:
-    return WeightsError(
-        f"{path} holds more than tensors ({what}): reading it could run code, so it is refused. If you trust it, load "
-        "it yourself and save its state_dict() as .safetensors."
-    )
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, "safetensors", _reason(error)) from error
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of pickle protocols and TorchScript; the error says it
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's message advises reading the file with code allowed: only what it names is repeated.
-        if named := re.search(r"GLOBAL (\S+)", str(error)):
-            raise _more_than_tensors(path, named[1]) from error
-        refused = re.search(r"Unsupported \w+ \S+", str(error))
-        reason = refused[0] if refused else "its pickle is broken"
-        if zipfile.is_zipfile(path):
-            reason += "; torch.save must have been called with its default pickle_protocol"
-        raise _damaged(path, "a PyTorch file of tensors alone", reason) from error
-    # torch reports damage by whatever its readers trip over: KeyError, RuntimeError, EOFError, AttributeError, ...
-    except Exception as error:
-        if "TorchScript" in str(error):
-            raise _more_than_tensors(path, "a TorchScript program") from error
-        raise _damaged(path, "a PyTorch file of tensors alone", _reason(error)) from error
-
-    while isinstance(content, Mapping):
-        inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict. Save model.state_dict().")
-    odd = [f"{name!r}: {type(value).__name__}" for name, value in content.items() if not isinstance(value, Tensor)]
-    if odd:
+def _values(
+    path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], theirs: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """The values for each of the model's tensors, in its dtype and on its device."""
+    values: dict[str, Tensor] = {}
+    wrong: list[str] = []
+    for name, there in theirs.items():
+        ours, given = own[name], tensors[there].detach()
+        try:
+            value = given.to(ours.device, ours.dtype)
+            if (
+                not value.is_floating_point()
+                and not value.is_complex()
+                and not torch.equal(value.double(), given.double())
+            ):
+                wrong.append(f"{name} has numbers that are none in {ours.dtype}")
+        except RuntimeError as error:  # a dtype that is stored but not computed with
+            raise WeightsError(
+                f"{path}: {name} cannot be cast from {given.dtype} to {ours.dtype} ({first_line(error)}). Save the "
+                "weights in the model's dtype."
+            ) from error
+        # A mask may hold infinities of its own, and then the model has the same.
+        bad = int((~value.isfinite() & (value != ours)).sum())
+        if bad:
+            wrong.append(f"{name} has {bad} of {value.numel()} values that are NaN or infinite in {ours.dtype}")
+        elif name.endswith("running_var") and (value < 0).any():
+            wrong.append(f"{name} has variances below zero, down to {value.min().item():g}")
+        values[name] = value
+    if wrong:
         raise WeightsError(
-            f"{path} holds {_first('entries that are no tensors', odd)}, so it is not a state dict. Save "
-            "model.state_dict(), alone or under the key 'state_dict'."
+            f"{path}: {listed('tensors with unusable values', wrong)}. The training diverged, or the file was damaged: "
+            "use an earlier checkpoint, or download it again."
         )
-    return dict(content)
+    return values
 
 
-def _read_bit_npz(path: Path) -> dict[str, Tensor]:
+def _overwrite(model: nn.Module, own: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Writes the values into the model; whatever goes wrong puts back what was there."""
+    before = {name: tensor.clone() for name, tensor in own.items()}
     try:
-        # Not a zip, numpy would take it for a single array or a pickle.
-        with zipfile.ZipFile(path):
-            pass
-        with np.load(path, allow_pickle=False) as archive:
-            return {_bit_name(name): _bit_tensor(archive[name]) for name in archive.files}
-    # As with torch: zlib, zipfile, numpy and from_numpy each report damage in their own way.
-    except Exception as error:
-        if "Object arrays" in str(error):
-            raise _more_than_tensors(path, "pickled objects") from error
-        raise _damaged(path, "an .npz archive", _reason(error)) from error
-
-
-def _bit_name(name: str) -> str:
-    """The state-dict name of a tensor of Google's; any other name stays, and is reported as unexpected."""
-    unit = _BIT_UNIT.fullmatch(name)
-    if unit and unit[4] in _BIT_IN_UNIT:
-        return f"body.{unit[1]}.{unit[2]}." + _BIT_IN_UNIT[unit[4]].format("abc".index(unit[3]) + 1)
-    return _BIT_ELSEWHERE.get(name, name)
-
-
-def _bit_tensor(array: np.ndarray) -> Tensor:
-    """Kernels are stored HWIO; PyTorch's are OIHW."""
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(3, 2, 0, 1) if array.ndim == 4 else array))
+        model.load_state_dict(values, strict=False)
+        after = model.state_dict()
+        # Two names of the same memory, to which the file gives different values; or the model's own loading code.
+        lost = [name for name, value in values.items() if not torch.equal(after[name], value)]
+        if lost:
+            raise WeightsError(
+                f"{type(model).__name__} does not keep {listed('tensors of the file', lost)}: they share memory with "
+                "others that the file gives other values, or the model changes them when it loads. It stays as it was."
+            )
+    except BaseException as error:
+        with torch.no_grad():
+            for name, tensor in own.items():
+                if not torch.equal(tensor, before[name]):
+                    tensor.copy_(before[name])
+        if isinstance(error, RuntimeError):
+            raise WeightsError(
+                f"{type(model).__name__} cannot be overwritten ({first_line(error)}). It stays as it was."
+            ) from error
+        raise

@@ -1,10 +1,15 @@
+import contextlib
 import csv
 import importlib.util
 import io
 import json
+import os
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 from gaia_fast import GaiaA, GaiaZ
@@ -139,21 +144,60 @@ def test_unreadable_calibration_images_count_too(run, damaged_folder, digits_npz
     assert f"unreadable: {damaged_folder}: a/broken.png" in found.stderr
 
 
-def test_rows_come_while_images_are_read(run, digits_npz, monkeypatch):
-    """The rows of a batch are in the file before the next batch is scored."""
-    right, rows = GaiaZ.score, []
+def fails_at_the_third_batch(monkeypatch, seen=lambda: None):
+    right, batches = GaiaZ.score, []
 
     def score(self, x, **options):
-        with open("rows.csv") as file:
-            rows.append(len(rows_of(file.read())))
-        if len(rows) == 3:
+        batches.append(seen())
+        if len(batches) == 3:
             raise OSError("the power went")
         return right(self, x, **options)
 
     monkeypatch.setattr(GaiaZ, "score", score)
-    found = run("score", digits_npz, *DIGITS, "--batch-size", "10", "--out", "rows.csv")
+    return batches
+
+
+def test_rows_come_on_stdout_while_images_are_read(run, digits_npz, monkeypatch):
+    """The rows of a batch are out before the next batch is scored."""
+    flushed = []
+    out = fails_at_the_third_batch(monkeypatch, lambda: len(rows_of("".join(flushed))))
+    monkeypatch.setattr("gaia_fast.cli.score._text_file", lambda out: contextlib.nullcontext(Lines(flushed)))
+    found = run("score", digits_npz, *DIGITS, "--batch-size", "10")
+    assert (found.exit_code, found.stderr.splitlines()[-1]) == (1, "Error: the power went")
+    assert out == [0, 10, 20]
+
+
+class Lines(io.StringIO):
+    """Text that counts once it is flushed."""
+
+    def __init__(self, flushed):
+        super().__init__()
+        self.flushed = flushed
+
+    def flush(self):
+        self.flushed[:] = [self.getvalue()]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
+def test_a_run_that_fails_leaves_the_earlier_file(run, digits_npz, monkeypatch, name):
+    assert run("score", digits_npz, *DIGITS, "--out", name).exit_code == 0
+    before = Path(name).read_bytes()
+    monkeypatch.setattr("gaia_fast.cli.score._ROWS_AT_ONCE", 5)
+    fails_at_the_third_batch(monkeypatch)
+    found = run("score", digits_npz, *DIGITS, "--batch-size", "10", "--out", name, "--threshold", "1")
     assert (found.exit_code, found.stderr) == (1, "Error: the power went\n")
-    assert rows == [0, 10, 20]
+    assert Path(name).read_bytes() == before
+    assert [each.name for each in Path().iterdir()] == [name]
+
+
+def test_no_readable_image_leaves_the_earlier_file(run, tmp_path):
+    Path("rows.csv").write_text("good")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_text("none")
+    found = run("score", tmp_path / "pictures", *DIGITS, "--out", "rows.csv")
+    assert found.exit_code == 1
+    assert "none of the 1 images" in found.stderr
+    assert Path("rows.csv").read_text() == "good"
 
 
 @pytest.mark.parametrize(
@@ -166,6 +210,65 @@ def test_images_that_are_none(run, images, message):
     assert found.exit_code == 1
     assert message in found.stderr.lower()
     assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("deadline")
+def test_hostile_images_are_named_and_left_out(run, digits_folder):
+    os.mkfifo(digits_folder / "a" / "pipe.png")
+    Image.new("RGB", (40, 30)).save(digits_folder / "large.png")
+    found = run("score", digits_folder, *DIGITS, "--max-pixels", "1000")
+    assert found.exit_code == 3
+    assert len(rows_of(found.stdout)) == 6
+    assert "unreadable: a/pipe.png: it is a named pipe, no file\n" in found.stderr
+    assert "unreadable: large.png: 40x30 pixels are more than 1000, the limit (max_pixels)\n" in found.stderr
+    found = run("score", digits_folder / "a" / "pipe.png", *DIGITS)
+    assert (found.exit_code, found.stderr.count("\n")) == (1, 1)
+    assert "pipe.png is a named pipe, no file" in found.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("layers", "{}"), ("export", "model.onnx", "--images", "{}"), ("validate", "{}"), ("score", "{}"),
+        ("score", "good.png", "--calibrate-on", "{}"), ("evaluate", "--id", "{}", "--ood", "a=good.png"),
+        ("evaluate", "--id", "good.png", "--ood", "a={}"),
+    ],
+)  # fmt: skip
+def test_every_command_has_the_limit(run, command):
+    Image.new("RGB", (40, 30)).save("large.png")
+    Image.new("RGB", (8, 8)).save("good.png")
+    found = run(*(each.format("large.png") for each in command), *DIGITS, "--max-pixels", "1000")
+    assert found.exit_code in (1, 3)
+    assert "40x30 pixels are more than 1000, the limit (max_pixels)" in found.stderr
+    assert not Path("model.onnx").exists()
+    found = run(*(each.format("large.png") for each in command), *DIGITS, "--max-pixels", str(10**12))
+    assert found.exit_code == 1
+    assert "PIL.Image.MAX_IMAGE_PIXELS" in found.stderr
+
+
+@pytest.mark.usefixtures("deadline")
+def test_results_go_through_a_pipe(run, digits_npz):
+    os.mkfifo("out.json")
+    os.mkfifo("rows.csv")
+    found = {}
+    readers = [
+        threading.Thread(target=lambda name=name: found.setdefault(name, Path(name).read_text()))
+        for name in ("out.json", "rows.csv")
+    ]
+    for each in readers:
+        each.start()
+    assert run("score", digits_npz, *DIGITS, "--json", "out.json", "--out", "rows.csv").exit_code == 0
+    for each in readers:
+        each.join()
+    assert json.loads(found["out.json"])["count"] == len(rows_of(found["rows.csv"])) == 40
+    assert sorted(os.listdir()) == ["out.json", "rows.csv"]
+
+
+def test_a_result_that_cannot_be_written_is_one_line(run, digits_npz):
+    Path("out.json").symlink_to("absent/out.json")
+    found = run("score", digits_npz, *DIGITS, "--json", "out.json")
+    assert found.exit_code == 1
+    assert found.stderr.splitlines()[-1].startswith("Error: out.json cannot be written (No such file or directory)")
 
 
 def test_near_miss_of_a_layer(run, digits_npz):

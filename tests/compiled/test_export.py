@@ -10,7 +10,7 @@ import torch
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.compiled.export import FORMATS, read_metadata
 from gaia_fast.compiled.loading import load
-from gaia_fast.errors import ArgumentError, InputError
+from gaia_fast.errors import ArgumentError, CompilationError, InputError
 
 import zoo
 
@@ -93,6 +93,48 @@ def test_what_a_file_cannot_score_is_no_number(tmp_path: Path) -> None:
     _, score = run(torch.cat([good, bad]))
     assert torch.allclose(score[: len(good)], reference.gaia_z(model, good).score, rtol=1e-5)
     assert bool(score[len(good) :].isnan().all())
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("ending", FORMATS)
+def test_an_export_that_fails_leaves_an_earlier_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, there: bool, error: type[BaseException]
+) -> None:
+    def fails(*arguments: object, package_path: str | None = None, **_: object) -> None:
+        written = Path(package_path or str(arguments[1]))
+        assert written != path
+        written.write_bytes(b"half of it")
+        raise error("the disk is full")
+
+    path = tmp_path / f"model{ending}"
+    if there:
+        path.write_bytes(b"good" * 1000)
+    monkeypatch.setattr("onnx.save", fails)
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", fails)
+    with pytest.raises((error, CompilationError), match="the disk is full"):
+        GaiaZ(zoo.build("parallel")).export(path, zoo.images(2))
+    assert [each.name for each in tmp_path.iterdir()] == [path.name] * there
+    assert not there or path.read_bytes() == b"good" * 1000
+
+
+def test_a_program_too_large_for_one_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gaia_fast.compiled.onnx.LARGEST", 100)
+    with pytest.raises(
+        CompilationError, match=r"weights take \d+ bytes, and an ONNX file holds at most 100; use \.pt2"
+    ):
+        GaiaZ(zoo.build("parallel")).export(tmp_path / "model.onnx", zoo.images(2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_replaces_what_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "real.onnx").write_bytes(b"old")
+    (tmp_path / "real.onnx").chmod(0o640)
+    (tmp_path / "model.onnx").symlink_to("real.onnx")
+    GaiaZ(zoo.build("parallel")).export(tmp_path / "model.onnx", zoo.images(2))
+    assert (tmp_path / "model.onnx").is_symlink()
+    assert (tmp_path / "real.onnx").stat().st_mode & 0o777 == 0o640
+    assert json.loads(read_metadata(tmp_path / "real.onnx")["images"]) == [None, 3, 16, 16]
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -1,4 +1,10 @@
+import os
 import pickle
+import socket
+import tracemalloc
+import warnings
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -203,6 +209,196 @@ def test_npy_under_the_name_of_an_npz(tmp_path):
         np.save(file, X)
     with pytest.raises(DataError, match=r"cannot be read as an \.npz \(File is not a zip file\)"):
         load_images(tmp_path / "d.npz", "none")
+
+
+def npz(path, compression=zipfile.ZIP_DEFLATED, **entries: bytes) -> None:
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", compression) as archive:
+        warnings.simplefilter("ignore")  # of names that come twice
+        for name, data in entries.items():
+            archive.writestr(name.replace("__", "."), data)
+
+
+def header(shape, dtype="|u1", version=b"\1\0") -> bytes:
+    text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}\n".encode()
+    return b"\x93NUMPY" + version + len(text).to_bytes(2 if version == b"\1\0" else 4, "little") + text
+
+
+IMAGE = header((4, 8, 8, 3)) + bytes(768)
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ({"x__npy": header((2**20, 2**20, 2**20, 3)) + bytes(8)}, "not of the size"),
+        ({"x__npy": header((4, 8, 8, 3)) + bytes(2**16)}, "not of the size"),
+        ({"x__npy": header((-4, 8, -8, 3)) + bytes(768)}, "not of the size"),
+        ({"x__npy": header((4, 8, 8, 3)) + bytes(767)}, "not of the size"),
+        ({"x__npy": IMAGE, "x": IMAGE}, "'x' more than once"),
+        ({"x__npy": IMAGE, "y__npy": header((2**50,), "<i8")}, "not of the size"),
+        ({"x__npy": IMAGE, "y__npy": header((4,), "|O") + bytes(32)}, "Object arrays"),
+        ({"x__npy": IMAGE, "y__npy": header((4,), "<m8[s]") + bytes(32)}, r"'y' is timedelta64\[s\]"),
+        ({"x__npy": IMAGE, "y__npy": header((4,), "|b1") + bytes(4)}, "'y' is bool"),
+        ({"x__npy": IMAGE, "y__npy": header((), "<i8") + bytes(8)}, r"'y' is int64 \(\)"),
+        ({"x__npy": IMAGE, "y__npy": header((4,), "<u8") + bytes([0] * 31 + [128])}, "'y' holds 9223372036854775808"),
+        ({"x__npy": IMAGE, "y__npy": header((4,), ">u8") + bytes([255] * 32)}, "'y' holds 18446744073709551615"),
+        ({"x__npy": b""}, "cannot be read"),
+        ({"x__npy": b"\x93NUMPY\1\0\xff\xff" + b"[" * 65535}, "cannot be read"),
+        ({"x__npy": header((4, 8, 8, 3), version=b"\2\0") + bytes(768)}, "format"),
+    ],
+)
+def test_hostile_npz(tmp_path, entries, reason):
+    npz(tmp_path / "d.npz", **entries)
+    with pytest.raises(DataError, match=rf"d\.npz.*{reason}.*Save it by numpy\.savez"):
+        load_images(tmp_path / "d.npz", "none")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "<i4", ">i8", "<u8"])
+def test_labels_of_any_integer_dtype(tmp_path, dtype):
+    np.savez(tmp_path / "d.npz", x=X, y=np.array([0, 1, 2, 127], dtype))
+    assert load_images(tmp_path / "d.npz", "none").labels.tolist() == [0, 1, 2, 127]
+
+
+def test_the_largest_label(tmp_path):
+    np.savez(tmp_path / "d.npz", x=X, y=np.full(4, 2**63 - 1, np.uint64))
+    assert load_images(tmp_path / "d.npz", "none").labels.tolist() == [2**63 - 1] * 4
+
+
+def test_other_arrays_of_an_npz_are_not_read(tmp_path):
+    np.savez(tmp_path / "d.npz", x=X, names=np.array([{}] * 4, dtype=object))
+    assert len(load_images(tmp_path / "d.npz", "none")) == 4
+
+
+@pytest.mark.parametrize("entry", ["x__npy", "y__npy", "other__npy"])
+def test_an_npz_bomb_is_not_inflated(tmp_path, entry):
+    entries = {"x__npy": IMAGE} | {entry: header((2**26,), "<f4") + bytes(2**28)}
+    npz(tmp_path / "d.npz", **entries)
+    del entries
+    tracemalloc.start()
+    try:
+        if entry == "other__npy":
+            load_images(tmp_path / "d.npz", "none")
+        else:
+            with pytest.raises(DataError, match=rf"'{entry[0]}' is float32 \(67108864,\)"):
+                load_images(tmp_path / "d.npz", "none")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**22
+
+
+@pytest.fixture
+def odd_folder(tmp_path):
+    """One image, and what only has the name of one."""
+    save(tmp_path / "m.png")
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("a.png")
+    (tmp_path / "c.png").symlink_to("/dev/zero")
+    (tmp_path / "d.png").symlink_to("absent")
+    (tmp_path / "e.png").symlink_to("e.png")
+    (tmp_path / "f.png").mkdir()
+    save(tmp_path / "f.png" / "n.png", 1)
+    (tmp_path / "g.png").symlink_to("f.png")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(tmp_path / "s.png"))
+        yield tmp_path
+
+
+@pytest.mark.usefixtures("deadline")
+def test_only_regular_files_are_opened(odd_folder):
+    source = load_images(odd_folder, "none")
+    (batch,) = source.batches(8)
+    assert batch.names == ["f.png/n.png", "m.png"]
+    reasons = dict(source.unreadable)
+    assert {name: reasons[name] for name in ("a.png", "b.png", "c.png", "s.png")} == {
+        "a.png": "it is a named pipe, no file",
+        "b.png": "it is a named pipe, no file",
+        "c.png": "it is a device, no file",
+        "s.png": "it is a socket, no file",
+    }
+    assert sorted(reasons) == ["a.png", "b.png", "c.png", "d.png", "e.png", "s.png"]
+
+
+@pytest.mark.usefixtures("deadline")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a.png", "a named pipe"), ("b.png", "a named pipe"), ("c.png", "a device"), ("s.png", "a socket"),
+        ("d.png", "does not exist"), ("e.png", "out of reach"), ("a.npz", "a named pipe"), ("\0.png", "out of reach"),
+        ("x" * 300 + ".png", "out of reach"), ("m.png/m.png", "out of reach"),
+    ],
+)  # fmt: skip
+def test_a_single_path_that_is_no_regular_file(odd_folder, name, reason):
+    (odd_folder / "a.npz").symlink_to("a.png")
+    with pytest.raises(DataError, match=rf"{reason}.*Give a folder of images"):
+        load_images(odd_folder / name, "none")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says it is so large, and holds nothing of it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_too_many_pixels(tmp_path):
+    save(tmp_path / "a.png", h=20, w=30)
+    save(tmp_path / "b.webp", h=20, w=31)
+    save(tmp_path / "c.bmp", h=21, w=30)
+    save(tmp_path / "d.jpg", h=21, w=30)
+    (tmp_path / "e.png").write_bytes(png_header(2**31 - 1, 2**31 - 1))
+    source = load_images(tmp_path, "none", max_pixels=600)
+    assert [batch.names for batch in source.batches(8)] == [["a.png"]]
+    reasons = dict(source.unreadable)
+    assert reasons["b.webp"] == "31x20 pixels are more than 600, the limit (max_pixels)"
+    assert reasons["c.bmp"] == reasons["d.jpg"] == "30x21 pixels are more than 600, the limit (max_pixels)"
+    assert "exceeds limit" in reasons["e.png"]  # Pillow's own
+    assert len(list(load_images(tmp_path, "none").batches(1))) == 4
+
+
+def test_a_large_image_is_not_decoded(tmp_path):
+    (tmp_path / "a.png").write_bytes(png_header(10_000, 10_000))  # decoded, it is cut short
+    with pytest.raises(DataError, match="10000x10000 pixels are more than 64000000"):
+        load_images(tmp_path / "a.png", "none")[0]
+    with pytest.raises(DataError, match="truncated|cannot be read"):
+        load_images(tmp_path / "a.png", "none", max_pixels=10**8)[0]
+
+
+def test_limits_that_are_none(tmp_path, monkeypatch):
+    save(tmp_path / "a.png")
+    for limit in (0, -1, 2 * Image.MAX_IMAGE_PIXELS + 1):
+        with pytest.raises(ArgumentError, match=rf"max_pixels is {limit}; .* PIL\.Image\.MAX_IMAGE_PIXELS"):
+            load_images(tmp_path, "none", max_pixels=limit)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert len(list(load_images(tmp_path, "none", max_pixels=10**12).batches(1))) == 1
+
+
+def test_pillows_warnings_stay_with_us(tmp_path, monkeypatch, recwarn):
+    """Of transparency, animation, metadata and size: none of them is about the pixels."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    palette = Image.fromarray(picture(0, 16, 16)).convert("P")
+    palette.save(tmp_path / "palette.png", transparency=bytes(range(256)))
+    whole = (tmp_path / "palette.png").read_bytes()
+    control = b"acTL" + bytes(8)
+    (tmp_path / "animated.png").write_bytes(
+        whole[:33] + (8).to_bytes(4, "big") + control + zlib.crc32(control).to_bytes(4, "big") + whole[33:]
+    )
+    exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 40
+    Image.fromarray(picture(0, 16, 16)).save(tmp_path / "exif.jpg", exif=exif)
+    Image.fromarray(picture(0, 16, 16)).save(tmp_path / "mpo.jpg")
+    whole = (tmp_path / "mpo.jpg").read_bytes()
+    index = b"MPF\0II*\0\x08\0\0\0" + b"\1\0\1\xb0\4\0\1\0\0\0\2\0\0\0" + bytes(4)
+    (tmp_path / "mpo.jpg").write_bytes(
+        whole[:2] + b"\xff\xe2" + (len(index) + 2).to_bytes(2, "big") + index + whole[2:]
+    )
+    save(tmp_path / "large.png", h=20, w=20)
+    warnings.simplefilter("always")
+    source = load_images(tmp_path, "none", max_pixels=500)
+    assert sum(len(batch.names) for batch in source.batches(8)) == 5
+    assert source.unreadable == []
+    assert [str(each.message) for each in recwarn] == []
 
 
 def test_nothing_to_read(tmp_path):

@@ -1,0 +1,95 @@
+"""Files that are whole: written aside and put in place when complete, and nothing but regular files opened."""
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from gaia_fast.errors import ArgumentError
+
+# Links that stand for a file that is open already: what holds it open would not see another one put in its place.
+_OPEN_FILES = ("/proc/", "/dev/fd/")
+
+FOLDER = "a folder"
+_KINDS = {
+    stat.S_IFDIR: FOLDER,
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def kind(path: Path) -> str:
+    """What stands at a path, links followed: "" for a regular file, else "a named pipe", "a folder" and so on.
+
+    Whoever opens a named pipe waits for a writer that may never come.
+
+    Raises:
+        OSError: nothing is there, or it cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no regular file")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a path to write to, whose file takes the place of `path` if all goes well.
+
+    Whatever goes wrong leaves `path` as it was, and nothing beside it. What it links to is replaced, not the link;
+    permissions are those of the file replaced, else those that any new file gets. The path yielded has the same name,
+    in a folder of its own beside `path`. A device or pipe (/dev/stdout) cannot be replaced: it is yielded itself.
+
+    Raises:
+        ArgumentError: `path` is a folder, or its folder takes no files.
+    """
+    try:
+        target = _target(path)
+        if target is not None:
+            folder = tempfile.TemporaryDirectory(prefix=".gaia-fast-", dir=target.parent)
+    except OSError as error:
+        raise _refused(path, error) from error
+    if target is None:
+        yield path
+        return
+    with folder:
+        written = Path(folder.name) / target.name
+        yield written
+        try:
+            with written.open("rb+") as file:
+                os.fsync(file.fileno())  # else a crash of the machine could leave the name without the content
+            if target.exists():
+                written.chmod(stat.S_IMODE(target.stat().st_mode))
+            written.replace(target)
+        except OSError as error:
+            raise _refused(path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text to a file, all of it or nothing; see `replacing`."""
+    with replacing(path) as written:
+        written.write_text(text, encoding="utf-8")
+
+
+def _target(path: Path) -> Path | None:
+    """The file to be replaced, at the end of all links; None where `path` can only be written to as it is."""
+    try:
+        if what := kind(path):
+            if what == FOLDER:
+                raise ArgumentError(f"{path} is a folder; give the name of a file")
+            return None
+    except FileNotFoundError:  # a new file, or a link to one
+        pass
+    link = path.absolute()
+    while link.is_symlink():
+        link = link.parent.resolve() / link.name
+        if str(link).startswith(_OPEN_FILES):
+            return None
+        link = link.parent / link.readlink()
+    return path.resolve()
+
+
+def _refused(path: Path, error: OSError) -> ArgumentError:
+    return ArgumentError(f"{path} cannot be written ({error.strerror}); choose a folder that takes new files")

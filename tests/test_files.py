@@ -1,0 +1,159 @@
+import os
+import socket
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from gaia_fast.errors import ArgumentError
+from gaia_fast.files import kind, replacing, write_text
+
+pytestmark = pytest.mark.usefixtures("deadline")
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    with replacing(tmp_path / "a.txt") as written:
+        assert written.name == "a.txt"
+        with written.open("w") as file:
+            file.write("half")
+            file.flush()
+            assert not (tmp_path / "a.txt").exists()
+            file.write(" and half")
+    assert (tmp_path / "a.txt").read_text() == "half and half"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def fails_half_way(path: Path, error: type[BaseException]) -> None:
+    with replacing(path) as written:
+        written.write_text("half")
+        written.with_name("beside.data").write_text("weights")
+        raise error
+
+
+@pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("there", [True, False])
+def test_what_goes_wrong_leaves_all_as_it_was(tmp_path, error, there):
+    if there:
+        (tmp_path / "a.txt").write_text("good")
+    before = os.listdir(tmp_path)
+    with pytest.raises(error):
+        fails_half_way(tmp_path / "a.txt", error)
+    assert os.listdir(tmp_path) == before
+    assert not there or (tmp_path / "a.txt").read_text() == "good"
+
+
+def test_a_writer_that_writes_nothing_leaves_all_as_it_was(tmp_path):
+    (tmp_path / "a.txt").write_text("good")
+    with pytest.raises(ArgumentError, match=r"a\.txt cannot be written"), replacing(tmp_path / "a.txt"):
+        pass
+    assert (tmp_path / "a.txt").read_text() == "good"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_permissions(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "new", "x")
+        (tmp_path / "old").write_text("y")
+        (tmp_path / "old").chmod(0o604)
+        write_text(tmp_path / "old", "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "old").stat().st_mode) == 0o604
+
+
+def test_links_stay_links(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "target").write_text("good")
+    (tmp_path / "middle").symlink_to("far/target")
+    (tmp_path / "link").symlink_to(tmp_path / "middle")
+    (tmp_path / "dangling").symlink_to("far/new")
+    write_text(tmp_path / "link", "better")
+    write_text(tmp_path / "dangling", "new")
+    assert (tmp_path / "far" / "target").read_text() == "better"
+    assert (tmp_path / "far" / "new").read_text() == "new"
+    assert all((tmp_path / name).is_symlink() for name in ("link", "middle", "dangling"))
+    assert sorted(os.listdir(tmp_path / "far")) == ["new", "target"]
+
+
+def test_through_a_linked_folder(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near").symlink_to("far")
+    write_text(tmp_path / "near" / "a", "x")
+    assert (tmp_path / "far" / "a").read_text() == "x"
+
+
+def test_names_at_the_limit(tmp_path, monkeypatch):
+    for name in ("x" * 255, "ä" * 127, " ", ".hidden", "a\nb"):
+        write_text(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+    monkeypatch.chdir(tmp_path)
+    write_text(Path("relative"), "x")
+    assert (tmp_path / "relative").read_text() == "x"
+
+
+def test_a_named_pipe_is_written_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    found = []
+    reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    write_text(tmp_path / "pipe", "through")
+    reader.join()
+    assert found == ["through"]
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_devices_are_written_to():
+    write_text(Path("/dev/null"), "x")
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}", "link"])
+def test_an_open_file_stays_the_one_that_is_open(tmp_path, name):
+    """As /dev/stdout is, once the shell has sent it to a file."""
+    with open(tmp_path / "out", "w+") as file:
+        path = Path(name.format(file.fileno()))
+        if name == "link":
+            path = tmp_path / "link"
+            path.symlink_to(f"/dev/fd/{file.fileno()}")
+        write_text(path, "x")
+        assert file.read() == "x"
+    assert sorted(os.listdir(tmp_path)) == (["link", "out"] if name == "link" else ["out"])
+
+
+def test_what_cannot_be_written_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "absent" / "a", tmp_path / "file" / "a", Path("/proc/a")):
+        (tmp_path / "file").touch()
+        with pytest.raises(ArgumentError, match=r"is a folder|cannot be written"):
+            write_text(path, "x")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ArgumentError, match="cannot be written"):
+        write_text(tmp_path / "loop", "x")
+
+
+def test_a_folder_that_takes_no_files(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a").write_text("good")
+    monkeypatch.setattr("tempfile.mkdtemp", refused)
+    with pytest.raises(ArgumentError, match=r"a cannot be written \(Permission denied\); choose a folder"):
+        write_text(tmp_path / "a", "x")
+    assert (tmp_path / "a").read_text() == "good"
+
+
+def test_kinds(tmp_path):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(tmp_path / "socket"))
+        assert kind(tmp_path / "socket") == "a socket"
+    assert kind(tmp_path / "file") == ""
+    assert kind(tmp_path / "pipe") == kind(tmp_path / "link") == "a named pipe"
+    assert kind(tmp_path) == "a folder"
+    assert kind(Path("/dev/null")) == "a device"
+    with pytest.raises(FileNotFoundError):
+        kind(tmp_path / "absent")
