@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from gaia_fast import checks, fingerprint, hooks
 from gaia_fast.compiled import modes
 from gaia_fast.compiled.export import check_format, export
+from gaia_fast.compiled.loading import load
 from gaia_fast.compiled.preparation import Prepared, Subject, prepare
-from gaia_fast.errors import GaiaError, ModelError, first_line
+from gaia_fast.compiled.verification import Verifier
+from gaia_fast.errors import ArgumentError, BackendError, CompilationError, GaiaError, ModelError, first_line
 from gaia_fast.layers import Head, InspectedLayer
 from gaia_fast.measurement import Measurement
 from gaia_fast.method import Method
@@ -157,10 +159,25 @@ class Compiled:
         checks.check_score(found["score"])
 
     def export(self, path: Path, x: Tensor, head: Head | None, metadata: Mapping[str, str]) -> None:
-        """Writes a program for images like `x` to a file; see `gaia_fast.compiled.export`."""
+        """Writes a program for images like `x` to a file; see `gaia_fast.compiled.export`.
+
+        Before it takes its name the file is opened and compared with the reference, on other images than `x`.
+
+        Raises:
+            CompilationError: the model cannot be compiled, or the file does not run, or not right.
+        """
         check_format(path)
-        prepared = prepare(self._subject(head), x, "eager", thorough=True)
-        export(prepared.program, path, x.detach().as_subclass(Tensor).contiguous(), prepared.dynamic, metadata)
+        subject = self._subject(head)
+        prepared = prepare(subject, x, "eager", thorough=True)
+        plain = x.detach().as_subclass(Tensor).contiguous()
+        export(
+            prepared.program,
+            path,
+            plain,
+            prepared.dynamic,
+            metadata,
+            lambda written: _check_file(written, path, subject.verifier(), plain, prepared.dynamic),
+        )
 
     def _subject(self, head: Head | None) -> Subject:
         return Subject(self.model, self.modules, self.layers, self.asked_for, head, self.method)
@@ -168,3 +185,29 @@ class Compiled:
 
 def _key(x: Tensor) -> Key:
     return x.shape[1:], x.dtype, x.device
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _check_file(written: Path, path: Path, verifier: Verifier, x: Tensor, dynamic: bool) -> None:
+    """Raises CompilationError unless a file runs, and agrees with the reference on other images than `x`."""
+    try:
+        run = load(written)
+        outputs = [
+            (images, own, run(images))
+            for images, own in verifier.other_batches(x, verifier.reference(x))
+            if dynamic or images.shape[0] == x.shape[0]
+        ]
+    except (ArgumentError, BackendError) as error:
+        raise CompilationError(
+            f"{path} is not written, since it would not run on {x.dtype} images: {first_line(error)}. Export the model "
+            "in float32, model.float(), or to the other format"
+        ) from error
+    for images, own, (logits, score) in outputs:
+        found = {"logits": logits, "score": score, "live": (~score.isnan()).unsqueeze(1)}
+        off, allowed = verifier.error(found, images, own)
+        if not off <= allowed:
+            raise CompilationError(
+                f"{path} is not written, since it would be off by {off:.2g} from the reference, more than "
+                f"{allowed:.2g}; use the other format, or engine='hooks' in Python"
+            )

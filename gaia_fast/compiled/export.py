@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from gaia_fast.compiled.batch import export_arguments
 from gaia_fast.compiled.metadata import FORMATS, check_ending, read_metadata
 from gaia_fast.compiled.onnx import check_size, missing, to_onnx
 from gaia_fast.compiled.program import Program, without_recourse
-from gaia_fast.errors import ArgumentError, BackendError, CompilationError, first_line
+from gaia_fast.errors import ArgumentError, BackendError, CompilationError, GaiaError, first_line
 from gaia_fast.files import replacing
 
 __all__ = ["FORMATS", "check_format", "export", "read_metadata"]
@@ -25,7 +25,14 @@ def check_format(path: Path) -> None:
         raise ArgumentError(f"the folder {path.absolute().parent} does not exist")
 
 
-def export(program: Program, path: Path, example: Tensor, dynamic: bool, metadata: Mapping[str, str]) -> None:
+def export(
+    program: Program,
+    path: Path,
+    example: Tensor,
+    dynamic: bool,
+    metadata: Mapping[str, str],
+    check: Callable[[Path], None] = lambda path: None,
+) -> None:
     """Writes a program to a file: input "images" (N, C, H, W), outputs "logits" (N, C) and "score" (N,) float32.
 
     Args:
@@ -36,6 +43,7 @@ def export(program: Program, path: Path, example: Tensor, dynamic: bool, metadat
         dynamic: whether the number of images is left open.
         metadata: put into the file, with "images", their sizes, null where any will do, and "dtype", theirs: a package
             reads past the end of images that do not fit. `read_metadata` reads it.
+        check: called with the file before it takes its name; what it raises is raised, and nothing is written.
 
     Raises:
         BackendError: a package is missing. CompilationError: the program does not fit the format.
@@ -43,38 +51,38 @@ def export(program: Program, path: Path, example: Tensor, dynamic: bool, metadat
     alone = without_recourse(program)
     sizes = [None if dynamic else example.shape[0], *example.shape[1:]]
     metadata = {**metadata, "images": json.dumps(sizes), "dtype": str(example.dtype).removeprefix("torch.")}
-    if path.suffix == ".onnx":
-        _export_onnx(alone, path, example, dynamic, metadata)
-    else:
-        _export_package(alone, path, example, dynamic, metadata)
-
-
-def _export_onnx(program: Program, path: Path, example: Tensor, dynamic: bool, metadata: Mapping[str, str]) -> None:
-    if reason := missing():
+    write = _write_onnx if path.suffix == ".onnx" else _write_package
+    if path.suffix == ".onnx" and (reason := missing()):
         raise BackendError(f"{path} cannot be written: {reason}")
+    with replacing(path) as written:
+        try:
+            write(alone, written, example, dynamic, metadata)
+        except GaiaError:
+            raise
+        except Exception as error:
+            raise CompilationError(
+                f"the program cannot be written to {path} ({first_line(error)}); {_NEEDS[path.suffix]}"
+            ) from error
+        check(written)
+
+
+_NEEDS = {".onnx": "try .pt2", ".pt2": "AOTInductor needs a C++ compiler. Try .onnx"}
+
+
+def _write_onnx(program: Program, path: Path, example: Tensor, dynamic: bool, metadata: Mapping[str, str]) -> None:
     import onnx
 
     model = to_onnx(program.graph, program.outputs, example, dynamic)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     check_size(model)
-    with replacing(path) as written:
-        onnx.save(model, written)
+    onnx.save(model, path)
 
 
-def _export_package(program: Program, path: Path, example: Tensor, dynamic: bool, metadata: Mapping[str, str]) -> None:
+def _write_package(program: Program, path: Path, example: Tensor, dynamic: bool, metadata: Mapping[str, str]) -> None:
     arguments, sizes = export_arguments(example, dynamic)
     configuration = {"freezing": True, "aot_inductor.metadata": {"gaia_fast": json.dumps(dict(metadata))}}
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(program.graph, arguments, dynamic_shapes=sizes)
-            with replacing(path) as written:
-                torch._inductor.aoti_compile_and_package(
-                    exported, package_path=str(written), inductor_configs=configuration
-                )
-    except Exception as error:
-        raise CompilationError(
-            f"the program cannot be written to {path} ({first_line(error)}); AOTInductor needs a C++ compiler. Try "
-            ".onnx"
-        ) from error
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(program.graph, arguments, dynamic_shapes=sizes)
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=configuration)

@@ -1,5 +1,6 @@
 """Programs held to the reference: on the example, and on other numbers of images than it has."""
 
+import contextlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -59,10 +60,12 @@ class Verifier:
         return error, allowed
 
     def other_batches(self, x: Tensor, own: Reference) -> list[tuple[Tensor, Reference]]:
-        """Returns batches of `NUMBERS` images, each with its reference; those that the model itself takes.
+        """Returns other batches than the example, of `NUMBERS` images and of as many, each with its reference.
+
+        Those that the model itself does not take are left out.
 
         Args:
-            x, own: the example, and its reference. The batches are of its images, and of these turned over.
+            x, own: the example, and its reference. The others are of its images, and of these turned over or negated.
 
         Raises:
             CompilationError: the model gives an image other results beside others, or in a batch of another size: no
@@ -71,10 +74,8 @@ class Verifier:
         pool = torch.cat([x, x.flip(3), x.flip(2), x.flip(2, 3)])
         found = [(x, own)]
         for images in NUMBERS:
-            try:
+            with contextlib.suppress(GaiaError):  # the model's own, which every engine would meet
                 found.append((pool[:images], self.reference(pool[:images])))
-            except GaiaError:  # the model's own, which every engine would meet
-                continue
         largest, full = max(found, key=lambda each: each[0].shape[0])
         for batch, each in found:
             if not self._alike(each, full) and not self._alike(self._exact(batch), self._exact(largest)):
@@ -83,6 +84,8 @@ class Verifier:
                     f"or on which: {batch.shape[0]} of {largest.shape[0]} images by themselves have other results. No "
                     "program holds for that; engine='hooks' scores it as it is"
                 )
+        with contextlib.suppress(GaiaError):
+            found.append((-x.flip(3), self.reference(-x.flip(3))))
         return found[1:]
 
     @staticmethod

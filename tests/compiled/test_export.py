@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import numpy_helper
 
 from gaia_fast import GaiaA, GaiaZ, reference
+from gaia_fast.compiled import export as export_module
 from gaia_fast.compiled.export import FORMATS, read_metadata
 from gaia_fast.compiled.loading import load
 from gaia_fast.errors import ArgumentError, CompilationError, InputError
@@ -146,3 +148,31 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no images"):
         detector.export(tmp_path / "model.onnx", zoo.images(0))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_file_that_its_runtime_cannot_open_is_not_written(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"an earlier file")
+    with pytest.raises(CompilationError, match=rf"model.onnx is not written, .* {dtype} images: .* Export"):
+        GaiaZ(zoo.build("parallel", dtype)).export(path, zoo.images(2, dtype=dtype))
+    assert path.read_bytes() == b"an earlier file"
+
+
+def test_a_file_that_scores_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example alone would not tell: the weight of a class that it does not show."""
+    to_onnx = export_module.to_onnx
+
+    def wrong(*arguments: object) -> object:
+        model = to_onnx(*arguments)
+        for each in model.graph.initializer:
+            if list(each.dims) in ([5, 13], [13, 5]):
+                values = numpy_helper.to_array(each) * 1.01
+                each.CopyFrom(numpy_helper.from_array(values.astype("float32"), each.name))
+        return model
+
+    monkeypatch.setattr(export_module, "to_onnx", wrong)
+    path = tmp_path / "model.onnx"
+    with pytest.raises(CompilationError, match=r"is not written, since it would be off by .* from the reference"):
+        GaiaZ(zoo.build("parallel")).export(path, zoo.images(2))
+    assert not path.exists()
