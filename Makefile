@@ -83,7 +83,7 @@ bench: $(VENV)/test-tools
 
 # Random networks, each engine against an oracle in float64; see tests/fuzz. SUBJECTS names engines, SEED the first draw.
 fuzz: $(VENV)/test-tools
-	PYTHONPATH=tests $(BIN)/python -m fuzz --draws $(or $(N),500) --seed $(or $(SEED),0) \
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run --draws $(or $(N),500) --seed $(or $(SEED),0) \
 		$(if $(SUBJECTS),--subjects $(SUBJECTS)) $(if $(DTYPES),--dtypes $(DTYPES)) $(if $(JOBS),--jobs $(JOBS))
 
 clean:

@@ -84,9 +84,8 @@ class Truth:
         else:
             low, high = _span(torch.stack([each.score() for each in answers]))
         score = answers[0].score()
-        off = _beyond(found.score.double(), low, high, (SCORE + CLOSE[dtype]) * high.abs()) / score.abs().clamp_min(
-            TINY
-        )
+        largest = torch.maximum(score.abs(), found.score.double().abs()).clamp_min(TINY)
+        off = _beyond(found.score.double(), low, high, (SCORE + CLOSE[dtype]) * high.abs()) / largest
         if not off.max() <= 0:
             worst = int(off.nan_to_num(torch.inf).argmax())
             return (

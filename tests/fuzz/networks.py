@@ -70,10 +70,11 @@ class _Builder:
     def __init__(self, rng: Random, images: Tensor) -> None:
         self.rng, self.probe = rng, images
         self.trunk: list[nn.Module] = []
+        self.plain = rng.random() < 0.6  # of parts alone that most networks have
         channels = rng.randint(2, 8)
         self._append(nn.Conv2d(images.shape[1], channels, 3, rng.choice([1, 1, 2]), 1, bias=rng.random() < 0.5))
         self._append(nn.BatchNorm2d(channels))
-        self._append(parts.activation(rng))
+        self._append(parts.activation(rng, self.plain))
 
     @property
     def channels(self) -> int:
@@ -90,7 +91,7 @@ class _Builder:
             self._attended: 2,
             self._again: 1,
             self._pool: 3,
-            self._movement: 2,
+            self._movement: 0 if self.plain else 3,
             self._oddity: 0.2,
         }
         self._append(self.rng.choices(list(kinds), list(kinds.values()))[0]())
@@ -116,11 +117,11 @@ class _Builder:
     def _block(self, inputs: int, outputs: int | None = None, *, same_size: bool = True) -> nn.Sequential:
         """Convolution, norm and activation, in one of the orders that are in use."""
         rng = self.rng
-        conv = parts.convolution(rng, inputs, outputs, same_size=same_size)
+        conv = parts.convolution(rng, inputs, outputs, same_size=same_size, plain=self.plain)
         made = conv.out_channels
         order = rng.choice(["cna"] * 6 + ["nac"] * 2 + ["cn", "can", "ca"])
         channels = inputs if order == "nac" else made
-        each = {"c": conv, "n": parts.norm(rng, channels), "a": parts.activation(rng)}
+        each = {"c": conv, "n": parts.norm(rng, channels, self.plain), "a": parts.activation(rng, self.plain)}
         return nn.Sequential(*(each[letter] for letter in order))
 
     def _plain(self) -> nn.Module:
@@ -131,7 +132,7 @@ class _Builder:
         outputs, inner = rng.choice([inputs, inputs, rng.randint(2, CHANNELS)]), rng.randint(2, CHANNELS)
         shortcut: nn.Module = nn.Identity()
         if outputs != inputs:
-            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), parts.norm(rng, outputs))
+            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), parts.norm(rng, outputs, self.plain))
         branch = nn.Sequential(self._block(inputs, inner), self._block(inner, outputs))
         return parts.Residual(branch, shortcut, rng.random() < 0.4, rng.random() < 0.6)
 
@@ -140,7 +141,7 @@ class _Builder:
         count = rng.choice([2, 2, 3])
         chunked = self.channels % count == 0 and rng.random() < 0.5
         inputs = self.channels // count if chunked else self.channels
-        merge = rng.choice(["cat"] * 4 + ["add", "add", "mul", "max", "where"])
+        merge = rng.choice(["cat", "cat", "add"] if self.plain else ["cat", "cat", "add", "mul", "max", "where"])
         outputs = rng.randint(1, 6)
         branches = [
             self._block(inputs, rng.randint(1, 6) if merge == "cat" else outputs)
@@ -180,7 +181,9 @@ class _Builder:
         return parts.Gated(nn.Sequential(*layers, self._gate()), rng.random() < 0.3)
 
     def _gate(self) -> nn.Module:
-        return self.rng.choice([nn.Sigmoid(), nn.Sigmoid(), nn.Hardsigmoid(), nn.ReLU6(), nn.Tanh(), nn.ReLU()])
+        if self.plain:
+            return nn.Sigmoid()
+        return self.rng.choice([nn.Sigmoid(), nn.Hardsigmoid(), nn.ReLU6(), nn.Tanh(), nn.ReLU()])
 
     def _again(self) -> nn.Module:
         """A block that is called twice, or blocks that share a norm."""
@@ -188,11 +191,11 @@ class _Builder:
         if self.rng.random() < 0.5:
             return parts.Again(block)
         other = self._block(self.channels, self.channels)
-        shared = parts.norm(self.rng, self.channels)
+        shared = parts.norm(self.rng, self.channels, self.plain)
         return nn.Sequential(block, shared, other, shared)
 
     def _pool(self) -> nn.Module:
-        return parts.pool(self.rng)
+        return parts.pool(self.rng, self.plain)
 
     def _movement(self) -> nn.Module:
         return parts.movement(self.rng, self.channels)
@@ -205,6 +208,9 @@ class _Builder:
     def _neck(self) -> nn.Module:
         """From the map to vectors (N, K), or a map (N, K, H, W) for a convolution head."""
         rng = self.rng
+        if self.plain:
+            pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            return rng.choice([pooled, Do("mean", lambda x: x.mean((2, 3))), nn.AdaptiveAvgPool2d(1), nn.Identity()])
         return rng.choice(
             [
                 *[nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())] * 2,
@@ -229,9 +235,12 @@ class _Builder:
             if rng.random() < 0.25:
                 layers = [*self._block(inputs, 4), nn.Conv2d(4, classes, 1)]
             if rng.random() < 0.1:
-                layers.append(parts.activation(rng))
+                layers.append(parts.activation(rng, self.plain))
             head = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
-            behind = [Do("mean", lambda x: x.mean((2, 3))), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())]
+            behind: list[nn.Module] = [
+                Do("mean", lambda x: x.mean((2, 3))),
+                nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            ]
             behind.append(Do("maximum", lambda x: x.amax((2, 3))))
             if tuple(self.probe.shape[2:]) == (1, 1):
                 behind = [
@@ -255,15 +264,18 @@ class _Builder:
                 parts.Heads(nn.Linear(inputs, 3), nn.Linear(inputs, 3), "mean"),
             ]
         )
-        behind = rng.choice(
-            [
-                *[nn.Identity()] * 8,
-                Do("* 0.7", lambda x: x * 0.7),
-                Do("/ 1.5", lambda x: x / 1.5),
-                Do("scaled in place", lambda x: x.mul_(2)),
-                parts.Scale(),
-                Do("view", lambda x: x.view(-1, x.shape[1])),
-                Do("reshape twice", lambda x: x.reshape(x.shape[0], 1, -1).reshape(x.shape[0], -1)),
+        behind = [
+            *[nn.Identity()] * 4,
+            Do("* 0.7", lambda x: x * 0.7),
+            Do("/ 1.5", lambda x: x / 1.5),
+            Do("scaled in place", lambda x: x.mul_(2)),
+            parts.Scale(),
+            Do("view", lambda x: x.view(-1, x.shape[1])),
+            Do("reshape twice", lambda x: x.reshape(x.shape[0], 1, -1).reshape(x.shape[0], -1)),
+        ]
+        if not self.plain:
+            behind += [
+                *[nn.Identity()] * 4,
                 Do("transposed twice", lambda x: x.t().contiguous().t()),
                 Do("without the first", lambda x: x[:, 1:]),
                 Do("turned round", lambda x: x[:, list(range(x.shape[1] - 1, -1, -1))]),
@@ -273,14 +285,14 @@ class _Builder:
                 Do("clamped", lambda x: x.clamp(-1, 1)),
                 Do("log_softmax", lambda x: x.log_softmax(1)),
             ]
-        )
-        return head, behind
+        return head, rng.choice(behind)
 
 
 @torch.no_grad()
 def _disturb(model: nn.Module, rng: Random) -> None:
     """Parameters that trained, pruned and dead networks have: exact zeros, both signs, channels that are never open."""
-    for module in model.modules():
+    pruned = rng.choice([0.0, 0.0, 0.2, 1.0])
+    for name, module in model.named_modules():
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         if not isinstance(weight, Tensor):
             continue
@@ -295,11 +307,13 @@ def _disturb(model: nn.Module, rng: Random) -> None:
             if rng.random() < 0.15:
                 bias[which] = rng.choice([-8.0, 0.0])
         elif weight.ndim > 1:
-            if rng.random() < 0.2:
+            if rng.random() < pruned:
                 weight.mul_(torch.rand_like(weight) > rng.choice([0.2, 0.6]))
-            if rng.random() < 0.15:
+            if rng.random() < 0.3 and name.startswith("head"):  # of one class, or a hidden unit
+                weight[which].mul_(torch.rand_like(weight[which]) > 0.5)
+            if rng.random() < 0.08:
                 weight[which] = 0
-            if rng.random() < 0.1:
+            if rng.random() < 0.05:
                 weight[:, rng.randrange(weight.shape[1])] = 0
             if rng.random() < 0.1:
                 weight.mul_(6)

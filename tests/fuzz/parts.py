@@ -188,9 +188,9 @@ class Classifier(nn.Module):
 
 
 def convolution(
-    rng: Random, inputs: int, outputs: int | None = None, *, same_size: bool = False
+    rng: Random, inputs: int, outputs: int | None = None, *, same_size: bool = False, plain: bool = False
 ) -> nn.Conv2d | nn.ConvTranspose2d:
-    """A convolution with anything that one can have."""
+    """A convolution with anything that one can have; zeros around the map, where it is to be plain."""
     groups = rng.choice([1, 1, 1, inputs, 2 if inputs % 2 == 0 else 1])
     if outputs is None:
         outputs = groups * rng.randint(max(1, 2 // groups), max(1, 12 // groups))
@@ -199,12 +199,14 @@ def convolution(
     kernel = rng.choice([1, 3, 3, 3, 5, (1, 3), (3, 1)] if same_size else [1, 2, 3, 3, 3, 4, 5, (1, 3), (5, 1), (3, 2)])
     options: dict[str, Any] = {"groups": groups, "bias": rng.random() < 0.5}
     if same_size:
-        padding_mode = rng.choice(["zeros", "zeros", "zeros", "circular"])
+        height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
         dilation = rng.choice([1, 1, 2]) if kernel == 3 else 1
-        return nn.Conv2d(
-            inputs, outputs, kernel, padding="same", dilation=dilation, padding_mode=padding_mode, **options
-        )
-    if rng.random() < 0.12:
+        padding: Any = (dilation * (height // 2), dilation * (width // 2))
+        if not plain:
+            options["padding_mode"] = rng.choice(["zeros"] * 8 + ["circular"])
+            padding = rng.choice([padding] * 8 + ["same"])
+        return nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, **options)
+    if not plain and rng.random() < 0.15:
         return nn.ConvTranspose2d(inputs, outputs, kernel, stride=rng.choice([1, 2, 3]), **options)
     return nn.Conv2d(
         inputs,
@@ -213,12 +215,14 @@ def convolution(
         stride=rng.choice([1, 1, 1, 2, 2, 3, (2, 1)]),
         padding=rng.choice([0, 1, 1, 1, 2, (0, 1)]),
         dilation=rng.choice([1, 1, 1, 1, 2]),
-        padding_mode=rng.choice(["zeros"] * 6 + ["reflect", "replicate"]),
+        padding_mode=rng.choice(["zeros"] * 6 + ["zeros" if plain else "reflect"]),
         **options,
     )
 
 
-def norm(rng: Random, channels: int) -> nn.Module:
+def norm(rng: Random, channels: int, plain: bool = False) -> nn.Module:
+    if plain and rng.random() < 0.9:
+        return nn.BatchNorm2d(channels)
     groups = rng.choice([each for each in (1, 2, 3, 4, channels) if channels % each == 0])
     return rng.choice(
         [
@@ -232,10 +236,14 @@ def norm(rng: Random, channels: int) -> nn.Module:
     )()
 
 
-def activation(rng: Random) -> nn.Module:
-    if rng.random() < 0.5:
-        return nn.ReLU(rng.random() < 0.5)
+def activation(rng: Random, plain: bool = False) -> nn.Module:
+    """An activation; one of those that most networks have, where it is to be plain."""
     in_place = rng.random() < 0.5
+    if rng.random() < (0.7 if plain else 0.4):
+        return nn.ReLU(in_place)
+    if plain:
+        known = [nn.ReLU6(in_place), nn.LeakyReLU(rng.choice([0.1, 0.0]), in_place), nn.Sigmoid(), nn.Identity()]
+        return rng.choice([*known, nn.Hardtanh(-0.5, 1.0, in_place), Do("clamp(min=0)", lambda x: x.clamp(min=0))])
     return rng.choice(
         [
             lambda: nn.ReLU6(in_place),
@@ -279,11 +287,13 @@ def activation(rng: Random) -> nn.Module:
     )()
 
 
-def pool(rng: Random) -> nn.Module:
+def pool(rng: Random, plain: bool = False) -> nn.Module:
     size = rng.choice([2, 3])
     stride = rng.choice([1, 2, size])
     padding = rng.choice([0, 0, size // 2])
     ceil = rng.random() < 0.3
+    if plain:
+        return rng.choice([nn.MaxPool2d(size, stride, padding), nn.AvgPool2d(size, stride), nn.AdaptiveAvgPool2d(2)])
     return rng.choice(
         [
             *[lambda: nn.MaxPool2d(size, stride, padding, ceil_mode=ceil)] * 3,
