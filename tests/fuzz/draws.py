@@ -43,7 +43,7 @@ def draw(seed: int, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Draw:
         size, channels = rng.choice(SIZES), rng.choice([1, 3, 3])
         noise = torch.randn(48, channels, *size, dtype=torch.float64)
         model = network(rng, noise)
-        kinds = ["noise", *rng.sample(IMAGES, 3)]
+        kinds = ["noise", *rng.sample(IMAGES, 4)]
         if rng.random() < 0.3:  # prepared on what others score
             kinds.insert(0, kinds.pop())
         dtype = dtypes[seed % len(dtypes)]
@@ -59,7 +59,6 @@ def draw(seed: int, dtypes: tuple[torch.dtype, ...] = DTYPES) -> Draw:
 
 
 IMAGES = (
-    "noise",
     "constant",
     "zero",
     "half dead",

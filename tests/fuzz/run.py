@@ -15,14 +15,14 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from fuzz.draws import DTYPES, draw
-from fuzz.subjects import PROGRAMS, QUICK, SUBJECTS, Verdict, silence, verdicts
+from fuzz.subjects import SUBJECTS, USUAL, Verdict, silence, verdicts
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0, help="of the first draw")
-    parser.add_argument("--subjects", default=",".join((*QUICK, *PROGRAMS)), help=f"among {', '.join(SUBJECTS)}")
+    parser.add_argument("--subjects", default=",".join(USUAL), help=f"among {', '.join(SUBJECTS)}")
     parser.add_argument("--dtypes", default="", help="such as float64,float32; all four unless given")
     parser.add_argument("--jobs", type=int, default=0, help="processes; 0 for one a core")
     given = parser.parse_args()
@@ -47,14 +47,20 @@ def main() -> int:
                         f"WRONG {each.subject} on {each.batch!r}: {each.why.splitlines()[0]}\n      {words}", flush=True
                     )
                     print(f"      again: make fuzz SEED={seed} N=1 SUBJECTS={each.subject} DTYPES={given.dtypes}")
-    print(f"{'':12}" + "".join(f"{each:>9}" for each in ("right", "refused", "wrong")))
-    for subject in subjects:
-        print(f"{subject:12}" + "".join(f"{outcomes[subject, each]:9}" for each in ("right", "refused", "wrong")))
+            if (seed - given.seed + 1) % 100 == 0:
+                print(f"{seed - given.seed + 1} draws: {_table(outcomes, subjects)}", file=sys.stderr, flush=True)
+    print(_table(outcomes, subjects).replace("; ", "\n"))
     for kind, count in refusals.most_common():
         print(f"{count:6}  {kind}")
     seconds = time.perf_counter() - begin
     print(f"{given.draws} draws from seed {given.seed} in {seconds:.0f} s, {given.draws / seconds:.2f} a second")
     return int(wrong > 0)
+
+
+def _table(outcomes: Counter[tuple[str, str]], subjects: tuple[str, ...]) -> str:
+    """How many batches each subject scored, refused, and scored wrong."""
+    kinds = ("right", "refused", "wrong")
+    return "; ".join(f"{s} " + ", ".join(f"{outcomes[s, kind]} {kind}" for kind in kinds) for s in subjects)
 
 
 def _begin() -> None:

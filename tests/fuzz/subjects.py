@@ -62,8 +62,7 @@ SUBJECTS: dict[str, Callable[[Draw, Path], Score]] = {
     "inductor": partial(_by_program, "inductor"),
     "pt2": partial(_by_file, "model.pt2"),
 }
-QUICK = ("reference", "hooks")
-PROGRAMS = ("eager", "native", "onnxruntime", "onnx")
+USUAL = ("reference", "hooks", "eager", "native", "onnxruntime", "onnx")  # the others need a C++ compiler and minutes
 WIDENED = ("native", "onnxruntime")  # these compute in float32
 
 
