@@ -17,7 +17,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt Makefile \
 CONFIGURE = $(BIN)/cmake -S . -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	-DCMAKE_PREFIX_PATH=$$($(BIN)/python -m pybind11 --cmakedir)
 
-.PHONY: demo test lint unit interpreted instrumented dev bench clean
+.PHONY: demo test lint unit interpreted instrumented dev bench fuzz clean
 
 demo: $(VENV)/installed
 	$(BIN)/gaia-fast demo
@@ -80,6 +80,11 @@ dev: $(VENV)/test-tools
 bench: $(VENV)/test-tools
 	$(BIN)/pytest benchmarks/test_engines.py benchmarks/test_kernels.py --benchmark-disable-gc -q --results benchmarks/results/cpu.json
 	$(BIN)/pytest benchmarks/test_compiled.py --benchmark-disable-gc -q --results benchmarks/results/compiled-cpu.json
+
+# Random networks, each engine against an oracle in float64; see tests/fuzz. SUBJECTS names engines, SEED the first draw.
+fuzz: $(VENV)/test-tools
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run --draws $(or $(N),500) --seed $(or $(SEED),0) \
+		$(if $(SUBJECTS),--subjects $(SUBJECTS)) $(if $(DTYPES),--dtypes $(DTYPES)) $(if $(JOBS),--jobs $(JOBS))
 
 clean:
 	rm -rf $(VENV) build *.egg-info

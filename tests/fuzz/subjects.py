@@ -1,0 +1,131 @@
+"""What is put to the test: each engine, each way to run a program, and the files."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from gaia_fast import GaiaA, GaiaError, GaiaZ
+from gaia_fast.compiled.loading import load
+
+from fuzz.draws import Draw
+from fuzz.judging import Found, Truth
+
+Score = Callable[[Tensor], Found]
+
+
+def silence() -> None:
+    """Has onnxruntime raise what it has to say, and not print it as well."""
+    with suppress(ImportError):
+        import onnxruntime
+
+        onnxruntime.set_default_logger_severity(4)
+
+
+def _detector(draw: Draw, engine: str, mode: str = "auto") -> GaiaA | GaiaZ:
+    q = draw.question
+    if q.name == "gaia-z":
+        return GaiaZ(draw.model, layers=q.layers, p=q.p, engine=engine, mode=mode)
+    options = {"head": q.head, "fusion": q.fusion, "statistic": q.statistic}
+    return GaiaA(draw.model, layers=q.layers, p=q.p, engine=engine, mode=mode, **options)
+
+
+def _by_engine(engine: str, draw: Draw, _: Path) -> Score:
+    detector = _detector(draw, engine)
+    return lambda x: Found(*detector.score(x))
+
+
+def _by_program(mode: str, draw: Draw, _: Path) -> Score:
+    detector = _detector(draw, "compiled", mode).prepare(draw.example)
+    return lambda x: Found(*detector.score(x))
+
+
+def _by_file(name: str, draw: Draw, folder: Path) -> Score:
+    run = load(_detector(draw, "compiled", "eager").export(folder / name, draw.example))
+    return lambda x: Found(*run(x))
+
+
+# What takes a draw, and a folder for files, and returns a function that scores.
+SUBJECTS: dict[str, Callable[[Draw, Path], Score]] = {
+    "reference": partial(_by_engine, "reference"),
+    "hooks": partial(_by_engine, "hooks"),
+    "eager": partial(_by_program, "eager"),
+    "native": partial(_by_program, "native"),
+    "onnxruntime": partial(_by_program, "onnxruntime"),
+    "onnx": partial(_by_file, "model.onnx"),
+    "inductor": partial(_by_program, "inductor"),
+    "pt2": partial(_by_file, "model.pt2"),
+}
+USUAL = ("reference", "hooks", "eager", "native", "onnxruntime", "onnx")  # the others need a C++ compiler and minutes
+WIDENED = ("native", "onnxruntime")  # these compute in float32
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one batch of a draw: "right", "refused" or "wrong", and why."""
+
+    subject: str
+    batch: str
+    outcome: str
+    why: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Why, without names and numbers."""
+        return re.sub(r"'[^']*'|\[[^]]*\]|\([^)]*\)|\d[\d.e-]*", "_", self.why)[:110]
+
+
+def verdicts(draw: Draw, subjects: tuple[str, ...]) -> Iterator[Verdict]:
+    """Has each subject score each batch of a draw."""
+    truths = {words: Truth(draw.model, x, draw.question) for words, x in draw.batches.items()}
+    for subject in subjects:
+        before = _state(draw)
+        with TemporaryDirectory() as folder:
+            try:
+                score = SUBJECTS[subject](draw, Path(folder))
+            except Exception as error:
+                for words in draw.batches:
+                    yield _raised(subject, words, error)
+            else:
+                for words, x in draw.batches.items():
+                    yield _verdict(subject, words, score, x, truths[words])
+        if fault := _trace_left(draw, before):
+            yield Verdict(subject, "all", "wrong", fault)
+
+
+def _verdict(subject: str, words: str, score: Score, x: Tensor, truth: Truth) -> Verdict:
+    try:
+        found = score(x)
+    except Exception as error:
+        return _raised(subject, words, error)
+    if subject in ("onnx", "pt2") and bool(found.score.isnan().any()):  # a file cannot score again what it cannot
+        return Verdict(subject, words, "refused", "NaN: no number")
+    dtype = x.dtype
+    if subject in WIDENED:
+        dtype = torch.float32
+    fault = truth.fault(found, dtype)
+    return Verdict(subject, words, "wrong" if fault else "right", fault)
+
+
+def _raised(subject: str, words: str, error: Exception) -> Verdict:
+    outcome = "refused" if isinstance(error, GaiaError) else "wrong"
+    return Verdict(subject, words, outcome, f"{type(error).__name__}: {error}")
+
+
+def _state(draw: Draw) -> list[Tensor]:
+    return [each.detach().clone() for each in [*draw.model.state_dict().values(), *draw.batches.values()]]
+
+
+def _trace_left(draw: Draw, before: list[Tensor]) -> str:
+    if not all(torch.equal(a, b) for a, b in zip(_state(draw), before, strict=True)):
+        return "weights or images have changed"
+    for name, module in draw.model.named_modules():
+        if module.training or module._forward_hooks or module._forward_pre_hooks:
+            return f"{name} is in training mode, or has a hook"
+    return "a parameter has a gradient" if any(each.grad is not None for each in draw.model.parameters()) else ""

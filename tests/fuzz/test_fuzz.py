@@ -1,0 +1,99 @@
+"""Some hundred random networks, scored by every engine and held to the oracle; `make fuzz` draws thousands."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from gaia_fast.compiled.onnx import missing
+
+from fuzz.draws import DTYPES, draw
+from fuzz.judging import Found, Truth
+from fuzz.oracle import Question, answer
+from fuzz.subjects import silence, verdicts
+
+GAIA_Z = Question("gaia-z", "division", "abs_mean", 2.0, None, None)
+# How many draws; a program takes a second to make, a file some.
+PROGRAM_DRAWS = {"eager": 50, "native": 25, "onnxruntime": 10, "onnx": 15}
+STEP = 25  # draws of one test
+
+
+@pytest.fixture(autouse=True)
+def one_thread(set_threads: Callable[[int], None]) -> None:
+    set_threads(1)  # networks this small lose more by waking threads than they win
+    silence()
+
+
+def check(seeds: range, subjects: tuple[str, ...], dtypes: tuple[torch.dtype, ...]) -> None:
+    outcomes: Counter[str] = Counter()
+    wrong = []
+    for seed in seeds:
+        drawn = draw(seed, dtypes)
+        found = list(verdicts(drawn, subjects))
+        outcomes.update(each.outcome for each in found)
+        wrong += [f"{v.subject} on {v.batch!r}: {v.why}\n    {drawn}" for v in found if v.outcome == "wrong"]
+    assert not wrong, "\n".join(wrong)
+    assert outcomes["right"] > outcomes["refused"]
+
+
+@pytest.mark.parametrize("begin", range(0, 300, STEP))
+def test_hooks(begin: int) -> None:
+    check(range(begin, begin + STEP), ("hooks",), DTYPES)
+
+
+def test_reference() -> None:
+    check(range(1000, 1000 + 2 * STEP), ("reference",), DTYPES)
+
+
+@pytest.mark.parametrize("subject", PROGRAM_DRAWS)
+def test_programs(subject: str) -> None:
+    """In float64 where a program can be: every count must be exact there."""
+    if subject in ("onnxruntime", "onnx") and (reason := missing()):
+        pytest.skip(reason)
+    dtype = torch.float64 if subject == "eager" else torch.float32
+    begin = 2000 + 100 * list(PROGRAM_DRAWS).index(subject)
+    check(range(begin, begin + PROGRAM_DRAWS[subject]), (subject,), (dtype,))
+
+
+def test_a_seed_draws_the_same_again() -> None:
+    one, other = draw(3), draw(3)
+    assert str(one) == str(other)
+    tensors = zip(
+        [*one.model.state_dict().values(), *one.batches.values()],
+        [*other.model.state_dict().values(), *other.batches.values()],
+        strict=True,
+    )
+    assert all(torch.equal(a, b) for a, b in tensors)
+
+
+def test_the_oracle_by_hand() -> None:
+    """One map of 2 x 2 through a norm that only scales, a ReLU and a weighted sum: two units are open."""
+    norm, relu = nn.BatchNorm2d(1, eps=0), nn.ReLU(inplace=True)
+    model = nn.Sequential(norm, relu, nn.Flatten(), nn.Linear(4, 2)).double().eval()
+    with torch.no_grad():
+        model[3].weight.copy_(torch.tensor([[1.0, 2, 3, 4], [0, 0, 0, 0]]))
+        model[3].bias.zero_()
+    x = torch.tensor([[[[1.0, -1], [2, -2]]]], dtype=torch.float64)
+    found = answer(model, x, GAIA_Z)
+    assert torch.equal(found.gradients[0], torch.tensor([[[[1.0, 0], [3, 0]]]], dtype=torch.float64))
+    assert found.score().tolist() == [0.5]
+    other = answer(model, x, GAIA_Z, classes=torch.tensor([1]))
+    assert other.score().tolist() == [0.0]
+
+
+def test_what_is_wrong_is_called_wrong() -> None:
+    """One entry counted too much or too little, one logit off by what no rounding explains."""
+    drawn = draw(5, (torch.float64,))
+    x = next(iter(drawn.batches.values()))
+    truth = Truth(drawn.model, x, GAIA_Z)
+    exact = answer(drawn.model, x, GAIA_Z)
+    logits, score = exact.logits, exact.score()
+    assert not truth.fault(Found(logits, score.float()), torch.float64)
+    one_more = exact.gradients[0].clone()
+    one_more[0, 0].flatten()[int((one_more[0, 0].flatten() == 0).nonzero()[0])] = 1
+    wrong = type(exact)(logits, [one_more, *exact.gradients[1:]], exact.component, GAIA_Z).score()
+    assert "score off" in truth.fault(Found(logits, wrong.float()), torch.float64)
+    assert "logits off" in truth.fault(Found(logits * 1.0001, score.float()), torch.float64)
+    assert "not finite" in truth.fault(Found(logits, score.float() * torch.nan), torch.float64)
