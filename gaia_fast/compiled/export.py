@@ -12,15 +12,17 @@ from gaia_fast.compiled.batch import export_arguments
 from gaia_fast.compiled.metadata import FORMATS, check_ending, read_metadata
 from gaia_fast.compiled.onnx import check_size, missing, to_onnx
 from gaia_fast.compiled.program import Program, without_recourse
-from gaia_fast.errors import ArgumentError, BackendError, CompilationError, first_line
+from gaia_fast.errors import ArgumentError, BackendError, CompilationError, GaiaError, first_line
 from gaia_fast.files import replacing
 
 __all__ = ["FORMATS", "check_format", "export", "read_metadata"]
 
 
 def check_format(path: Path) -> None:
-    """Raises ArgumentError unless the file's ending is one of `FORMATS`, and its folder exists."""
+    """Raises ArgumentError unless the file's ending is one of `FORMATS`, its folder exists and itself is none."""
     check_ending(path)
+    if path.is_dir():
+        raise ArgumentError(f"{path} is a folder; give the name of a file")
     if not path.absolute().parent.is_dir():
         raise ArgumentError(f"the folder {path.absolute().parent} does not exist")
 
@@ -73,6 +75,8 @@ def _export_package(program: Program, path: Path, example: Tensor, dynamic: bool
                 torch._inductor.aoti_compile_and_package(
                     exported, package_path=str(written), inductor_configs=configuration
                 )
+    except GaiaError:
+        raise
     except Exception as error:
         raise CompilationError(
             f"the program cannot be written to {path} ({first_line(error)}); AOTInductor needs a C++ compiler. Try "
