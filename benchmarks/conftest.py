@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import gaia_fast
+from gaia_fast.files import write_text
 
 Measure = Callable[..., None]
 
@@ -94,7 +95,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     path = config.getoption("--results")
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
+        write_text(Path(path), json.dumps({**machine(), "rows": rows}, indent=1) + "\n")
 
 
 def machine() -> dict[str, object]:

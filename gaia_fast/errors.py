@@ -52,3 +52,8 @@ class ArgumentError(GaiaError, ValueError):
 def first_line(error: BaseException) -> str:
     """Returns the first line that another library's exception says, or its kind where it says nothing."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """Returns a name from a file as it may be shown: some hold what terminals take for commands."""
+    return text if text.isprintable() else ascii(text)

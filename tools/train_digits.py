@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gaia_fast.data.digits import held_out_digits, training_digits
+from gaia_fast.files import replacing
 from gaia_fast.models import digits_resnet
 
 OUT = Path(__file__).parents[1] / "gaia_fast" / "models" / "digits_resnet.safetensors"
@@ -59,7 +60,8 @@ def main(out: Path) -> None:
             print(f"epoch {epoch + 1}: loss {loss.item():.4f}, held-out accuracy {accuracy(model, *held_out):.4f}")
     share = accuracy(model, *held_out)
     # One entry only: safetensors writes several in an order that changes from run to run.
-    save_file(model.state_dict(), out, metadata={"held_out_accuracy": f"{share:.4f}"})
+    with replacing(out) as written:
+        save_file(model.state_dict(), written, metadata={"held_out_accuracy": f"{share:.4f}"})
     print(f"{out}: {out.stat().st_size / 1024:.0f} kB, held-out accuracy {share:.4f}")
 
 

@@ -24,6 +24,7 @@ import gaia_fast
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.compiled.modes.cudagraph import CudaGraph
 from gaia_fast.errors import GaiaError
+from gaia_fast.files import write_text
 from gaia_fast.models import resnet34
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -200,7 +201,7 @@ def main() -> None:
             "goals": goals(rows),
             "rows": rows,
         }
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")  # after each case: the time may end here
+        write_text(arguments.out, json.dumps(record, indent=1) + "\n")  # after each case: the time may end here
     print("\ngoals", *goals(rows), sep="\n")
 
 

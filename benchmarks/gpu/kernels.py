@@ -25,6 +25,7 @@ from triton.testing import do_bench
 
 import gaia_fast
 from gaia_fast import backends, ops
+from gaia_fast.files import write_text
 
 BACKENDS = ("triton", "cuda")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -315,9 +316,9 @@ def main() -> None:
                 rows += map_rows(shape, dtype, layout, copy, with_compile)
                 torch.cuda.empty_cache()
         text = json.dumps(found | {"defaults": defaults(rows), "goals": goals(rows), "rows": rows}, indent=1) + "\n"
-        (folder / "kernels.json").write_text(text)  # after each map: the time may end here
+        write_text(folder / "kernels.json", text)  # after each map: the time may end here
         if arguments.out:
-            arguments.out.write_text(text)
+            write_text(arguments.out, text)
     print(f"{found['device']}, copy {copy:.0f} GB/s, torch {torch.__version__}, triton {triton.__version__}")
     print(table(rows))
     print(report(rows))

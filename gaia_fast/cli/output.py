@@ -18,6 +18,7 @@ from rich.table import Table
 
 from gaia_fast import files
 from gaia_fast._version import __version__
+from gaia_fast.errors import printable
 from gaia_fast.evaluation import BASELINE, Evaluation
 
 UNREADABLE = 3  # exit code: done, but some images could not be read
@@ -75,7 +76,7 @@ def write_json(path: Path | None, results: dict[str, Any]) -> None:
 def report_unreadable(unreadable: Sequence[tuple[str, str]], where: str = "") -> None:
     """Names the images that were left out, each on a line of stderr."""
     for name, reason in unreadable:
-        note(f"unreadable: {where}{name}: {' '.join(reason.split())}")
+        note(f"unreadable: {printable(where + name)}: {' '.join(reason.split())}")
 
 
 def finish(unreadable: int) -> None:

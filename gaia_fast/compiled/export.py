@@ -19,8 +19,10 @@ __all__ = ["FORMATS", "check_format", "export", "read_metadata"]
 
 
 def check_format(path: Path) -> None:
-    """Raises ArgumentError unless the file's ending is one of `FORMATS`, and its folder exists."""
+    """Raises ArgumentError unless the file's ending is one of `FORMATS`, its folder exists and itself is none."""
     check_ending(path)
+    if path.is_dir():
+        raise ArgumentError(f"{path} is a folder; give the name of a file")
     if not path.absolute().parent.is_dir():
         raise ArgumentError(f"the folder {path.absolute().parent} does not exist")
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gaia_fast import npz
-from gaia_fast.errors import WeightsError
+from gaia_fast.errors import WeightsError, printable
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".tar")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -86,8 +86,7 @@ def listed(what: str, items: Iterable[str], limit: int = 4) -> str:
 
 
 def _shown(text: str, limit: int = 160) -> str:
-    """A name from a file, which may be of any length, and hold what terminals take for commands."""
-    text = text if text.isprintable() else ascii(text)
+    text = printable(text)
     return text if len(text) <= limit else text[:limit] + "..."
 
 

@@ -137,6 +137,15 @@ def test_unreadable_images_are_named_and_left_out(run, damaged_folder, expected)
         assert [each["image"] for each in json.load(file)["unreadable"]] == ["a/broken.png", "zero.jpg"]
 
 
+def test_names_that_are_commands_to_a_terminal(run, digits_folder):
+    for name in ("\x1b[2J.png", "a\nError: b.png", os.fsdecode(b"\xff.png")):
+        (digits_folder / name).write_text("none")
+    found = run("score", digits_folder, *DIGITS)
+    assert found.exit_code == 3
+    named = [line.split(": not a ")[0] for line in found.stderr.splitlines() if ": not a " in line]
+    assert named == [f"unreadable: {name}" for name in (r"'\x1b[2J.png'", r"'a\nError: b.png'", r"'\udcff.png'")]
+
+
 def test_unreadable_calibration_images_count_too(run, damaged_folder, digits_npz):
     found = run("score", digits_npz, *DIGITS, "--calibrate-on", damaged_folder)
     assert found.exit_code == 3

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,16 @@ def test_an_export_replaces_what_a_link_leads_to(tmp_path: Path) -> None:
     assert json.loads(read_metadata(tmp_path / "real.onnx")["images"]) == [None, 3, 16, 16]
 
 
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    def refused(*_: object, dir: object = None, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("gaia_fast.files.tempfile", types.SimpleNamespace(TemporaryDirectory=refused))
+    with pytest.raises(ArgumentError, match="cannot be written .Permission denied.; choose a folder"):
+        GaiaZ(zoo.build("parallel")).export(tmp_path / f"model{ending}", zoo.images(2))
+
+
 def test_refusals(tmp_path: Path) -> None:
     detector = GaiaZ(zoo.build("parallel"))
     with pytest.raises(ArgumentError, match=r"model\.pth ends in neither of"):
@@ -147,6 +158,10 @@ def test_refusals(tmp_path: Path) -> None:
         detector.export(tmp_path / "no" / "model.onnx", zoo.images(2))
     with pytest.raises(InputError, match="no images"):
         detector.export(tmp_path / "model.onnx", zoo.images(0))
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(ArgumentError, match=r"folder\.pt2 is a folder"):
+        detector.export(tmp_path / "folder.pt2", zoo.images(2))
+    (tmp_path / "folder.pt2").rmdir()
     assert not list(tmp_path.iterdir())
 
 
