@@ -175,7 +175,7 @@ class _Builder:
         rng = self.rng
         statistics = Do("mean and maximum of channels", lambda x: torch.cat([x.mean(1, True), x.amax(1, True)], 1))
         layers: list[nn.Module] = [statistics, nn.Conv2d(2, 1, 3, padding=1, bias=False)]
-        if rng.random() < 0.4:  # or all channels, instead of their statistics
+        if rng.random() < (0.9 if self.plain else 0.4):  # all channels, instead of their statistics
             layers = [nn.Conv2d(self.channels, 1, 1)]
         if rng.random() < 0.7:
             layers.append(nn.BatchNorm2d(1))
@@ -292,7 +292,7 @@ class _Builder:
 @torch.no_grad()
 def _disturb(model: nn.Module, rng: Random) -> None:
     """Parameters that trained, pruned and dead networks have: exact zeros, both signs, channels that are never open."""
-    pruned = rng.choice([0.0, 0.0, 0.2, 1.0])
+    pruned = rng.choice([0.0] * 6 + [0.2, 1.0])
     for name, module in model.named_modules():
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         if not isinstance(weight, Tensor):
@@ -310,7 +310,7 @@ def _disturb(model: nn.Module, rng: Random) -> None:
         elif weight.ndim > 1:
             if rng.random() < pruned:
                 weight.mul_(torch.rand_like(weight) > rng.choice([0.2, 0.6]))
-            if rng.random() < 0.3 and name.startswith("head"):  # of one class, or a hidden unit
+            if rng.random() < 0.4 and name.startswith("head"):  # of one class, or a hidden unit
                 weight[which].mul_(torch.rand_like(weight[which]) > 0.5)
             if rng.random() < 0.08:
                 weight[which] = 0
