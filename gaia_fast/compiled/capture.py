@@ -37,6 +37,8 @@ def _mark_fake(x: Tensor, place: int, index: int) -> Tensor:
 register("mark", "(Tensor x, int place, int index) -> Tensor", _mark, _mark_fake)
 MARK = torch.ops.gaia_fast.mark.default
 
+_SATURATING = (torch.ops.aten.elu_.default, torch.ops.aten.celu_.default, torch.ops.aten.selu_.default)
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -46,11 +48,14 @@ class Captured:
         graph: functional ATen operators from one placeholder, the images, to the logits; weights are attributes.
         maps: the inspected maps, in the order in which the model makes them; `index` of a MAP mark counts them.
         dynamic: whether the graph holds for any number of images; else for that of the example alone.
+        saturating: operators of the model, in place, whose gradient is computed from their rounded result: it is zero
+            where that of the graph's operator, which is not in place, is merely small.
     """
 
     graph: fx.GraphModule
     maps: tuple[FeatureMap, ...]
     dynamic: bool
+    saturating: tuple[str, ...] = ()
 
     @property
     def images(self) -> Tensor:
@@ -146,6 +151,7 @@ def _export(
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             exported = torch.export.export(_Marked(model, marker).eval(), arguments, dynamic_shapes=sizes)
+            saturating = tuple({str(n.target) for n in exported.graph.nodes if n.target in _SATURATING})
             # No decompositions: this only makes every operator return its result and change nothing.
             graph = exported.run_decompositions({}).module(check_guards=False)
     except GaiaError:
@@ -156,7 +162,7 @@ def _export(
         marker.names.check_called(layers, asked_for)
     assert isinstance(graph, fx.GraphModule)
     _show_indices(graph)
-    return Captured(graph, tuple(marker.maps), dynamic)
+    return Captured(graph, tuple(marker.maps), dynamic, saturating)
 
 
 def _show_indices(module: fx.GraphModule) -> None:

@@ -133,6 +133,12 @@ class _Preparation:
 
     def _attempt(self, dynamic: bool, head: Head | None, state: list[object]) -> Prepared:
         captured = self.subject.capture(self.x, dynamic)
+        if captured.saturating and self.subject.method.name == "gaia-z":
+            raise CompilationError(
+                f"{type(self.subject.model).__name__} has {', '.join(captured.saturating)}, in place: its gradient is "
+                "zero where its result is rounded to the bound, and a program would count it. Use inplace=False "
+                "(another count, then) or engine='hooks'"
+            )
         fold(captured.graph)
         chosen = modes.choose(self.mode, self.x, captured.graph)
         if self.subject.method.name == "gaia-z":

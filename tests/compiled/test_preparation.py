@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.compiled import preparation
@@ -90,3 +91,22 @@ def test_a_program_with_wrong_logits_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(preparation, "build", wrong)
     with pytest.raises(ModelError, match=r"is off by .* from the reference"):
         GaiaZ(zoo.build("parallel"), engine="compiled", mode="eager")(zoo.images(2))
+
+
+@pytest.mark.parametrize("activation", [nn.ELU, nn.CELU, nn.SELU])
+def test_what_saturates_in_place_is_refused_where_zeros_are_counted(activation: type[nn.Module]) -> None:
+    """The gradient of the result, y + 1, is zero where y is rounded to -1; that of the input, exp(x), is not."""
+    torch.manual_seed(0)
+    for inplace in (True, False):
+        model = zoo.Pooled(nn.Sequential(*zoo.conv_norm(3, 8), activation(inplace=inplace)), 8).eval()
+        x = zoo.images(3)
+        truth = reference.gaia_z(model, x * 30).score
+        if inplace:
+            with pytest.raises(CompilationError, match=r"aten\.\w+_\.default, in place"):
+                GaiaZ(model, engine="compiled", mode="eager").prepare(x)
+            found = GaiaZ(model, mode="eager").prepare(x)
+            assert found.plan(x).engine.name == "hooks"
+        else:
+            found = GaiaZ(model, engine="compiled", mode="eager").prepare(x)
+        torch.testing.assert_close(found(x * 30), truth)
+        torch.testing.assert_close(GaiaA(model, engine="compiled", mode="eager")(x), reference.gaia_a(model, x).score)
