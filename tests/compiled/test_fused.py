@@ -1,3 +1,4 @@
+import copy
 import operator
 from collections.abc import Callable
 
@@ -195,3 +196,16 @@ def test_operations_are_those_of_the_convolutions() -> None:
     total, ours = operations(found.graph)
     assert (total, ours) == (2.0 * (48 * 256 + 576 * 196 + 160 * 196), 2.0 * 48 * 256)
     assert operator.lt(ours, total)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("norm", [lambda: nn.InstanceNorm2d(16), lambda: nn.GroupNorm(16, 16)])
+def test_a_constant_image_normalised_channel_by_channel(norm: Callable[[], nn.Module], images: int) -> None:
+    """The variance is nil, and what rounding leaves of it is multiplied by 300."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), norm(), nn.ReLU(), nn.Conv2d(16, 16, 3), norm(), nn.ReLU()]
+    model = zoo.Pooled(nn.Sequential(*layers), 16).eval()
+    x = 3 * torch.randn(images, 3, 1, 1).expand(-1, -1, 32, 32).contiguous()
+    compiled = GaiaZ(model, engine="compiled", mode="native").prepare(torch.randn(images, 3, 32, 32))
+    truth = copy.deepcopy(model).double()(x.double())
+    torch.testing.assert_close(compiled.score(x).logits.double(), truth, rtol=0, atol=2e-6)
