@@ -233,7 +233,8 @@ class _Detector:
         self._layers = layers.inspected_layers(self.model, self._layer_names) if self.method.needs_maps else []
         if isinstance(self._requested_head, str):
             layers.find_module(self.model, self._requested_head)
-        self._heads: dict[torch.Size, layers.Head] = {}  # by the shape of an image: control flow may depend on it
+        # By the shape of an image, with what the model was like then: control flow may depend on either.
+        self._heads: dict[torch.Size, tuple[layers.Head, fingerprint.Fingerprint]] = {}
         self._compiled = Compiled(
             self.model, self._modules, self.method, self._layers, self._asked_for, self._mode, self._backend
         )
@@ -310,9 +311,11 @@ class _Detector:
         if not (self.method.needs_inner_component or self.method.needs_output_component):
             return None
         shape = x.shape[1:]
-        if shape not in self._heads:
-            self._heads[shape] = layers.find_head(self.model, x, self._requested_head)
-        return self._heads[shape]
+        found = self._heads.get(shape)
+        if found is None or not found[1].holds():
+            like = fingerprint.settled(self._modules, lambda: checks.forward(self.model, x.clone()), values=False)
+            found = self._heads[shape] = layers.find_head(self.model, x, self._requested_head), like
+        return found[0]
 
     @torch.inference_mode(False)
     @torch.no_grad()

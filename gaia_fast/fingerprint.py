@@ -4,10 +4,10 @@ Two questions. `structure` asks what decides which modules there are to inspect.
 seen: what the modules hold, by identity, and what lies in memory. It holds what it compares, so that no address can be
 used again meanwhile. The C++ extension asks the same as the Python here, faster.
 
-What cannot be seen: globals that the model's code reads, PyTorch's settings and functions among them; what objects of C
-or of the standard library hide; what lies deeper than `_DEPTH` objects, or in a container of more than `_MOST`; what the
-model's own forward pass writes; and a write that goes round PyTorch (`.data`, numpy, a fused optimiser) and leaves the
-sample of `gaia_fast.memory` as it was.
+What cannot be seen: globals that the model's code reads, PyTorch's settings and functions among them; what objects of
+C or of the standard library hide; what lies deeper than `_DEPTH` objects, or in a container of more than `_MOST`; what
+the model's own forward pass writes; and a write that goes round PyTorch (`.data`, numpy, a fused optimiser) and leaves
+the sample of `gaia_fast.memory` as it was.
 """
 
 import functools
@@ -254,6 +254,7 @@ class _Walk:
         for owner, name in but_for:
             self._but_for.setdefault(owner, set()).add(name)
         self._seen: dict[int, Any] = {}  # kept alive, so that no id is used again
+        self._classes: set[type] = set()
         self._ahead: deque[tuple[Any, int]] = deque((module, _DEPTH) for module in modules)
         for name in _GLOBAL_HOOKS:
             self._dictionary(getattr(torch_module, name), _DEPTH, never=None)
@@ -314,9 +315,9 @@ class _Walk:
     def _class(self, kind: type, depth: int) -> None:
         for each in kind.__mro__:
             # Those of C cannot be written. PyTorch's methods are compared, but not what they are made of.
-            if not each.__flags__ & 1 << 9 or id(each) in self._seen:
+            if not each.__flags__ & 1 << 9 or each in self._classes:
                 continue
-            self._seen[id(each)] = each
+            self._classes.add(each)
             self._table(each, of_names=True)
             if depth > 0 and _package(each) not in _STANDARD | {"torch", "gaia_fast"}:
                 left_out = self._but_for.get(id(each), ())
