@@ -173,12 +173,16 @@ class _Table(_Node):
 
     def arguments(self) -> list[tuple[Any, Any]]:
         """For the extension: names, and what they stand for."""
-        return [(name, _ANYTHING if name in self.but_for else value) for name, value in self.expected.items()]
+        return list(self.expected.items())
 
     def _now(self) -> dict[Any, Any]:
         # Copied in one step: another thread may be writing it.
         now = dict(vars(self.held)) if isinstance(self.held, type) else dict.copy(self.held)
-        return {name: value for name, value in now.items() if not _is_own_hook(value)}
+        own = [name for name, value in now.items() if _is_own_hook(value)]
+        for name in own:
+            del now[name]
+        now.update((name, _ANYTHING) for name in self.but_for & now.keys())  # and is not kept alive
+        return now
 
     def _different(self, now: dict[Any, Any]) -> list[Any]:
         names = {**self.expected, **now}.keys() - self.but_for
@@ -254,7 +258,7 @@ class _Walk:
         for owner, name in but_for:
             self._but_for.setdefault(owner, set()).add(name)
         self._seen: dict[int, Any] = {}  # kept alive, so that no id is used again
-        self._classes: set[type] = set()
+        self._classes: set[int] = set()
         self._ahead: deque[tuple[Any, int]] = deque((module, _DEPTH) for module in modules)
         for name in _GLOBAL_HOOKS:
             self._dictionary(getattr(torch_module, name), _DEPTH, never=None)
@@ -315,9 +319,9 @@ class _Walk:
     def _class(self, kind: type, depth: int) -> None:
         for each in kind.__mro__:
             # Those of C cannot be written. PyTorch's methods are compared, but not what they are made of.
-            if not each.__flags__ & 1 << 9 or each in self._classes:
+            if not each.__flags__ & 1 << 9 or id(each) in self._classes:
                 continue
-            self._classes.add(each)
+            self._classes.add(id(each))
             self._table(each, of_names=True)
             if depth > 0 and _package(each) not in _STANDARD | {"torch", "gaia_fast"}:
                 left_out = self._but_for.get(id(each), ())
