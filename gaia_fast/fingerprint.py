@@ -35,12 +35,18 @@ _HELD = (*_HOOKS, "_parameters", "_buffers", "_modules")
 # A forward pass that writes these has changed the model.
 _NEVER_EXCEPTED = _OF_EVERY_MODULE | {"forward"}
 # Python writes these into classes when it copies, pickles or documents.
-_UNIMPORTANT = frozenset(
-    {"__slotnames__", "__doc__", "__annotations__", "__annotations_cache__", "__annotate__", "__annotate_func__"}
+_UNIMPORTANT = (
+    "__slotnames__",
+    "__doc__",
+    "__annotations__",
+    "__annotations_cache__",
+    "__annotate__",
+    "__annotate_func__",
 )
 _STANDARD = frozenset(sys.stdlib_module_names)
 _HOLDERS = (types.SimpleNamespace, UserDict)  # of the standard library, for what a user puts in
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
+_CONTAINERS = frozenset({list, dict, OrderedDict, set, frozenset, deque, tuple, torch.Size})
 
 # What may change: an object's id, and the name of what it holds; None for all of it.
 Place: TypeAlias = tuple[int, Any]
@@ -89,8 +95,12 @@ class Fingerprint:
     def __init__(
         self, modules: Iterable[nn.Module], *, values: bool = True, but_for: frozenset[Place] = frozenset()
     ) -> None:
-        walk = _Walk(modules, values, but_for)
+        self._modules, self._with_values = list(modules), values
+        walk = _Walk(self._modules, values, but_for)
         self._nodes = [*walk.objects, *walk.tables, *walk.items, *walk.values]
+        self._left_out = walk.left_out
+        names = {(id(table.held), name) for table in walk.tables for name in table.but_for}
+        self._but_for = frozenset(names | {(id(each), None) for each in walk.left_out})
         self._slow: list[_Node] = self._nodes
         self._watch = None
         by_views = walk.values
@@ -107,6 +117,7 @@ class Fingerprint:
                 self._bytes.data_ptr(),
                 _GETTERS,
                 _ANYTHING,
+                _UNIMPORTANT,
             )
         self._samples: list[tuple[list[Tensor], Tensor]] = []
         for device in dict.fromkeys(node.expected.device for node in by_views if node.views):
@@ -122,6 +133,11 @@ class Fingerprint:
             return False
         same = [_same_bytes(_together(views), expected) for views, expected in self._samples]
         return same[0] if len(same) == 1 else all(bool(each) for each in same)
+
+    def renewed(self) -> "Fingerprint":
+        """The same, of the objects that are there now: faster to ask where some are others, and no different."""
+        now = Fingerprint(self._modules, values=self._with_values, but_for=self._but_for)
+        return now if self.holds() else self
 
     def changes(self) -> frozenset[Place]:
         """The places that have changed, of those that a forward pass may write."""
@@ -178,8 +194,10 @@ class _Table(_Node):
     def _now(self) -> dict[Any, Any]:
         # Copied in one step: another thread may be writing it.
         now = dict(vars(self.held)) if isinstance(self.held, type) else dict.copy(self.held)
-        own = [name for name, value in now.items() if _is_own_hook(value)]
-        for name in own:
+        left_out = [name for name, value in now.items() if _is_own_hook(value)]
+        if isinstance(self.held, type):
+            left_out += now.keys() & _UNIMPORTANT
+        for name in left_out:
             del now[name]
         now.update((name, _ANYTHING) for name in self.but_for & now.keys())  # and is not kept alive
         return now
@@ -253,6 +271,7 @@ class _Walk:
         self.tables: list[_Table] = []
         self.items: list[_Items] = []
         self.values: list[_Values] = []
+        self.left_out: list[Any] = []  # kept alive as well
         self._with_values = values
         self._but_for: dict[int, set[Any]] = {}
         for owner, name in but_for:
@@ -261,13 +280,16 @@ class _Walk:
         self._classes: set[int] = set()
         self._ahead: deque[tuple[Any, int]] = deque((module, _DEPTH) for module in modules)
         for name in _GLOBAL_HOOKS:
-            self._dictionary(getattr(torch_module, name), _DEPTH, never=None)
+            self._later(self._table(getattr(torch_module, name), never=None).values(), _DEPTH)
         while self._ahead:
             self._see(*self._ahead.popleft())
 
     def _see(self, thing: Any, depth: int) -> None:
         kind = type(thing)
-        if kind in _PLAIN or id(thing) in self._seen or None in self._but_for.get(id(thing), ()):
+        if kind in _PLAIN or id(thing) in self._seen:
+            return
+        if self._is_left_out(thing):
+            self.left_out.append(thing)
             return
         self._seen[id(thing)] = thing
         if issubclass(kind, (Tensor, np.ndarray)):
@@ -278,6 +300,9 @@ class _Walk:
         elif depth > 0:
             self._plain(thing, kind, depth - 1)
 
+    def _is_left_out(self, thing: Any) -> bool:
+        return None in self._but_for.get(id(thing), ())
+
     def _plain(self, thing: Any, kind: type, depth: int) -> None:
         if issubclass(kind, type):
             self._class(thing, depth)
@@ -285,13 +310,14 @@ class _Walk:
             self._function(thing, depth)
         elif issubclass(kind, (dict, list, set, deque, tuple, frozenset)) and len(thing) <= _MOST:
             if issubclass(kind, dict):
-                self._dictionary(thing, depth)
-            elif not issubclass(kind, (tuple, frozenset)):
-                self.items.append(_Items(thing))
-            self._later(dict.values(thing) if issubclass(kind, dict) else tuple(thing), depth)
+                self._later(self._table(thing).values(), depth)
+            else:
+                if not issubclass(kind, (tuple, frozenset)):
+                    self.items.append(_Items(thing))
+                self._later(tuple(thing), depth)
         if (kind in _HOLDERS or _package(kind) not in _STANDARD | {"gaia_fast"}) and _has_attributes(thing):
             self.objects.append(_Object(thing))
-            self._attributes(thing.__dict__, depth)
+            self._later(self._table(thing.__dict__, of_names=True).values(), depth)
             self._class(kind, depth)
 
     def _function(self, thing: Any, depth: int) -> None:
@@ -307,14 +333,14 @@ class _Walk:
 
     def _module(self, module: nn.Module) -> None:
         self.objects.append(_Object(module))
-        own = module.__dict__
-        self._table(own, of_names=True, never=_NEVER_EXCEPTED)
+        own = self._table(module.__dict__, of_names=True, never=_NEVER_EXCEPTED)
         self._class(type(module), _DEPTH)
         for name in _HELD:
-            buffers = name == "_buffers"
-            self._dictionary(own[name], _DEPTH, of_names=buffers, never=frozenset() if buffers else None)
-        left_out = self._but_for.get(id(own), ())
-        self._later([own[name] for name in own.keys() - _OF_EVERY_MODULE if name not in left_out], _DEPTH)
+            if name == "_buffers":
+                self._later(self._table(module.__dict__[name], of_names=True).values(), _DEPTH)
+            else:
+                self._later(self._table(module.__dict__[name], never=None).values(), _DEPTH)
+        self._later([value for name, value in own.items() if name not in _OF_EVERY_MODULE], _DEPTH)
 
     def _class(self, kind: type, depth: int) -> None:
         for each in kind.__mro__:
@@ -322,28 +348,23 @@ class _Walk:
             if not each.__flags__ & 1 << 9 or id(each) in self._classes:
                 continue
             self._classes.add(id(each))
-            self._table(each, of_names=True)
+            held = self._table(each, of_names=True)
             if depth > 0 and _package(each) not in _STANDARD | {"torch", "gaia_fast"}:
-                left_out = self._but_for.get(id(each), ())
-                self._later([value for name, value in vars(each).items() if name not in left_out], depth - 1)
+                self._later(held.values(), depth - 1)
 
-    def _attributes(self, held: dict[str, Any], depth: int) -> None:
-        left_out = self._but_for.get(id(held), ())
-        self._table(held, of_names=True)
-        self._later([value for name, value in held.items() if name not in left_out], depth)
-
-    def _dictionary(
-        self, held: dict[Any, Any], depth: int, *, of_names: bool = False, never: frozenset[Any] | None = frozenset()
-    ) -> None:
-        self._table(held, of_names=of_names, never=never)
-        left_out = self._but_for.get(id(held), ())
-        self._later([value for name, value in self.tables[-1].expected.items() if name not in left_out], depth)
-
-    def _table(self, held: Any, *, of_names: bool, never: frozenset[Any] | None = frozenset()) -> None:
-        but_for = frozenset(self._but_for.get(id(held), ()))
-        self.tables.append(
-            _Table(held, but_for | _UNIMPORTANT if isinstance(held, type) else but_for, of_names=of_names, never=never)
-        )
+    def _table(
+        self, held: Any, *, of_names: bool = False, never: frozenset[Any] | None = frozenset()
+    ) -> dict[Any, Any]:
+        """Returns what the dictionary or class holds, without what does not matter."""
+        but_for = set(self._but_for.get(id(held), ()))
+        if of_names and not isinstance(held, type):
+            # A container that the forward pass writes may be replaced by a copy: the name is what stays.
+            now = dict.copy(held)
+            but_for.update(
+                name for name, value in now.items() if type(value) in _CONTAINERS and self._is_left_out(value)
+            )
+        self.tables.append(_Table(held, frozenset(but_for), of_names=of_names, never=never))
+        return self.tables[-1].expected
 
     def _memory(self, owner: Any) -> None:
         tensor = owner
@@ -390,8 +411,11 @@ def _is_own_hook(value: Any) -> bool:
     return isinstance(value, types.FunctionType) and hasattr(value, "of_gaia_fast")
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Whether two things are one, or equal for good: 1 is not True, 0.0 not -0.0, and NaN is NaN."""
+def _same(a: Any, b: Any, depth: int = _DEPTH + 1) -> bool:
+    """Whether two things are one, or equal for good: 1 is not True, 0.0 not -0.0, and NaN is NaN.
+
+    A container may be another one that holds the same: PyTorch's exporter puts such into modules.
+    """
     if a is b:
         return True
     kind = type(a)
@@ -399,11 +423,19 @@ def _same(a: Any, b: Any) -> bool:
         return False
     if kind in (float, complex):
         return repr(a) == repr(b)
-    if kind is tuple:
-        return len(a) == len(b) and all(map(_same, a, b))
-    if kind is frozenset:
+    if kind in _PLAIN:
+        return bool(a == b)
+    if depth == 0 or kind not in _CONTAINERS or len(a) != len(b):
+        return False
+    if kind in (set, frozenset):
         return all(type(each) in _PLAIN for each in a | b) and set(map(_typed, a)) == set(map(_typed, b))
-    return kind in _PLAIN and bool(a == b)
+    if issubclass(kind, dict):
+        return all(
+            _same(x, y, depth - 1)
+            for pair in zip(a.items(), b.items(), strict=True)
+            for x, y in zip(*pair, strict=True)
+        )
+    return all(_same(x, y, depth - 1) for x, y in zip(a, b, strict=True))
 
 
 def _typed(value: Any) -> tuple[type, str]:

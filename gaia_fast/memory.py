@@ -7,8 +7,8 @@ from torch import Tensor
 
 # What is compared: all of a tensor up to so many bytes, else so many pieces of so many bytes, the first and the last
 # among them, each a cache line. Read by PyTorch, every piece is a view: fewer.
-_WHOLE, _PIECE = 1024, 64
-_READ_AT_ONCE, _READ_BY_VIEWS = 16, 4
+_WHOLE, _PIECE = 512, 64
+_READ_AT_ONCE, _READ_BY_VIEWS = 8, 4
 
 
 def read_at_once(tensor: Tensor) -> bool:
@@ -55,7 +55,9 @@ class Memory:
 
     def arguments(self) -> tuple[Any, ...]:
         """For the extension."""
-        return (self.tensor, *self.place, self.storage, *self.extent, self.pieces)
+        assert self.storage is not None
+        where = self.tensor._cdata, self.storage._cdata
+        return (self.tensor, *self.place, self.storage, *self.extent, self.pieces, *where)
 
     def views(self) -> list[Tensor]:
         """The pieces, as bytes."""

@@ -212,7 +212,7 @@ class Compiled:
             program = build(captured, self.method, head)
             ways = ["adjoint"] * len(captured.maps)
         runner = modes.make_runner(chosen.name, program, plain, captured.dynamic)
-        prepared = Prepared(program, runner, chosen, plain.dtype, captured.dynamic, tuple(ways), head, state)
+        prepared = Prepared(program, runner, chosen, plain.dtype, captured.dynamic, tuple(ways), head, state.renewed())
         self._compare(prepared, plain, truth, subject)
         return prepared
 
