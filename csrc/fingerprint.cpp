@@ -58,8 +58,8 @@ class Watch {
  public:
   // objects: (object, class, its __dict__). tables: (dictionary or class, [(key, value)], node), items: (list or
   // function, what it holds, node); `anything` is a value that does not matter, or none, and a node is asked where
-  // something is another object. values: (tensor, version or -1, address, shape, strides, dtype, storage, its address,
-  // its bytes, [(offset, bytes)] to compare, where PyTorch has the tensor and the storage). expected: the address of
+  // something is another object. values: (tensor, version or -1, address, shape, strides, dtype, storage, its bytes,
+  // [(offset, bytes)] to compare, where PyTorch has the tensor and the storage). expected: the address of
   // what stood there, one after the other. getters: of PyTorch's classes, in the order of the members below. left_out:
   // names that do not matter in classes.
   Watch(const py::list& objects, const py::list& tables, const py::list& items, const py::list& values,
@@ -69,8 +69,7 @@ class Watch {
         shape_(getters[2]),
         stride_(getters[3]),
         dtype_(getters[4]),
-        storage_data_ptr_(getters[5]),
-        storage_nbytes_(getters[6]),
+        storage_nbytes_(getters[5]),
         anything_(anything.ptr()),
         expected_(reinterpret_cast<const char*>(expected)) {
     for (const auto& each : left_out) left_out_.push_back(pointer(each));
@@ -95,15 +94,15 @@ class Watch {
     }
     for (const auto& each : values) {
       const auto parts = each.cast<py::tuple>();
-      const auto pieces = parts[9].cast<py::list>();
+      const auto pieces = parts[8].cast<py::list>();
       const auto add_sizes = [&](const py::tuple& sizes) {
         for (const auto& size : sizes) sizes_.push_back(size.cast<int64_t>());
         return static_cast<Py_ssize_t>(sizes.size());
       };
       tensors_.push_back({pointer(parts[0]), parts[1].cast<int64_t>(), parts[2].cast<uint64_t>(),
                           add_sizes(parts[3].cast<py::tuple>()), pointer(parts[5]), pointer(parts[6]),
-                          parts[7].cast<uint64_t>(), parts[8].cast<uint64_t>(), pieces.size(),
-                          parts[10].cast<uint64_t>(), parts[11].cast<uint64_t>()});
+                          parts[7].cast<uint64_t>(), pieces.size(), parts[9].cast<uint64_t>(),
+                          parts[10].cast<uint64_t>()});
       add_sizes(parts[4].cast<py::tuple>());
       for (const auto& piece : pieces) {
         const auto where = piece.cast<py::tuple>();
@@ -115,14 +114,15 @@ class Watch {
   // Nothing of Python's runs in between but nodes, so the interpreter lock keeps other threads away.
   bool unchanged() const {
     for (size_t i = 0; i < objects_.size(); ++i) {
-      if (i + kAhead < objects_.size()) fetch(objects_[i + kAhead].held);
+      if (i + kFarAhead < objects_.size()) fetch(objects_[i + kFarAhead].held);
       const Object& each = objects_[i];
       if (reinterpret_cast<PyObject*>(Py_TYPE(each.held)) != each.kind) return false;
       if (!Result(PyObject_GetAttr(each.held, attributes_name_.ptr())).is(each.attributes)) return false;
     }
     const Entry* entries = entries_.data();
     for (size_t i = 0; i < tables_.size(); ++i) {
-      if (i + kAhead < tables_.size()) fetch(tables_[i + kAhead].held);
+      if (i + kFarAhead < tables_.size()) fetch(tables_[i + kFarAhead].held);
+      if (i + kAhead < tables_.size()) fetch_entries(tables_[i + kAhead]);
       if (!same(tables_[i], entries) && !holds(tables_[i].node)) return false;
       entries += tables_[i].size;
     }
@@ -150,7 +150,7 @@ class Watch {
   }
 
  private:
-  static constexpr size_t kAhead = 6;
+  static constexpr size_t kAhead = 8, kFarAhead = 32;
 
   struct Object {
     PyObject *held, *kind, *attributes;
@@ -175,7 +175,7 @@ class Watch {
     uint64_t address;
     Py_ssize_t dimensions;
     PyObject *dtype, *storage;
-    uint64_t storage_address, storage_bytes;
+    uint64_t storage_bytes;
     size_t pieces;
     uint64_t at, storage_at;  // only ever fetched
   };
@@ -238,6 +238,16 @@ class Watch {
     return true;
   }
 
+  static void fetch_entries(const Table& table) {
+    if (table.size == 0 || !PyDict_Check(table.held)) return;
+    const auto* const held = reinterpret_cast<const PyDictObject*>(table.held);
+    if (held->ma_values != nullptr) {
+      fetch(held->ma_values, static_cast<int>(table.size / 8 + 1));
+    } else {
+      fetch(held->ma_keys, static_cast<int>(table.size / 3 + 1));
+    }
+  }
+
   static const Piece* fetch_all(const Tensor& tensor, const Piece* pieces) {
     fetch(tensor.held);
     fetch(tensor.storage);
@@ -250,7 +260,7 @@ class Watch {
     return pieces;
   }
 
-  // Memory is read only where this holds: what it belongs to is as large as it was, and in the same place.
+  // Memory is read only where this holds: the tensor is where it was, and what that is part of is as large.
   bool is_in_place(const Tensor& tensor, const int64_t* sizes) const {
     PyObject* const held = tensor.held;
     const Py_ssize_t dimensions = tensor.dimensions;
@@ -259,7 +269,6 @@ class Watch {
            Result(get(shape_, held)).equals(sizes, dimensions) &&
            Result(call(stride_, held)).equals(sizes + dimensions, dimensions) &&
            Result(get(dtype_, held)).is(tensor.dtype) &&
-           Result(call(storage_data_ptr_, tensor.storage)).equals(tensor.storage_address) &&
            Result(call(storage_nbytes_, tensor.storage)).equals(tensor.storage_bytes);
   }
 
@@ -271,7 +280,7 @@ class Watch {
   std::vector<Tensor> tensors_;
   std::vector<int64_t> sizes_;
   std::vector<Piece> pieces_;
-  py::object version_, data_ptr_, shape_, stride_, dtype_, storage_data_ptr_, storage_nbytes_;
+  py::object version_, data_ptr_, shape_, stride_, dtype_, storage_nbytes_;
   PyObject* anything_;
   std::vector<PyObject*> left_out_;
   const char* expected_;

@@ -456,6 +456,5 @@ _GETTERS = (
     torch.Tensor.shape,
     torch.Tensor.stride,
     torch.Tensor.dtype,
-    torch.UntypedStorage.data_ptr,
     torch.UntypedStorage.nbytes,
 )

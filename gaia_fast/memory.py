@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 # What is compared: all of a tensor up to so many bytes, else so many pieces of so many bytes, the first and the last
-# among them, each a cache line. Read by PyTorch, every piece is a view: fewer.
-_WHOLE, _PIECE = 512, 64
-_READ_AT_ONCE, _READ_BY_VIEWS = 8, 4
+# among them. A piece is a cache line: fetching those is what takes the time.
+_WHOLE, _PIECE = 256, 64
+_PIECES = 4
 
 
 def read_at_once(tensor: Tensor) -> bool:
@@ -42,7 +42,7 @@ class Memory:
                 self.storage = tensor.untyped_storage()
                 self.extent = (self.storage.data_ptr(), self.storage.nbytes())
                 if tensor.device.type != "meta" and self.extent[0]:
-                    self.pieces = _pieces(tensor, self.extent, _READ_AT_ONCE if at_once else _READ_BY_VIEWS)
+                    self.pieces = _pieces(tensor, self.extent)
             except (RuntimeError, NotImplementedError):
                 self.storage = None
         self.at_once = at_once and self.storage is not None
@@ -51,13 +51,13 @@ class Memory:
         """Whether the tensor, and the memory that it is part of, are where they were: before that is read."""
         if self.place != _place(self.tensor):
             return False
-        return self.storage is None or self.extent == (self.storage.data_ptr(), self.storage.nbytes())
+        return self.storage is None or self.extent[1] == self.storage.nbytes()
 
     def arguments(self) -> tuple[Any, ...]:
         """For the extension."""
         assert self.storage is not None
         where = self.tensor._cdata, self.storage._cdata
-        return (self.tensor, *self.place, self.storage, *self.extent, self.pieces, *where)
+        return (self.tensor, *self.place, self.storage, self.extent[1], self.pieces, *where)
 
     def views(self) -> list[Tensor]:
         """The pieces, as bytes."""
@@ -82,7 +82,7 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
             return version, 0, (), (), tensor.dtype
 
 
-def _pieces(tensor: Tensor, extent: tuple[int, int], most: int) -> list[tuple[int, int]]:
+def _pieces(tensor: Tensor, extent: tuple[int, int]) -> list[tuple[int, int]]:
     if not tensor.numel():
         return []
     size = tensor.element_size()
@@ -94,9 +94,10 @@ def _pieces(tensor: Tensor, extent: tuple[int, int], most: int) -> list[tuple[in
         if span <= _WHOLE:
             return [(0, span)]
         last = span - _PIECE
-        return [*((index * last // (most - 1) // _PIECE * _PIECE, _PIECE) for index in range(most - 1)), (last, _PIECE)]
+        starts = [index * last // (_PIECES - 1) // _PIECE * _PIECE for index in range(_PIECES - 1)]
+        return [(start, _PIECE) for start in (*starts, last)]
     # With gaps, in which others may lie, or expanded: element by element.
-    count = min(tensor.numel(), most)
+    count = min(tensor.numel(), 4 * _PIECES)
     chosen = sorted({index * (tensor.numel() - 1) // max(count - 1, 1) for index in range(count)})
     offsets = []
     for index in chosen:
