@@ -264,12 +264,15 @@ STRUCTURE: dict[str, Callable[[nn.Module], Any]] = {
     "module taken out": lambda m: m.trunk.__delitem__(2),
     "modules reordered": _moved_to_the_front,
     "module without a name": lambda m: m.helpers.__setitem__(0, nn.Linear(64, 64).requires_grad_(False)),
-    "head": lambda m: setattr(m, "fc", nn.Linear(64, 7)),
+    "head": lambda m: setattr(m, "fc", nn.Linear(64, 7).eval()),
     "training": lambda m: m.trunk[1].train(),
     "statistics lost": lambda m: (setattr(m.trunk[1], "running_var", None), setattr(m.trunk[1], "running_mean", None)),
-    "parametrization": lambda m: parametrize.register_parametrization(m.fc, "weight", nn.Hardtanh(-0.05, 0.05)),
+    "parametrization": lambda m: (
+        parametrize.register_parametrization(m.fc, "weight", nn.Hardtanh(-0.05, 0.05)),
+        m.eval(),
+    ),
     "weight norm": lambda m: (
-        nn.utils.parametrizations.weight_norm(m.fc),
+        nn.utils.parametrizations.weight_norm(m.fc).eval(),
         m.fc.parametrizations.weight.original0.data.mul_(2),
     ),
     "pruning": lambda m: prune.l1_unstructured(m.fc, "weight", amount=0.5),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 
 from gaia_fast import checks, fingerprint, hooks, reference
@@ -199,6 +200,7 @@ class Compiled:
                 "autocast decides dtypes while a model runs, and a compiled program has decided before; leave it, and "
                 "convert the model: model.to(torch.bfloat16)"
             )
+        _refuse_backward_hooks(self.model)
         plain = x.detach().as_subclass(Tensor).contiguous()
         state = fingerprint.settled(self.modules, lambda: checks.forward(self.model, plain.clone()))
         subject, captured = self._capture(mode, plain, head)
@@ -310,6 +312,18 @@ class Compiled:
             return reference.gaia_z(model, x, names, p=method.p)
         named = head.name if head else None
         return reference.gaia_a(model, x, names, named, method.fusion, method.statistic, p=method.p)
+
+
+def _refuse_backward_hooks(model: nn.Module) -> None:
+    """Raises CompilationError where a hook may change gradients: none of it is in a graph."""
+    everywhere = torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks
+    for name, module in model.named_modules():
+        if everywhere or module._backward_hooks or module._backward_pre_hooks:
+            which = "every module" if everywhere else f"module {name!r}" if name else "the model"
+            raise CompilationError(
+                f"{which} has backward hooks, and what they do to a gradient cannot be compiled; take them off, or use "
+                "engine='hooks'"
+            )
 
 
 def _error(logits: Tensor, score: Tensor, truth: Reference) -> float:
