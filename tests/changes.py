@@ -338,6 +338,10 @@ PREPARED: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module, Any],
         lambda m: m.trunk[5].register_forward_hook(_clip),
         lambda m, hook: m.trunk[5]._forward_hooks.clear(),
     ),
+    "hooks reordered": (
+        lambda m: (m.trunk[5].register_forward_hook(_clip), m.trunk[5].register_forward_hook(lambda *a: -2 * a[-1])),
+        lambda m, _: m.trunk[5]._forward_hooks.move_to_end(next(iter(m.trunk[5]._forward_hooks))),
+    ),
     "limit of a hook's object": (_watched, lambda m, held: setattr(held[0], "limit", 0.1)),
     "forward of the instance taken away": (
         lambda m: setattr(m.fc, "forward", _replaced_forward.__get__(m.fc)),

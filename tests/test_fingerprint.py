@@ -1,10 +1,12 @@
 """That every kind of change is seen, by the extension and by Python alike, and nothing else is taken for one."""
 
+import copy
 import enum
 import gc
 import logging
 import threading
 import weakref
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType, SimpleNamespace
@@ -419,7 +421,7 @@ def test_the_first_and_the_last_number_are_in_the_sample(size: int, dtype: torch
         assert not before.holds()
 
 
-@pytest.mark.parametrize("size", [1, 16, 64, 128])
+@pytest.mark.parametrize("size", [1, 16, 63, 64])
 def test_a_small_tensor_is_compared_whole(size: int) -> None:
     module = nn.Module()
     module.plain = torch.zeros(size)
@@ -506,3 +508,40 @@ def test_asked_by_many_threads_while_another_writes() -> None:
     writer.join()
     assert set(answers) <= {True, False}
     assert state.holds()
+
+
+def test_the_order_of_a_dictionary_is_part_of_it() -> None:
+    module = nn.Module()
+    module.ordered, module.plain = OrderedDict(a=1, b=2), {"a": 1, "b": 2}
+    before = look(module)
+    module.ordered.move_to_end("a")
+    assert not before.holds()
+    before = look(module)
+    module.plain["a"] = module.plain.pop("a")
+    assert not before.holds()
+
+
+def test_a_container_may_be_replaced_by_its_equal() -> None:
+    """The exporter does that; what is written into the new one is seen."""
+    model = subject()
+    before = look(model)
+    model.sizes, model.ordered, model.queue = list(model.sizes), copy.deepcopy(model.ordered), deque(model.queue)
+    model.mapped = {"t": ({"u": model.mapped["t"][0]["u"]},)}
+    model.names = set(model.names)
+    assert before.holds()
+    renewed = before.renewed()
+    assert renewed is not before
+    model.ordered["a"]["b"][0] = 3.0
+    assert not before.holds()
+    assert not renewed.holds()
+    assert before.renewed() is before
+
+
+def test_what_the_forward_pass_writes_stays_left_out_of_a_copy() -> None:
+    model, x = Busy().eval(), images()
+    state = settled(list(model.modules()), lambda: model(x))
+    model.log, model.by_call = list(model.log), dict(model.by_call)
+    for each in (state, state.renewed(), state.renewed().renewed()):
+        assert each.holds()
+        model(x)
+        assert each.holds()
