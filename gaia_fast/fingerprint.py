@@ -24,7 +24,7 @@ import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 
 from gaia_fast.backends import kernels
-from gaia_fast.memory import Memory, read_at_once
+from gaia_fast.memory import Memory
 
 _DEPTH = 3
 _MOST = 4096
@@ -107,14 +107,13 @@ class Fingerprint:
         by_views = walk.values
         if kernels is not None:
             self._slow = [node for node in self._nodes if not node.fast]
-            by_views = [node for node in walk.values if not node.fast]
-            at_once = [node for node in walk.values if node.fast]
-            self._bytes = _together([node.expected for node in at_once])
+            by_views = [node for node in walk.values if not node.memory.read]
+            self._bytes = _together([node.expected for node in walk.values if node.memory.read])
             self._watch = kernels.Watch(
                 [(node.held, node.kind, node.attributes) for node in walk.objects],
                 [(node.held, node.arguments(), node) for node in walk.tables if node.fast],
                 [(node.held, node.expected, node) for node in walk.items if node.fast],
-                [node.memory.arguments() for node in at_once],
+                [node.memory.arguments() for node in walk.values if node.fast],
                 self._bytes.data_ptr(),
                 _GETTERS,
                 _ANYTHING,
@@ -260,11 +259,11 @@ class _Values(_Node):
 
     def __init__(self, tensor: Tensor, owner: Any) -> None:
         self.owner = owner
-        self.memory = Memory(tensor, kernels is not None and read_at_once(tensor))
-        self.fast = self.memory.at_once
+        self.memory = Memory(tensor, by_extension=kernels is not None)
+        self.fast = self.memory.asked
         self.views = self.memory.views()
         self.expected = _together(self.views)
-        if self.fast:
+        if self.memory.read:
             self.views = []
 
     def holds(self) -> bool:

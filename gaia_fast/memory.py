@@ -11,10 +11,10 @@ _WHOLE, _PIECE = 256, 64
 _PIECES = 4
 
 
-def read_at_once(tensor: Tensor) -> bool:
-    """Whether the extension may ask: the tensor lies in the processor's memory, and its class has no say in it."""
+def answers_plainly(tensor: Tensor) -> bool:
+    """Whether the extension may ask the tensor where it is: its class has no say in it."""
     plain = type(tensor) is Tensor or type(tensor).__torch_function__ is torch._C._disabled_torch_function_impl
-    return plain and tensor.device.type == "cpu" and tensor.layout == torch.strided
+    return plain and tensor.layout == torch.strided
 
 
 class Memory:
@@ -22,17 +22,18 @@ class Memory:
 
     Args:
         tensor: any.
-        at_once: whether the extension will read it.
+        by_extension: whether the extension is there, to ask it.
 
     Attributes:
+        asked, read: whether the extension asks where it is, and reads its bytes.
         place: version, address, shape, strides and dtype.
         pieces: (offset from the address, number) of the bytes to compare; none where the tensor has no memory of its
             own: meta, sparse, packed, or of a class that wraps others.
         storage, extent: what the memory belongs to, where that begins, and how large it is.
     """
 
-    def __init__(self, tensor: Tensor, at_once: bool) -> None:
-        self.tensor, self.at_once = tensor, at_once
+    def __init__(self, tensor: Tensor, by_extension: bool) -> None:
+        self.tensor = tensor
         self.place = _place(tensor)
         self.storage: torch.UntypedStorage | None = None
         self.extent = (0, 0)
@@ -45,7 +46,8 @@ class Memory:
                     self.pieces = _pieces(tensor, self.extent)
             except (RuntimeError, NotImplementedError):
                 self.storage = None
-        self.at_once = at_once and self.storage is not None
+        self.asked = by_extension and self.storage is not None and answers_plainly(tensor)
+        self.read = self.asked and tensor.device.type == "cpu"
 
     def is_in_place(self) -> bool:
         """Whether the tensor, and the memory that it is part of, are where they were: before that is read."""
@@ -57,7 +59,7 @@ class Memory:
         """For the extension."""
         assert self.storage is not None
         where = self.tensor._cdata, self.storage._cdata
-        return (self.tensor, *self.place, self.storage, self.extent[1], self.pieces, *where)
+        return (self.tensor, *self.place, self.storage, self.extent[1], self.pieces if self.read else [], *where)
 
     def views(self) -> list[Tensor]:
         """The pieces, as bytes."""
