@@ -243,6 +243,8 @@ class _Items(_Node):
 
     def holds(self) -> bool:
         now = _items(self.held)
+        if isinstance(self.held, set):
+            return _members(now) == _members(self.expected)
         return len(now) == len(self.expected) and all(map(_same, now, self.expected))
 
     def changes(self) -> Iterable[Place]:
@@ -397,7 +399,10 @@ class _Walk:
 
 def _items(held: Any) -> tuple[Any, ...]:
     if not isinstance(held, types.FunctionType):
-        return tuple(held)
+        try:
+            return tuple(held)
+        except RuntimeError:  # another thread writes it just now
+            return (object(),)
     cells = held.__closure__ or ()
     return (held.__code__, held.__defaults__, held.__kwdefaults__, *map(_content, cells))
 
@@ -442,7 +447,7 @@ def _same(a: Any, b: Any, depth: int = _DEPTH + 1) -> bool:
     if depth == 0 or kind not in _CONTAINERS or len(a) != len(b):
         return False
     if kind in (set, frozenset):
-        return all(type(each) in _PLAIN for each in a | b) and set(map(_typed, a)) == set(map(_typed, b))
+        return _members(a) == _members(b)
     if issubclass(kind, dict):
         return all(
             _same(x, y, depth - 1)
@@ -452,8 +457,9 @@ def _same(a: Any, b: Any, depth: int = _DEPTH + 1) -> bool:
     return all(_same(x, y, depth - 1) for x, y in zip(a, b, strict=True))
 
 
-def _typed(value: Any) -> tuple[type, str]:
-    return type(value), repr(value)
+def _members(held: Iterable[Any]) -> set[Any]:
+    """What a set holds, in no order."""
+    return {(type(each), repr(each)) if type(each) in _PLAIN else id(each) for each in held}
 
 
 def _together(views: list[Tensor]) -> Tensor:

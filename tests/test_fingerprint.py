@@ -496,6 +496,10 @@ def test_asked_by_many_threads_while_another_writes() -> None:
             model.register_forward_hook(lambda *_: None).remove()
             model.sizes.append(number)
             model.sizes.pop()
+            model.queue.append(number)
+            model.queue.pop()
+            model.names.add(number + 10)
+            model.names.remove(number + 10)
             model.table[str(number % 5)] = number
             model.table.pop(str(number % 5))
             delattr(model, f"extra{number % 7}")
