@@ -348,7 +348,7 @@ PREPARED: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module, Any],
         lambda m, _: delattr(m.fc, "forward"),
     ),
     "parametrization removed": (
-        lambda m: parametrize.register_parametrization(m.fc, "weight", nn.Hardtanh(-0.05, 0.05)),
+        lambda m: (parametrize.register_parametrization(m.fc, "weight", nn.Hardtanh(-0.05, 0.05)), m.eval()),
         lambda m, _: parametrize.remove_parametrizations(m.fc, "weight", leave_parametrized=False),
     ),
     "mask of a pruning": (
