@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "fingerprint.h"
 #ifdef GAIA_CUDA
 #include "cuda/kernels.h"
 #endif
@@ -236,6 +237,7 @@ PYBIND11_MODULE(_kernels, m) {
 #else
   m.def("cuda_build", [] { return std::string(); });
 #endif
+  gaia::define_fingerprint(m);
 
   m.def("channel_moments", [](uintptr_t g, int dtype, Sizes shape, Sizes strides, uintptr_t out, int64_t stride_moment,
                               int64_t stride_n, int threads) {

@@ -46,6 +46,7 @@ class ForwardHooks:
             replaced = callback(module, None if not kwargs or name is None else kwargs[name])
             return None if replaced is None else (args, {**(kwargs or {}), str(name): replaced})
 
+        hook.of_gaia_fast = True  # type: ignore[attr-defined]
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def after(self, module: nn.Module, callback: Callable[[nn.Module, Any], Any], *, also_failed: bool = False) -> None:

@@ -234,6 +234,7 @@ class _Detector:
         if isinstance(self._requested_head, str):
             layers.find_module(self.model, self._requested_head)
         self._heads: dict[torch.Size, layers.Head] = {}  # by the shape of an image: control flow may depend on it
+        self._heads_like: fingerprint.Fingerprint | None = None  # what the model was like when they were found
         self._compiled = Compiled(
             self.model, self._modules, self.method, self._layers, self._asked_for, self._mode, self._backend
         )
@@ -310,9 +311,13 @@ class _Detector:
         if not (self.method.needs_inner_component or self.method.needs_output_component):
             return None
         shape = x.shape[1:]
-        if shape not in self._heads:
-            self._heads[shape] = layers.find_head(self.model, x, self._requested_head)
-        return self._heads[shape]
+        if self._heads_like is None or not self._heads_like.holds():
+            like = fingerprint.settled(self._modules, lambda: checks.forward(self.model, x.clone()), values=False)
+            self._heads, self._heads_like = {}, like  # in this order, for other threads
+        heads = self._heads
+        if shape not in heads:
+            heads[shape] = layers.find_head(self.model, x, self._requested_head)
+        return heads[shape]
 
     @torch.inference_mode(False)
     @torch.no_grad()

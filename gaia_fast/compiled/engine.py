@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gaia_fast import checks, fingerprint, hooks
+from gaia_fast import checks, hooks
 from gaia_fast.compiled import modes
 from gaia_fast.compiled.export import check_format, export
 from gaia_fast.compiled.loading import load
@@ -62,7 +62,7 @@ class Compiled:
     def find(self, x: Tensor) -> Prepared | None:
         """The program for images like `x`, unless there is none or the model has changed since."""
         found = self._prepared.get(_key(x))
-        return found if found is not None and found.state == fingerprint.everything(self.modules) else None
+        return found if found is not None and found.state.holds() else None
 
     def prepare(self, x: Tensor, head: Head | None) -> Prepared:
         """Makes the program for images like `x`, and compares it with the reference on them.
@@ -90,23 +90,19 @@ class Compiled:
             As `measure`.
         """
         prepared = self._prepared.get(_key(x))
-
-        def look() -> None:
-            if prepared is not None and prepared.state != fingerprint.everything(self.modules):
-                raise _ChangedError
-
         try:
-            return None if prepared is None else self.measure(x, prepared, look)
+            return None if prepared is None else self.measure(x, prepared, look=True)
         except _ChangedError:
             return None
 
-    def measure(self, x: Tensor, prepared: Prepared, look: modes.Meanwhile = modes.nothing) -> Measurement:
+    def measure(self, x: Tensor, prepared: Prepared, look: bool = False) -> Measurement:
         """Scores one batch with a program for such images.
 
         Images for which the structure's promise does not hold (`Counter.live`) are scored again by hooks.
 
         Args:
-            look: called while the program runs; what it raises is raised.
+            look: whether to see, while the program runs, if the model has changed since it was made; then raises
+                _ChangedError.
 
         Raises:
             InputError, NonFiniteError: pixels, logits, a score or an output component that are not finite, or no number
@@ -123,13 +119,19 @@ class Compiled:
         fine: list[bool | Tensor] = []
 
         def meanwhile() -> None:
-            look()
+            if look:
+                same = prepared.state.holds()
+                if same is False:
+                    raise _ChangedError
+                fine.append(same)
             fine.append(soundness.all_finite(plain))
 
         try:
             outputs = prepared.runner(plain.to(prepared.dtype), meanwhile)
         except Exception as error:
-            look()  # a model that has changed explains whatever the program ran into
+            # A model that has changed explains whatever the program ran into.
+            if look and not prepared.state.holds():
+                raise _ChangedError from None
             if isinstance(error, (GaiaError, MemoryError, torch.OutOfMemoryError)):
                 raise
             raise ModelError(
@@ -141,6 +143,8 @@ class Compiled:
         component = found.get("component")
         fine.append(soundness.sound(found["logits"], found["score"], found.get("live"), component))
         if not soundness.together(fine):
+            if look and not prepared.state.holds():
+                raise _ChangedError
             self._look_closer(found, plain, prepared.head)
         return Measurement(found["logits"], found["score"], prepared.program.maps, found["packed"], component)
 

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 
-from gaia_fast import fingerprint
+from gaia_fast import checks, fingerprint
 from gaia_fast.backends import Choice
 from gaia_fast.compiled import modes
 from gaia_fast.compiled.capture import Captured, capture
@@ -43,7 +44,7 @@ class Prepared:
     dynamic: bool
     ways: tuple[str, ...]
     head: Head | None
-    state: list[object]
+    state: fingerprint.Fingerprint
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,9 @@ def prepare(subject: Subject, x: Tensor, mode: str, thorough: bool = False) -> P
             "autocast decides dtypes while a model runs, and a compiled program has decided before; leave it, and "
             "convert the model: model.to(torch.bfloat16)"
         )
-    state = fingerprint.everything(subject.modules)
+    _refuse_backward_hooks(subject.model)
     plain = x.detach().as_subclass(Tensor).contiguous()
+    state = fingerprint.settled(subject.modules, lambda: checks.forward(subject.model, plain.clone()))
     widened = modes.computes_in(mode, plain)
     if widened != plain.dtype:
         try:
@@ -124,14 +126,14 @@ class _Preparation:
         self.own = self.verifier.reference(x)
         self.others = self.verifier.other_batches(x, self.own)
 
-    def prepared(self, head: Head | None, state: list[object]) -> Prepared:
+    def prepared(self, head: Head | None, state: fingerprint.Fingerprint) -> Prepared:
         """The program for any number of images; where there is none that holds, for that of the example."""
         try:
             return self._attempt(True, head, state)
         except ModelError:
             return self._attempt(False, head, state)
 
-    def _attempt(self, dynamic: bool, head: Head | None, state: list[object]) -> Prepared:
+    def _attempt(self, dynamic: bool, head: Head | None, state: fingerprint.Fingerprint) -> Prepared:
         captured = self.subject.capture(self.x, dynamic)
         if captured.saturating and self.subject.method.name == "gaia-z":
             raise CompilationError(
@@ -150,7 +152,7 @@ class _Preparation:
             self._check(program, program.graph, chosen, self.others)
         runner = modes.make_runner(chosen.name, program, self.x, dynamic)
         self._check(program, runner, chosen, [(self.x, self.own), *self.others])
-        return Prepared(program, runner, chosen, self.x.dtype, dynamic, tuple(ways), head, state)
+        return Prepared(program, runner, chosen, self.x.dtype, dynamic, tuple(ways), head, state.renewed())
 
     def _counting(self, captured: Captured) -> tuple[Program, list[str]]:
         """GAIA-Z: the densities that the structure tells, but for those that are wrong on the example."""
@@ -209,3 +211,15 @@ class _Preparation:
                     f"from the reference on {len(x)} of the example images, more than {allowed:.2g}; engine='hooks' "
                     "scores it as it is"
                 )
+
+
+def _refuse_backward_hooks(model: nn.Module) -> None:
+    """Raises CompilationError where a hook may change gradients: none of it is in a graph."""
+    everywhere = torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks
+    for name, module in model.named_modules():
+        if everywhere or module._backward_hooks or module._backward_pre_hooks:
+            which = "every module" if everywhere else f"module {name!r}" if name else "the model"
+            raise CompilationError(
+                f"{which} has backward hooks, and what they do to a gradient cannot be compiled; take them off, or use "
+                "engine='hooks'"
+            )
