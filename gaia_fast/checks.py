@@ -7,10 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from gaia_fast.errors import InputError, ModelError, NonFiniteError
 from gaia_fast.ops.soundness import divisible
+
+# What moves statistics, or draws random numbers, as soon as it is set to training.
+DIFFERENT_IN_TRAINING = (_NormBase, _DropoutNd, nn.RReLU)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -56,14 +60,20 @@ def _is_compiled_wrapper(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" and hasattr(module, "_orig_mod")
 
 
+def check_mode(module: nn.Module, _: object = None, *, name: str | None = None) -> None:
+    """Raises ModelError if the module is in training mode; a hook to be called before it runs."""
+    if module.training:
+        raise ModelError(
+            f"{f'a {type(module).__name__}' if name is None else _part(name)} is in training mode: batch statistics "
+            "and dropout would make the scores of a batch depend on each other and on chance; call model.eval() first, "
+            "and leave it so while images are scored"
+        )
+
+
 def check_model(model: nn.Module) -> None:
     """Raises ModelError if any part of `model` is in training mode, or takes statistics of the batch in eval mode."""
     for name, module in model.named_modules():
-        if module.training:
-            raise ModelError(
-                f"{_part(name)} is in training mode: batch statistics and dropout would make the scores of a batch "
-                "depend on each other and on chance; call model.eval() first"
-            )
+        check_mode(module, name=name)
         if _is_compiled(module):
             raise ModelError(_compiled_message(name))
         if isinstance(module, _BatchNorm) and module.running_var is None:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from gaia_fast import backends, calibration, checks, fingerprint, hooks, layers, reference
 from gaia_fast._version import __version__
 from gaia_fast.backends import Choice
-from gaia_fast.capture import ForwardHooks
+from gaia_fast.capture import ForwardHooks, in_grad_mode
 from gaia_fast.compiled import modes
 from gaia_fast.compiled.engine import Compiled, Prepared
 from gaia_fast.errors import ArgumentError, BackendError, CalibrationError, InputError, ModelError
 from gaia_fast.measurement import FeatureMap, Measurement
 from gaia_fast.method import Method
 from gaia_fast.plan import Plan
+from gaia_fast.survey import Passes
 
 ENGINES = ("reference", "hooks", "compiled")
 
@@ -238,14 +239,14 @@ class _Detector:
             self.model, self._modules, self.method, self._layers, self._asked_for, self._mode, self._backend
         )
         self._refusals: dict[torch.Size, str] = {}
+        self._passes = Passes()
 
     def _check(self, x: Tensor) -> None:
         if self._structure != fingerprint.structure(self._modules):
             self._resolve()
         checks.check_kind(x, self.model)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @in_grad_mode(False)
     def _score_nothing(self, x: Tensor) -> GaiaOutput:
         """An empty batch. Many models cannot run on one; a blank image tells the number of classes and the maps."""
         blank = x.new_zeros((1, *x.shape[1:]))
@@ -287,7 +288,9 @@ class _Detector:
             measured = self._measure_by_reference(x)
         else:
             head = self._find_head(x)
-            measured = hooks.measure(self.model, x, self.method, self._layers, self._asked_for, head, backend.name)
+            measured = hooks.measure(
+                self.model, x, self.method, self._layers, self._asked_for, head, backend.name, self._passes
+            )
         checks.check_logits(measured.logits)
         checks.check_score(measured.score)
         return measured
@@ -304,8 +307,7 @@ class _Detector:
         packed = torch.cat(found.abnormality, dim=1)
         return Measurement(found.logits, found.score.float(), tuple(widths), packed)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @in_grad_mode(False)
     def _find_head(self, x: Tensor) -> layers.Head | None:
         if not (self.method.needs_inner_component or self.method.needs_output_component):
             return None
@@ -314,8 +316,7 @@ class _Detector:
             self._heads[shape] = layers.find_head(self.model, x, self._requested_head)
         return self._heads[shape]
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @in_grad_mode(False)
     def _observe(self, x: Tensor) -> tuple[FeatureMap, ...]:
         seen: list[FeatureMap] = []
         names = layers.MapNames()
@@ -324,12 +325,15 @@ class _Detector:
             if layers.is_feature_map(output, layer, x.shape[0], self._asked_for):
                 seen.append(FeatureMap(names.next(layer), *output.shape[1:]))
 
-        with ForwardHooks() as watching:
+        watching = ForwardHooks()
+        try:
             for layer in self._layers:
                 layer.watch(watching, partial(see, layer))
-            checks.forward(self.model, x.clone())
+            _, ran = Passes().run(self.model, x.clone(), watching)
+        finally:
+            watching.remove()
         if self._layers:
-            names.check_called(self._layers, self._asked_for)
+            names.check_called(self._layers, self._asked_for, ran)
         return tuple(seen)
 
 

@@ -5,6 +5,7 @@ alone: no weight gradient is computed and nothing upstream runs. Each inspected 
 an identity whose backward reduces the gradient that passes to its channel moments, keeps those and nothing else.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -12,18 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from gaia_fast import checks
-from gaia_fast.capture import ForwardHooks, has_other_hooks
+from gaia_fast.capture import ForwardHooks, has_other_hooks, in_grad_mode
 from gaia_fast.errors import LayerError, ModelError
-from gaia_fast.layers import Head, InspectedLayer, MapNames, is_feature_map, shares_memory
+from gaia_fast.kept import undisturbed
+from gaia_fast.layers import Head, InspectedLayer, MapNames, around_hooks, is_feature_map, shares_memory
 from gaia_fast.measurement import FeatureMap, Measurement
 from gaia_fast.method import Method
 from gaia_fast.ops import maps
 from gaia_fast.ops.channel_moments import channel_moments
 from gaia_fast.ops.frobenius import frobenius
 from gaia_fast.ops.relu_backward_moments import relu_backward_moments
+from gaia_fast.survey import Passes
 
 # PyTorch's own norms, and their autograd nodes: each returns a tensor that nothing else holds, and none keeps it for
 # the backward pass, so a tap may take it over without a copy.
@@ -35,8 +38,7 @@ class _GradModeChangedError(Exception):
     """The model switches gradients on or off by itself, so the recording cannot be started in its middle."""
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
+@in_grad_mode(False)
 def measure(
     model: nn.Module,
     x: Tensor,
@@ -45,6 +47,7 @@ def measure(
     asked_for: bool,
     head: Head | None,
     backend: str,
+    passes: Passes | None = None,
 ) -> Measurement:
     """Scores one batch.
 
@@ -55,49 +58,42 @@ def measure(
         layers: the modules whose maps are inspected; `asked_for` by name, so that each must give a map.
         head: where GAIA-A's components meet; None where the method needs none.
         backend: the kernels to reduce with.
+        passes: what is known of the model from earlier calls; None if it is to be looked at anew.
 
     Raises:
         LayerError, ModelError, NonFiniteError: see the messages. The model is left as it was all the same.
     """
+    passes = passes or Passes()
 
     def once(recording: _Recording) -> Measurement:
-        with ForwardHooks() as hooks:
+        hooks = ForwardHooks()
+        try:
             if method.needs_maps:
                 recording.watch(hooks, layers, asked_for)
             if head is not None:
                 recording.watch_head(hooks, head)
             # A copy: the model may change its input in place, and a tensor made in inference mode cannot be recorded.
-            output = checks.forward(model, x.detach().as_subclass(Tensor).clone())
-            logits = checks.logits_of(output, x.shape[0])
+            output, ran = passes.run(model, x.detach().as_subclass(Tensor).clone(), hooks)
+        finally:
+            hooks.remove()
+        logits = checks.logits_of(output, x.shape[0])
         if method.needs_maps:
-            recording.names.check_called(layers, asked_for)
+            recording.names.check_called(layers, asked_for, ran)
         if head is not None:
             recording.check_head(head, logits)
         if recording.started and not torch.is_grad_enabled():
             raise _GradModeChangedError
         return recording.finish(logits, method, head)
 
-    held = {id(tensor) for _, _, tensor in _tensors_with_graph(model)}
-    try:
+    def score() -> Measurement:
         try:
             return once(_Recording(x.shape[0], backend))
         except _GradModeChangedError:
             # Rare, so it may cost more: everything is recorded, and the model's own switching has its usual effect.
             with torch.enable_grad():
                 return once(_Recording(x.shape[0], backend, from_the_start=True))
-    finally:
-        for container, name, tensor in list(_tensors_with_graph(model)):
-            if id(tensor) not in held:  # kept by the model's forward pass, for which it was a plain inference
-                container[name] = tensor.detach() if tensor._is_view() else tensor.detach_()
 
-
-def _tensors_with_graph(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-    """The buffers and plain attributes of all modules that hang on a graph."""
-    for module in model.modules():
-        for container in (vars(module), module._buffers):
-            for name, value in container.items():
-                if isinstance(value, Tensor) and value.grad_fn is not None:
-                    yield container, name, value
+    return undisturbed(model, score)
 
 
 class _Sink:
@@ -158,6 +154,8 @@ class _Recording:
     def __init__(self, images: int, backend: str, from_the_start: bool = False) -> None:
         self.sink = _Sink(images, backend)
         self.names = MapNames()
+        self.layers: list[InspectedLayer] = []
+        self.calls: Counter[InspectedLayer] = Counter()
         self.from_the_start = from_the_start
         self.started = False
         # A norm whose recording was taken over: its module, its input, and its factor for each channel.
@@ -172,6 +170,7 @@ class _Recording:
     # ---- the forward pass
 
     def watch(self, hooks: ForwardHooks, layers: list[InspectedLayer], asked_for: bool) -> None:
+        self.layers = layers
         for layer in layers:
             if not layer.inner and _has_constant_scale(layer.module):
                 hooks.before(layer.module, self._before_norm)
@@ -207,6 +206,7 @@ class _Recording:
 
     def _tap(self, layer: InspectedLayer, asked_for: bool, module: nn.Module, output: Any) -> Tensor | None:
         norm, self.norm = self.norm, None
+        self.calls[layer] += 1
         if not is_feature_map(output, layer, self.sink.images, asked_for):
             return None
         if self.started:
@@ -272,6 +272,8 @@ class _Recording:
     def finish(self, logits: Tensor, method: Method, head: Head | None) -> Measurement:
         if not logits.requires_grad:
             raise LayerError(checks.unreached([each.name for each in self.sink.maps]))
+        if method.needs_maps:
+            self._check_all_tapped(logits)
         out = None
         if method.needs_output_component:
             assert head is not None
@@ -283,6 +285,26 @@ class _Recording:
         moments = self._moments(logits, method)
         checks.check_finite(moments[maps.ABS_SUM], "the gradient", "it overflows; use a wider dtype")
         return self._result(logits, moments[_moment(method)], out if method.fusion == "division" else None, method)
+
+    def _check_all_tapped(self, logits: Tensor) -> None:
+        """Raises ModelError where the graph holds a norm of an inspected layer beyond those that hooks were called for.
+
+        One run by `forward`, in a thread of the model's own, or in compiled code; the taps of a batch norm leave none.
+        """
+        norms = [node for node in _nodes(logits) if node.name() in _NORM_NODES or "CompiledFunction" in node.name()]
+        if not norms:
+            return
+        owners = {id(each): layer for layer in self.layers for each in _tensors(layer.module)}
+        ran = Counter(owners[used] for node in norms if (used := id(_own_tensor(node))) in owners)
+        hidden = [
+            layer.name
+            for layer, count in ran.items()
+            if count > self.calls[layer] and (not self.calls[layer] or type(layer.module) in _NORMS)
+        ]
+        if any("CompiledFunction" in node.name() for node in norms):
+            hidden += [layer.name for layer in self.layers if not self.calls[layer]]
+        if hidden:
+            raise ModelError(around_hooks(hidden))
 
     def _output_component(self, logits: Tensor, method: Method, head: Head) -> Tensor:
         with torch.enable_grad():
@@ -337,6 +359,33 @@ def _is_untouched(module: nn.Module) -> bool:
 def _has_constant_scale(module: nn.Module) -> bool:
     """Whether the module's derivative is one factor a channel: BatchNorm2d on its running statistics."""
     return type(module) is nn.BatchNorm2d and _is_untouched(module)
+
+
+def _nodes(logits: Tensor) -> set[Node]:
+    """The nodes that the logits hang on."""
+    assert logits.grad_fn is not None
+    found = {logits.grad_fn}
+    ahead = [logits.grad_fn]
+    while ahead:
+        for node, _ in ahead.pop().next_functions:
+            if node is not None and node not in found:
+                found.add(node)
+                ahead.append(node)
+    return found
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+def _own_tensor(node: Node) -> Tensor | None:
+    """A parameter or buffer that the norm behind a node used, for telling whose node it is."""
+    try:
+        weight: Tensor | None = getattr(node, "_saved_weight", None)
+        return getattr(node, "_saved_running_mean", None) if weight is None else weight
+    except RuntimeError:  # written since; the backward pass says so
+        return None
 
 
 def _is_own(layer: InspectedLayer, output: Tensor) -> bool:

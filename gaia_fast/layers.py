@@ -11,7 +11,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from gaia_fast import checks
 from gaia_fast.capture import ForwardHooks
-from gaia_fast.errors import LayerError
+from gaia_fast.errors import LayerError, ModelError
+from gaia_fast.survey import Passes
 
 # Normalisation layers that torchvision and timm derive from nn.Module itself.
 _FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
@@ -158,14 +159,18 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head
                 outputs.pop(module, None)
                 outputs[module] = output
 
-    with ForwardHooks() as hooks:
+    hooks = ForwardHooks()
+    try:
         for module in names:
             if module is model:
                 continue
             if module is asked or (asked is None and _can_be_head(module)):
                 hooks.before(module, entered)
             hooks.after(module, left)
-        logits = checks.logits_of(checks.forward(model, x.clone()), x.shape[0])
+        output, _ = Passes().run(model, x.clone(), hooks)
+    finally:
+        hooks.remove()
+    logits = checks.logits_of(output, x.shape[0])
 
     if asked is not None:
         found: nn.Module | None = asked if asked in before else None
@@ -207,14 +212,36 @@ class MapNames:
         call = self._calls[layer.name] = self._calls.get(layer.name, 0) + 1
         return layer.name if call == 1 else f"{layer.name} (call {call})"
 
-    def check_called(self, layers: Sequence[InspectedLayer], asked_for: bool) -> None:
-        """Raises LayerError unless a map was named, and one of every layer if they were asked for by name."""
+    def check_called(
+        self,
+        layers: Sequence[InspectedLayer],
+        asked_for: bool,
+        ran: Callable[[nn.Module], bool] = lambda module: False,
+    ) -> None:
+        """Raises LayerError unless a map was named, and one of every layer if they were asked for by name.
+
+        Args:
+            layers, asked_for: as in `gaia_fast.hooks.measure`.
+            ran: tells of a module that no hook was called for whether it ran all the same; ModelError if one did.
+        """
         missed = [layer.name for layer in layers if layer.name not in self._calls]
+        hidden = [layer.name for layer in layers if layer.name in missed and ran(layer.module)]
+        if hidden:
+            raise ModelError(around_hooks(hidden))
         if missed and (asked_for or not self._calls):
             raise LayerError(
                 f"the layers {_some(missed)} made no feature map of these images: they were not called, or with "
                 "another number of images, or inside compiled code, where hooks do not fire; name others, layers=[...]"
             )
+
+
+def around_hooks(names: Sequence[str]) -> str:
+    """Returns the message for inspected layers that ran where no hook sees it."""
+    return (
+        f"the layers {_some(names)} ran in a thread of the model's own, or by their `forward` instead of being called: "
+        "hooks do not see that, and their maps would be missing from the score; call them as module(x) in the thread "
+        "that calls the model, or name the layers to inspect without them, layers=[...]"
+    )
 
 
 def is_feature_map(output: object, layer: InspectedLayer, images: int, asked_for: bool) -> bool:

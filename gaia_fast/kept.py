@@ -1,0 +1,120 @@
+"""What a model keeps of a pass: features in attributes, lists and dicts, statistics in buffers.
+
+Two passes through such a model must not overlap, or one may read what the other wrote; and nothing kept may hang on the
+graph that was recorded, as for the model it was a plain inference.
+"""
+
+import operator
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+# nn.Module's own tables. Hooks come and go in them, and of what they hold the buffers alone are written by a pass.
+_OWN = frozenset(vars(nn.Module()))
+
+
+class _Turn:
+    """Whose turn it is to run a model; `shared` once a pass was seen to keep nothing."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.shared = False
+
+
+_turns: "weakref.WeakKeyDictionary[nn.Module, _Turn]" = weakref.WeakKeyDictionary()
+_turns_lock = threading.Lock()
+
+
+def undisturbed(model: nn.Module, run: Callable[[], T]) -> T:
+    """Returns `run()`, a pass through the model that may record a graph, with no other pass in between that matters.
+
+    Passes of several threads overlap unless the model keeps something. What this one leaves in the model's attributes
+    is replaced by aliases that hang on no graph; a buffer that it wrote in place stays the tensor that it was.
+    """
+    with _turns_lock:
+        turn = _turns.get(model) or _turns.setdefault(model, _Turn())
+    if turn.shared:
+        before = _Kept(model)
+        try:
+            result = run()
+        finally:
+            turn.shared = not before.changed()
+            if not turn.shared:
+                with turn.lock:
+                    before.cut_loose()
+        if turn.shared:
+            return result
+    with turn.lock:
+        before = _Kept(model)
+        try:
+            return run()
+        finally:
+            turn.shared = not before.changed()
+            before.cut_loose()
+
+
+class _Kept:
+    """What the modules of a model hold, in attributes and buffers and in lists, dicts and tuples in those."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.modules())
+        self._values = list(self._all())
+        self._recorded = {id(each) for each in self._values if isinstance(each, Tensor) and each.grad_fn is not None}
+
+    def changed(self) -> bool:
+        """Whether something was kept since: a value put elsewhere, or a tensor written that hangs on a graph now."""
+        now = list(self._all())
+        return (
+            len(now) != len(self._values)
+            or not all(map(operator.is_, now, self._values))
+            or any(isinstance(each, Tensor) and self._is_loose(each) for each in now)
+        )
+
+    def cut_loose(self) -> None:
+        """Has nothing that was kept since hang on a graph."""
+        before = {id(each) for each in self._values}
+        for module in self._modules:
+            self._cut(vars(module), before)
+            self._cut(module._buffers, before)
+
+    def _all(self) -> Iterator[Any]:
+        for module in self._modules:
+            yield from _contents([value for name, value in tuple(vars(module).items()) if name not in _OWN])
+            yield from tuple(module._buffers.values())
+
+    def _is_loose(self, tensor: Tensor) -> bool:
+        return tensor.grad_fn is not None and id(tensor) not in self._recorded
+
+    def _cut(self, value: Any, before: set[int]) -> Any:
+        """Returns what stands for `value` now: itself, but for a tensor that is new and a tuple that holds one."""
+        if isinstance(value, Tensor):
+            if not self._is_loose(value):
+                return value
+            return value.detach_() if id(value) in before and not value._is_view() else value.detach()
+        if isinstance(value, tuple):
+            parts = [self._cut(each, before) for each in value]
+            if all(map(operator.is_, parts, value)):
+                return value
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if isinstance(value, (dict, list, deque)):
+            for key, each in tuple(value.items() if isinstance(value, dict) else enumerate(value)):
+                if key not in _OWN:
+                    new = self._cut(each, before)
+                    if new is not each:
+                        value[key] = new
+        return value
+
+
+def _contents(values: Sequence[Any]) -> Iterator[Any]:
+    for value in values:
+        yield value
+        if isinstance(value, (list, tuple, deque)):
+            yield from _contents(tuple(value))
+        elif isinstance(value, dict):
+            yield from _contents(tuple(value.values()))

@@ -1,0 +1,198 @@
+"""What a model does that no hook sees: random numbers, norms run around their hooks, compiled functions.
+
+Told by the operators of one forward pass, so a model is surveyed once for each size of image, not at every call.
+"""
+
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gaia_fast import checks
+from gaia_fast.capture import ForwardHooks
+from gaia_fast.errors import ModelError
+
+
+class Passes:
+    """Runs forward passes of one model, as it is now; the first for a size of image is watched."""
+
+    def __init__(self) -> None:
+        self._compiled: dict[torch.Size, bool] = {}  # by the size of an image: does the model run compiled functions?
+
+    def run(self, model: nn.Module, x: Tensor, hooks: ForwardHooks) -> tuple[Any, Callable[[nn.Module], bool]]:
+        """Returns `model(x)`, and whether a module ran that the hooks were not called for, as far as can be seen.
+
+        Raises:
+            ModelError: the model draws random numbers, was set to training meanwhile, or failed.
+        """
+        compiled = self._compiled.get(x.shape[1:])
+        if compiled is not None:
+            with eagerly() if compiled else nullcontext():
+                output = _forward(model, x, hooks)
+            return output, lambda module: id(module) in hooks.elsewhere - hooks.called
+        operators = _Operators(model, x.device)
+        with eagerly() if "torch._dynamo" in sys.modules else nullcontext():
+            watch = partial(torch._C._push_on_torch_dispatch_stack, operators)
+            try:  # not `with operators`: what is C cannot be interrupted half-way, see `ForwardHooks.remove`
+                watch()
+                output = _forward(model, x, hooks)
+            finally:
+                torch._C._pop_torch_dispatch_stack(None)
+            operators.check_random(model, x)
+        self._compiled[x.shape[1:]] = operators.in_compiled
+
+        def ran(module: nn.Module) -> bool:
+            own = (*module.parameters(False), *module.buffers(False))
+            seen = id(module) in hooks.elsewhere or any(id(each) in operators.normed_by for each in own)
+            return seen and id(module) not in hooks.called
+
+        return output, ran
+
+
+def _forward(model: nn.Module, x: Tensor, hooks: ForwardHooks) -> Any:
+    modules = list(model.modules())
+    for module in modules:
+        if isinstance(module, checks.DIFFERENT_IN_TRAINING):
+            hooks.before(module, checks.check_mode)
+    output = checks.forward(model, x)
+    for module in modules:
+        if module.training:
+            checks.check_model(model)
+    return output
+
+
+class _Operators(TorchDispatchMode):
+    """Watches the operators that the calling thread runs.
+
+    Attributes:
+        in_compiled: whether one was run from a compiled function.
+        normed_by: ids of the parameters and statistics that normalising operators were given.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.in_compiled = False
+        self.normed_by: set[int] = set()
+        self._modules = {id(module): name for name, module in model.named_modules()}
+        self._sources = _sources(device)
+        self._before = {name: get() for name, (get, _) in self._sources.items()}
+        self._restore: list[tuple[torch.Generator, Tensor]] = []
+        self._drew = ""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first operator imports torch._dynamo, which takes seconds
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.in_compiled:
+            self.in_compiled = any(frame.f_code.co_filename.endswith("_dynamo/eval_frame.py") for frame in _frames())
+        if "_norm" in func.__name__:
+            self.normed_by.update(id(each) for each in args[1:] if isinstance(each, Tensor))
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Generator)]
+        generators = given or [get.__self__ for get, _ in self._sources.values() if hasattr(get, "__self__")]
+        states = [each.get_state() for each in generators]
+        result = func(*args, **kwargs)
+        for generator, state in zip(generators, states, strict=True):
+            if not torch.equal(generator.get_state(), state):
+                self._restore.append((generator, state))
+                self._drew = self._drew or f"{func} {self._where()}"
+        return result
+
+    def check_random(self, model: nn.Module, x: Tensor) -> None:
+        """Raises ModelError if what the model returns hangs on chance; every generator is as before then."""
+        drew = self._drew
+        if not drew:
+            changed = [name for name, (get, _) in self._sources.items() if not _same(get(), self._before[name])]
+            if changed and not _repeats(model, x):  # else another thread drew, or the model makes no use of it
+                drew = f"from {' and '.join(changed)}, and what it returns differs from call to call"
+        if not drew:
+            return
+        for generator, state in reversed(self._restore):
+            generator.set_state(state)
+        for name, (_, put) in self._sources.items():
+            put(self._before[name])
+        raise ModelError(
+            f"the model draws random numbers in eval mode: {drew}. Its scores would differ from call to call; turn that "
+            "off, for instance F.dropout(x, training=self.training)"
+        )
+
+    def _where(self) -> str:
+        """The function, module and line that the operator under way was called from."""
+        function = ""
+        for frame in _frames():
+            file = frame.f_code.co_filename
+            if file.endswith("torch/nn/functional.py"):
+                function = f"by F.{frame.f_code.co_name} "
+            name = self._modules.get(id(frame.f_locals.get("self")))
+            if name is not None:
+                module = f"in module {name!r}" if name else "in the model's own forward"
+                return f"{function}{module} ({file}:{frame.f_lineno})"
+        return function
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _sources(device: torch.device) -> dict[str, tuple[Callable[[], Any], Callable[[Any], object]]]:
+    """Where a model may take chance from: how to read and to set each state."""
+    generators = {"torch's generator": torch.default_generator}
+    if device.type == "cuda":
+        generators[f"torch's generator of {device}"] = torch.cuda.default_generators[device.index or 0]
+    found: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+        name: (each.get_state, each.set_state) for name, each in generators.items()
+    }
+    found["Python's random"] = (random.getstate, random.setstate)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        found["numpy.random"] = (numpy.random.get_state, numpy.random.set_state)
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    return all(bool((x == y).all()) if hasattr(x, "all") else x == y for x, y in zip(a, b, strict=True))
+
+
+@torch.no_grad()
+def _repeats(model: nn.Module, x: Tensor) -> bool:
+    first, second = (checks.logits_of(checks.forward(model, x.clone()), x.shape[0]) for _ in range(2))
+    return torch.equal(first, second)
+
+
+_stance_lock = threading.Lock()
+_stances: list[Any] = []  # one for each pass under way
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Has compiled functions run as they are written, so that hooks in them fire.
+
+    PyTorch keeps this for the whole process: the first pass that needs it sets it, the last one puts it back, and
+    functions that other threads compiled run as written meanwhile, too.
+    """
+    with _stance_lock:
+        if not _stances:
+            _stances.append(torch.compiler.set_stance("force_eager"))
+        _stances.append(None)
+    try:
+        yield
+    finally:
+        with _stance_lock:
+            _stances.pop()
+            if len(_stances) == 1:
+                _stances.pop().__exit__(None, None, None)
