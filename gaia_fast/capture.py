@@ -1,10 +1,9 @@
 """Hooks on modules for the length of one forward pass, and not a moment longer."""
 
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
-from itertools import starmap
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -56,8 +55,8 @@ class ForwardHooks:
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
-        self._placed: list[tuple[OrderedDict[int, Any], int, None]] = []
-        self.remove: Callable[[], object] = partial(deque, starmap(OrderedDict.pop, self._placed), 0)
+        self._undo: list[partial[Any]] = []
+        self.remove: Callable[[], object] = partial(deque, map(partial.__call__, self._undo), 0)
         self.called: set[int] = set()
         self.elsewhere: set[int] = set()
 
@@ -124,7 +123,7 @@ class ForwardHooks:
             self.before(each, inside)
         self.after(module, leave, also_failed=True)
 
-    def _place(self, hook: Callable[..., Any], hooks: OrderedDict[int, Any], *notes: OrderedDict[int, bool]) -> None:
+    def _place(self, hook: Callable[..., Any], hooks: dict[int, Callable[..., Any]], *notes: dict[int, bool]) -> None:
         """Puts a hook where `register_forward_hook` does, with the notes on how to call it.
 
         Its removal is arranged for first: an interruption after `register_forward_hook`'s own work would lose the
@@ -132,9 +131,11 @@ class ForwardHooks:
         """
         hook.of_gaia_fast = self._thread  # type: ignore[attr-defined]
         key = id(hook)
-        for table in (*notes, hooks):
-            self._placed.append((table, key, None))
-            table[key] = hook if table is hooks else True
+        for note in notes:
+            self._undo.append(partial(note.pop, key, None))
+            note[key] = True
+        self._undo.append(partial(hooks.pop, key, None))
+        hooks[key] = hook
 
     def _answers(self, module: nn.Module) -> bool:
         thread = threading.get_ident()

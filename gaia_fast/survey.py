@@ -123,8 +123,8 @@ class _Operators(TorchDispatchMode):
         for name, (_, put) in self._sources.items():
             put(self._before[name])
         raise ModelError(
-            f"the model draws random numbers in eval mode: {drew}. Its scores would differ from call to call; turn that "
-            "off, for instance F.dropout(x, training=self.training)"
+            f"the model draws random numbers in eval mode: {drew}. Its scores would differ from call to call; turn "
+            "that off, for instance F.dropout(x, training=self.training)"
         )
 
     def _where(self) -> str:

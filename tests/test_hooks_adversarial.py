@@ -342,7 +342,7 @@ def test_many_threads_hook_one_model() -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python may swallow an interruption
 def test_an_interruption_at_any_moment_leaves_no_hook_and_no_mode() -> None:
-    """Ctrl-C is raised where a Python function begins or a C function has returned; here at each such moment in turn."""
+    """Ctrl-C is raised where a Python function begins or a C function has returned: here, at such moments in turn."""
     model, x = prepared(Base), images()[:1]
     surveyed = GaiaA(model, engine="hooks")
     surveyed(x)
