@@ -6,20 +6,20 @@ an identity whose backward reduces the gradient that passes to its channel momen
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gaia_fast import checks
 from gaia_fast.capture import ForwardHooks, has_other_hooks, in_grad_mode
 from gaia_fast.errors import LayerError, ModelError
+from gaia_fast.graph import NORM_NODES, NORMS, check_norms
 from gaia_fast.kept import undisturbed
-from gaia_fast.layers import Head, InspectedLayer, MapNames, around_hooks, is_feature_map, shares_memory
+from gaia_fast.layers import Head, InspectedLayer, MapNames, is_feature_map, shares_memory
 from gaia_fast.measurement import FeatureMap, Measurement
 from gaia_fast.method import Method
 from gaia_fast.ops import maps
@@ -27,11 +27,6 @@ from gaia_fast.ops.channel_moments import channel_moments
 from gaia_fast.ops.frobenius import frobenius
 from gaia_fast.ops.relu_backward_moments import relu_backward_moments
 from gaia_fast.survey import Passes
-
-# PyTorch's own norms, and their autograd nodes: each returns a tensor that nothing else holds, and none keeps it for
-# the backward pass, so a tap may take it over without a copy.
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
-_NORM_NODES = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "NativeGroupNormBackward0")
 
 
 class _GradModeChangedError(Exception):
@@ -155,7 +150,7 @@ class _Recording:
         self.sink = _Sink(images, backend)
         self.names = MapNames()
         self.layers: list[InspectedLayer] = []
-        self.calls: Counter[InspectedLayer] = Counter()
+        self.calls: Counter[InspectedLayer] = Counter()  # those that left a node in the graph
         self.from_the_start = from_the_start
         self.started = False
         # A norm whose recording was taken over: its module, its input, and its factor for each channel.
@@ -206,7 +201,7 @@ class _Recording:
 
     def _tap(self, layer: InspectedLayer, asked_for: bool, module: nn.Module, output: Any) -> Tensor | None:
         norm, self.norm = self.norm, None
-        self.calls[layer] += 1
+        self.calls[layer] += isinstance(output, Tensor) and output.grad_fn is not None
         if not is_feature_map(output, layer, self.sink.images, asked_for):
             return None
         if self.started:
@@ -273,7 +268,7 @@ class _Recording:
         if not logits.requires_grad:
             raise LayerError(checks.unreached([each.name for each in self.sink.maps]))
         if method.needs_maps:
-            self._check_all_tapped(logits)
+            check_norms(logits, self.layers, self.calls)
         out = None
         if method.needs_output_component:
             assert head is not None
@@ -285,26 +280,6 @@ class _Recording:
         moments = self._moments(logits, method)
         checks.check_finite(moments[maps.ABS_SUM], "the gradient", "it overflows; use a wider dtype")
         return self._result(logits, moments[_moment(method)], out if method.fusion == "division" else None, method)
-
-    def _check_all_tapped(self, logits: Tensor) -> None:
-        """Raises ModelError where the graph holds a norm of an inspected layer beyond those that hooks were called for.
-
-        One run by `forward`, in a thread of the model's own, or in compiled code; the taps of a batch norm leave none.
-        """
-        norms = [node for node in _nodes(logits) if node.name() in _NORM_NODES or "CompiledFunction" in node.name()]
-        if not norms:
-            return
-        owners = {id(each): layer for layer in self.layers for each in _tensors(layer.module)}
-        ran = Counter(owners[used] for node in norms if (used := id(_own_tensor(node))) in owners)
-        hidden = [
-            layer.name
-            for layer, count in ran.items()
-            if count > self.calls[layer] and (not self.calls[layer] or type(layer.module) in _NORMS)
-        ]
-        if any("CompiledFunction" in node.name() for node in norms):
-            hidden += [layer.name for layer in self.layers if not self.calls[layer]]
-        if hidden:
-            raise ModelError(around_hooks(hidden))
 
     def _output_component(self, logits: Tensor, method: Method, head: Head) -> Tensor:
         with torch.enable_grad():
@@ -353,39 +328,12 @@ def _moment(method: Method) -> int:
 
 def _is_untouched(module: nn.Module) -> bool:
     """Whether the module is one of PyTorch's own norms, with nothing of the user's in it."""
-    return type(module) in _NORMS and "forward" not in vars(module) and not has_other_hooks(module)
+    return type(module) in NORMS and "forward" not in vars(module) and not has_other_hooks(module)
 
 
 def _has_constant_scale(module: nn.Module) -> bool:
     """Whether the module's derivative is one factor a channel: BatchNorm2d on its running statistics."""
     return type(module) is nn.BatchNorm2d and _is_untouched(module)
-
-
-def _nodes(logits: Tensor) -> set[Node]:
-    """The nodes that the logits hang on."""
-    assert logits.grad_fn is not None
-    found = {logits.grad_fn}
-    ahead = [logits.grad_fn]
-    while ahead:
-        for node, _ in ahead.pop().next_functions:
-            if node is not None and node not in found:
-                found.add(node)
-                ahead.append(node)
-    return found
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
-
-
-def _own_tensor(node: Node) -> Tensor | None:
-    """A parameter or buffer that the norm behind a node used, for telling whose node it is."""
-    try:
-        weight: Tensor | None = getattr(node, "_saved_weight", None)
-        return getattr(node, "_saved_running_mean", None) if weight is None else weight
-    except RuntimeError:  # written since; the backward pass says so
-        return None
 
 
 def _is_own(layer: InspectedLayer, output: Tensor) -> bool:
@@ -394,7 +342,7 @@ def _is_own(layer: InspectedLayer, output: Tensor) -> bool:
         return False
     if output.grad_fn is None:
         return _is_untouched(layer.module)
-    return output.grad_fn.name() in _NORM_NODES
+    return output.grad_fn.name() in NORM_NODES
 
 
 class _Tap(torch.autograd.Function):

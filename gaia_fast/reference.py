@@ -5,6 +5,7 @@ every gradient kept. Symbols are the paper's: S logits, A feature maps, Phi the 
 abnormality matrix, eps its entries.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec
@@ -16,6 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from gaia_fast import checks
 from gaia_fast.capture import ForwardHooks, in_grad_mode
 from gaia_fast.errors import LayerError
+from gaia_fast.graph import check_norms
 from gaia_fast.kept import undisturbed
 from gaia_fast.layers import Head, InspectedLayer, MapNames, find_head, inspected_layers, is_feature_map
 from gaia_fast.method import Method
@@ -146,8 +148,10 @@ def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Hea
     checks.check_model(model)
     checks.check_images(x, model)
     trace, names, inspected = _Trace(), MapNames(), inspected_layers(model, layers)
+    calls: Counter[InspectedLayer] = Counter()
 
     def see(layer: InspectedLayer, _: nn.Module, output: Tensor) -> Tensor | None:
+        calls[layer] += 1
         if not is_feature_map(output, layer, x.shape[0], layers is not None):
             return None
         trace.names.append(names.next(layer))
@@ -177,6 +181,8 @@ def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Hea
         hooks.remove()
     trace.logits = checks.logits_of(output, x.shape[0])
     names.check_called(inspected, layers is not None, ran)
+    if trace.logits.requires_grad:
+        check_norms(trace.logits, inspected, calls)
     return trace
 
 

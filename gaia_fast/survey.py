@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class Passes:
     """Runs forward passes of one model, as it is now; the first for a size of image is watched."""
 
     def __init__(self) -> None:
-        self._compiled: dict[torch.Size, bool] = {}  # by the size of an image: does the model run compiled functions?
+        self._findings: dict[torch.Size, _Findings] = {}  # by the size of an image: control flow may hang on it
 
     def run(self, model: nn.Module, x: Tensor, hooks: ForwardHooks) -> tuple[Any, Callable[[nn.Module], bool]]:
         """Returns `model(x)`, and whether a module ran that the hooks were not called for, as far as can be seen.
@@ -33,28 +33,30 @@ class Passes:
         Raises:
             ModelError: the model draws random numbers, was set to training meanwhile, or failed.
         """
-        compiled = self._compiled.get(x.shape[1:])
-        if compiled is not None:
-            with eagerly() if compiled else nullcontext():
+        found = self._findings.get(x.shape[1:])
+        if found is not None:
+            with eagerly() if found.compiled else nullcontext():
                 output = _forward(model, x, hooks)
-            return output, lambda module: id(module) in hooks.elsewhere - hooks.called
-        operators = _Operators(model, x.device)
-        with eagerly() if "torch._dynamo" in sys.modules else nullcontext():
+        else:
+            operators = _Operators(model, x.device)
             watch = partial(torch._C._push_on_torch_dispatch_stack, operators)
-            try:  # not `with operators`: what is C cannot be interrupted half-way, see `ForwardHooks.remove`
-                watch()
-                output = _forward(model, x, hooks)
-            finally:
-                torch._C._pop_torch_dispatch_stack(None)
-            operators.check_random(model, x)
-        self._compiled[x.shape[1:]] = operators.in_compiled
+            with eagerly() if "torch._dynamo" in sys.modules else nullcontext():
+                try:  # not `with operators`: what is C cannot be interrupted half-way, see `ForwardHooks.remove`
+                    watch()
+                    output = _forward(model, x, hooks)
+                finally:
+                    torch._C._pop_torch_dispatch_stack(None)
+                operators.check_random(model, x)
+            found = self._findings[x.shape[1:]] = operators.findings(model)
+        normed = found.normed
+        return output, lambda module: id(module) in (normed | hooks.elsewhere) - hooks.called
 
-        def ran(module: nn.Module) -> bool:
-            own = (*module.parameters(False), *module.buffers(False))
-            seen = id(module) in hooks.elsewhere or any(id(each) in operators.normed_by for each in own)
-            return seen and id(module) not in hooks.called
 
-        return output, ran
+class _Findings(NamedTuple):
+    """Whether compiled functions run in the model; ids of modules whose parameters a normalising operator was given."""
+
+    compiled: bool
+    normed: frozenset[int]
 
 
 def _forward(model: nn.Module, x: Tensor, hooks: ForwardHooks) -> Any:
@@ -70,17 +72,12 @@ def _forward(model: nn.Module, x: Tensor, hooks: ForwardHooks) -> Any:
 
 
 class _Operators(TorchDispatchMode):
-    """Watches the operators that the calling thread runs.
-
-    Attributes:
-        in_compiled: whether one was run from a compiled function.
-        normed_by: ids of the parameters and statistics that normalising operators were given.
-    """
+    """Watches the operators that the calling thread runs in a forward pass."""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         super().__init__()
-        self.in_compiled = False
-        self.normed_by: set[int] = set()
+        self._compiled = False
+        self._normed_by: set[int] = set()  # ids of tensors
         self._modules = {id(module): name for name, module in model.named_modules()}
         self._sources = _sources(device)
         self._before = {name: get() for name, (get, _) in self._sources.items()}
@@ -93,10 +90,9 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not self.in_compiled:
-            self.in_compiled = any(frame.f_code.co_filename.endswith("_dynamo/eval_frame.py") for frame in _frames())
+        self._compiled = self._compiled or any(_is_in(frame, "torch._dynamo.eval_frame") for frame in _frames())
         if "_norm" in func.__name__:
-            self.normed_by.update(id(each) for each in args[1:] if isinstance(each, Tensor))
+            self._normed_by.update(id(each) for each in args[1:] if isinstance(each, Tensor))
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Generator)]
@@ -108,6 +104,15 @@ class _Operators(TorchDispatchMode):
                 self._restore.append((generator, state))
                 self._drew = self._drew or f"{func} {self._where()}"
         return result
+
+    def findings(self, model: nn.Module) -> _Findings:
+        """Returns what was seen, random numbers apart."""
+        normed = frozenset(
+            id(module)
+            for module in model.modules()
+            if any(id(each) in self._normed_by for each in (*module.parameters(False), *module.buffers(False)))
+        )
+        return _Findings(self._compiled, normed)
 
     def check_random(self, model: nn.Module, x: Tensor) -> None:
         """Raises ModelError if what the model returns hangs on chance; every generator is as before then."""
@@ -131,21 +136,25 @@ class _Operators(TorchDispatchMode):
         """The function, module and line that the operator under way was called from."""
         function = ""
         for frame in _frames():
-            file = frame.f_code.co_filename
-            if file.endswith("torch/nn/functional.py"):
+            if _is_in(frame, "torch.nn.functional"):
                 function = f"by F.{frame.f_code.co_name} "
             name = self._modules.get(id(frame.f_locals.get("self")))
             if name is not None:
                 module = f"in module {name!r}" if name else "in the model's own forward"
-                return f"{function}{module} ({file}:{frame.f_lineno})"
+                return f"{function}{module} ({frame.f_code.co_filename}:{frame.f_lineno})"
         return function
 
 
 def _frames() -> Iterator[FrameType]:
+    """The calls under way in the model, innermost first."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code is not _forward.__code__:
         yield frame
         frame = frame.f_back
+
+
+def _is_in(frame: FrameType, module: str) -> bool:
+    return frame.f_globals.get("__name__") == module
 
 
 def _sources(device: torch.device) -> dict[str, tuple[Callable[[], Any], Callable[[Any], object]]]:
