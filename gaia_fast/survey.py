@@ -6,7 +6,7 @@ Told by the operators of one forward pass, so a model is surveyed once for each 
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import FrameType
@@ -46,6 +46,7 @@ class Passes:
                     output = _forward(model, x, hooks)
                 finally:
                     torch._C._pop_torch_dispatch_stack(None)
+                hooks.remove()  # what follows is no part of the pass
                 operators.check_random(model, x)
             found = self._findings[x.shape[1:]] = operators.findings(model)
         normed = found.normed
@@ -79,10 +80,15 @@ class _Operators(TorchDispatchMode):
         self._compiled = False
         self._normed_by: set[int] = set()  # ids of tensors
         self._modules = {id(module): name for name, module in model.named_modules()}
-        self._sources = _sources(device)
+        self._generators = [torch.default_generator]
+        if device.type == "cuda":
+            self._generators.append(torch.cuda.default_generators[device.index or 0])
+        self._sources = _sources(self._generators)
         self._before = {name: get() for name, (get, _) in self._sources.items()}
         self._restore: list[tuple[torch.Generator, Tensor]] = []
         self._drew = ""
+
+    supports_higher_order_operators = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -93,10 +99,10 @@ class _Operators(TorchDispatchMode):
         self._compiled = self._compiled or any(_is_in(frame, "torch._dynamo.eval_frame") for frame in _frames())
         if "_norm" in func.__name__:
             self._normed_by.update(id(each) for each in args[1:] if isinstance(each, Tensor))
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
             return func(*args, **kwargs)
         given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Generator)]
-        generators = given or [get.__self__ for get, _ in self._sources.values() if hasattr(get, "__self__")]
+        generators = given or self._generators
         states = [each.get_state() for each in generators]
         result = func(*args, **kwargs)
         for generator, state in zip(generators, states, strict=True):
@@ -157,13 +163,10 @@ def _is_in(frame: FrameType, module: str) -> bool:
     return frame.f_globals.get("__name__") == module
 
 
-def _sources(device: torch.device) -> dict[str, tuple[Callable[[], Any], Callable[[Any], object]]]:
+def _sources(generators: Sequence[torch.Generator]) -> dict[str, tuple[Callable[[], Any], Callable[[Any], object]]]:
     """Where a model may take chance from: how to read and to set each state."""
-    generators = {"torch's generator": torch.default_generator}
-    if device.type == "cuda":
-        generators[f"torch's generator of {device}"] = torch.cuda.default_generators[device.index or 0]
     found: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
-        name: (each.get_state, each.set_state) for name, each in generators.items()
+        f"torch's generator of {each.device}": (each.get_state, each.set_state) for each in generators
     }
     found["Python's random"] = (random.getstate, random.setstate)
     if (numpy := sys.modules.get("numpy")) is not None:

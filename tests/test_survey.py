@@ -1,8 +1,10 @@
 """What hooks do not see: norms run around them, compiled functions, random numbers."""
 
+import random
 import threading
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -211,3 +213,111 @@ def test_predictions_in_other_threads_do_not_disturb() -> None:
         stop.set()
         for each in threads:
             each.join()
+
+
+# ---- randomness
+
+
+class Dropout(Base):
+    def mid(self, y: Tensor) -> Tensor:
+        return F.dropout(super().mid(y), 0.5)  # training=True is the default
+
+
+class LowDropout(Base):
+    def mid(self, y: Tensor) -> Tensor:
+        return F.dropout(super().mid(y), 1e-9)
+
+
+class Noise(Base):
+    def mid(self, y: Tensor) -> Tensor:
+        return super().mid(y) + torch.rand(1)
+
+
+class OwnGenerator(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(3)
+
+    def mid(self, y: Tensor) -> Tensor:
+        return super().mid(y) + torch.randn(1, generator=self.generator)
+
+
+class PythonRandom(Base):
+    def mid(self, y: Tensor) -> Tensor:
+        return super().mid(y) * random.uniform(0.5, 1)
+
+
+class NumpyRandom(Base):
+    def mid(self, y: Tensor) -> Tensor:
+        return super().mid(y) * np.random.uniform(0.5, 1)  # noqa: NPY002
+
+
+class ThreadRandom(Base):
+    def head(self, y: Tensor) -> Tensor:
+        return super().head(y) + in_a_thread(lambda: torch.rand(1))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (Dropout, r"aten.*bernoulli.* by F.dropout in the model's own forward \(.*test_survey.py:\d+\)"),
+        (LowDropout, "by F.dropout"),
+        (Noise, r"aten.rand.default in the model's own forward \(.*test_survey.py:\d+\)"),
+        (OwnGenerator, "aten.randn.generator"),
+        (PythonRandom, "from Python's random, and what it returns differs"),
+        (NumpyRandom, "from numpy.random, and what it returns differs"),
+        (ThreadRandom, "from torch's generator of cpu, and what it returns differs"),
+    ],
+)
+def test_a_model_that_draws_random_numbers_is_refused(kind: type, what: str, engine: str) -> None:
+    model, x = prepared(kind), images()
+    own = [model.generator] if kind is OwnGenerator else []
+
+    def states() -> list[object]:
+        numpy_state = np.random.get_state()  # noqa: NPY002
+        torch_states = [each.get_state().tolist() for each in (torch.default_generator, *own)]
+        return [*torch_states, random.getstate(), numpy_state[1].tolist(), numpy_state[2:]]
+
+    before = states()
+    for call in (
+        GaiaZ(model, engine=engine),
+        GaiaA(model, engine=engine),
+        GaiaZ(model, engine=engine).calibrate,
+        GaiaZ(model, layers=["b2"], engine=engine).plan,
+    ):
+        for _ in range(2):
+            with pytest.raises(ModelError, match=f"draws random numbers in eval mode: .*{what}"):
+                call(x)
+    assert states() == before
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_random_numbers_that_nothing_uses_and_those_of_other_threads_are_no_matter(engine: str) -> None:
+    class Idle(Base):
+        def mid(self, y: Tensor) -> Tensor:
+            random.uniform(0, 1)  # as LayerDrop draws in eval mode, too
+            return super().mid(y)
+
+    class Busy(Base):
+        """Another thread, no part of the model, draws while it runs."""
+
+        def mid(self, y: Tensor) -> Tensor:
+            in_a_thread(lambda: torch.rand(1))
+            return super().mid(y)
+
+    expected = GaiaZ(prepared(Base), engine=engine)(images())
+    for kind in (Idle, Busy):
+        assert torch.equal(GaiaZ(prepared(kind), engine=engine)(images()), expected)
+
+
+def test_modules_that_are_random_in_training_alone() -> None:
+    class Still(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Sequential(nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout(), nn.RReLU(0.0, 0.0))
+
+        def mid(self, y: Tensor) -> Tensor:
+            return self.drop(super().mid(y))
+
+    assert torch.equal(GaiaZ(prepared(Still))(images()), GaiaZ(prepared(Base))(images()))
