@@ -325,13 +325,14 @@ class _Detector:
             if layers.is_feature_map(output, layer, x.shape[0], self._asked_for):
                 seen.append(FeatureMap(names.next(layer), *output.shape[1:]))
 
-        watching = ForwardHooks()
-        try:
+        def watch(hooks: ForwardHooks) -> None:
+            nonlocal names
+            seen.clear()
+            names = layers.MapNames()
             for layer in self._layers:
-                layer.watch(watching, partial(see, layer))
-            _, ran = Passes().run(self.model, x.clone(), watching)
-        finally:
-            watching.remove()
+                layer.watch(hooks, partial(see, layer))
+
+        _, _, ran = Passes().run(self.model, x, watch)
         if self._layers:
             names.check_called(self._layers, self._asked_for, ran)
         return tuple(seen)

@@ -29,7 +29,7 @@ from gaia_fast.ops.relu_backward_moments import relu_backward_moments
 from gaia_fast.survey import Passes
 
 
-class _GradModeChangedError(Exception):
+class _GradModeChangedError(BaseException):  # no Exception: those are for the model to catch
     """The model switches gradients on or off by itself, so the recording cannot be started in its middle."""
 
 
@@ -60,17 +60,16 @@ def measure(
     """
     passes = passes or Passes()
 
-    def once(recording: _Recording) -> Measurement:
-        hooks = ForwardHooks()
-        try:
+    def once(from_the_start: bool) -> Measurement:
+        def watch(hooks: ForwardHooks) -> _Recording:
+            recording = _Recording(x.shape[0], backend, from_the_start)
             if method.needs_maps:
                 recording.watch(hooks, layers, asked_for)
             if head is not None:
                 recording.watch_head(hooks, head)
-            # A copy: the model may change its input in place, and a tensor made in inference mode cannot be recorded.
-            output, ran = passes.run(model, x.detach().as_subclass(Tensor).clone(), hooks)
-        finally:
-            hooks.remove()
+            return recording
+
+        output, recording, ran = passes.run(model, x.detach().as_subclass(Tensor), watch)
         logits = checks.logits_of(output, x.shape[0])
         if method.needs_maps:
             recording.names.check_called(layers, asked_for, ran)
@@ -82,11 +81,11 @@ def measure(
 
     def score() -> Measurement:
         try:
-            return once(_Recording(x.shape[0], backend))
+            return once(False)
         except _GradModeChangedError:
             # Rare, so it may cost more: everything is recorded, and the model's own switching has its usual effect.
             with torch.enable_grad():
-                return once(_Recording(x.shape[0], backend, from_the_start=True))
+                return once(True)
 
     return undisturbed(model, score)
 

@@ -144,33 +144,19 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head
     if asked is not None and asked not in names:
         raise LayerError(f"head={type(asked).__name__}(...) is not a module of {type(model).__name__}; pass its name")
 
-    last: list[nn.Module] = []
-    before: dict[nn.Module, nn.Module | None] = {}
-    outputs: dict[nn.Module, Tensor] = {}  # kept alive, so that no memory is handed out twice
-
-    def entered(module: nn.Module, _: object) -> None:
-        before[module] = last[-1] if last else None
-
-    def left(module: nn.Module, output: object) -> None:
-        if isinstance(output, Tensor):
-            if output.ndim == 4:
-                last[:] = [module]
-            if module in before:
-                outputs.pop(module, None)
-                outputs[module] = output
-
-    hooks = ForwardHooks()
-    try:
+    def watch(hooks: ForwardHooks) -> _HeadSearch:
+        search = _HeadSearch()
         for module in names:
             if module is model:
                 continue
             if module is asked or (asked is None and _can_be_head(module)):
-                hooks.before(module, entered)
-            hooks.after(module, left)
-        output, _ = Passes().run(model, x.clone(), hooks)
-    finally:
-        hooks.remove()
+                hooks.before(module, search.entered)
+            hooks.after(module, search.left)
+        return search
+
+    output, search, _ = Passes().run(model, x, watch)
     logits = checks.logits_of(output, x.shape[0])
+    before, outputs = search.before, search.outputs
 
     if asked is not None:
         found: nn.Module | None = asked if asked in before else None
@@ -189,6 +175,26 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head
     if last_module is None:
         raise LayerError(f"no module returns a 4-D feature map before the head {names[found]!r}; GAIA-A needs one")
     return Head(names[found], found, names[last_module], last_module, asked is not None)
+
+
+class _HeadSearch:
+    """What one forward pass shows of heads, by module."""
+
+    def __init__(self) -> None:
+        self.last: nn.Module | None = None
+        self.before: dict[nn.Module, nn.Module | None] = {}
+        self.outputs: dict[nn.Module, Tensor] = {}  # kept alive, so that no memory is handed out twice
+
+    def entered(self, module: nn.Module, _: object) -> None:
+        self.before[module] = self.last
+
+    def left(self, module: nn.Module, output: object) -> None:
+        if isinstance(output, Tensor):
+            if output.ndim == 4:
+                self.last = module
+            if module in self.before:
+                self.outputs.pop(module, None)
+                self.outputs[module] = output
 
 
 def _can_be_head(module: nn.Module) -> bool:

@@ -135,7 +135,10 @@ def gaia_a(
 class _Trace:
     """One recorded forward pass: the logits, and where gradients are to be taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, images: int, asked_for: bool) -> None:
+        self.images, self.asked_for = images, asked_for
+        self.map_names = MapNames()
+        self.calls: Counter[InspectedLayer] = Counter()
         self.names: list[str] = []
         self.maps: list[GradientEdge] = []
         self.logits: Tensor
@@ -143,46 +146,44 @@ class _Trace:
         self.last_seen: GradientEdge
         self.last: GradientEdge
 
+    def see(self, layer: InspectedLayer, _: nn.Module, output: Tensor) -> Tensor | None:
+        self.calls[layer] += 1
+        if not is_feature_map(output, layer, self.images, self.asked_for):
+            return None
+        self.names.append(self.map_names.next(layer))
+        output, edge = _edge(output)
+        self.maps.append(edge)
+        return output
+
+    def see_last(self, _: nn.Module, last: Any) -> Tensor | None:
+        if not isinstance(last, Tensor) or not last.requires_grad:
+            return None
+        last, self.last_seen = _edge(last)
+        return last
+
+    def enter_head(self, _: nn.Module, phi: Tensor) -> None:
+        self.phi, self.last = (get_gradient_edge(phi), torch.ones_like(phi)), self.last_seen
+
 
 def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Head | None = None) -> _Trace:
     checks.check_model(model)
     checks.check_images(x, model)
-    trace, names, inspected = _Trace(), MapNames(), inspected_layers(model, layers)
-    calls: Counter[InspectedLayer] = Counter()
+    inspected, asked_for = inspected_layers(model, layers), layers is not None
 
-    def see(layer: InspectedLayer, _: nn.Module, output: Tensor) -> Tensor | None:
-        calls[layer] += 1
-        if not is_feature_map(output, layer, x.shape[0], layers is not None):
-            return None
-        trace.names.append(names.next(layer))
-        output, edge = _edge(output)
-        trace.maps.append(edge)
-        return output
-
-    def see_last(_: nn.Module, last: Any) -> Tensor | None:
-        if not isinstance(last, Tensor) or not last.requires_grad:
-            return None
-        last, trace.last_seen = _edge(last)
-        return last
-
-    def enter_head(_: nn.Module, phi: Tensor) -> None:
-        trace.phi, trace.last = (get_gradient_edge(phi), torch.ones_like(phi)), trace.last_seen
-
-    hooks = ForwardHooks()
-    try:
+    def watch(hooks: ForwardHooks) -> _Trace:
+        trace = _Trace(x.shape[0], asked_for)
         for layer in inspected:
-            layer.watch(hooks, partial(see, layer))
+            layer.watch(hooks, partial(trace.see, layer))
         if head is not None:
-            hooks.after(head.last_module, see_last)
-            hooks.before(head.module, enter_head)
-        # Cloned twice: the first clone leaves the caller's tensor alone, the second may be changed in place.
-        output, ran = Passes().run(model, x.detach().clone().requires_grad_().clone(), hooks)
-    finally:
-        hooks.remove()
+            hooks.after(head.last_module, trace.see_last)
+            hooks.before(head.module, trace.enter_head)
+        return trace
+
+    output, trace, ran = Passes().run(model, x.detach().clone().requires_grad_(), watch)
     trace.logits = checks.logits_of(output, x.shape[0])
-    names.check_called(inspected, layers is not None, ran)
+    trace.map_names.check_called(inspected, asked_for, ran)
     if trace.logits.requires_grad:
-        check_norms(trace.logits, inspected, calls)
+        check_norms(trace.logits, inspected, trace.calls)
     return trace
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from gaia_fast import checks
 from gaia_fast.capture import ForwardHooks
 from gaia_fast.errors import ModelError
 
+S = TypeVar("S")
+
 
 class Passes:
     """Runs forward passes of one model, as it is now; the first for a size of image is watched."""
@@ -27,30 +29,50 @@ class Passes:
     def __init__(self) -> None:
         self._findings: dict[torch.Size, _Findings] = {}  # by the size of an image: control flow may hang on it
 
-    def run(self, model: nn.Module, x: Tensor, hooks: ForwardHooks) -> tuple[Any, Callable[[nn.Module], bool]]:
-        """Returns `model(x)`, and whether a module ran that the hooks were not called for, as far as can be seen.
+    def run(
+        self, model: nn.Module, x: Tensor, watch: Callable[[ForwardHooks], S]
+    ) -> tuple[Any, S, Callable[[nn.Module], bool]]:
+        """Runs the model once, on a copy of the images.
+
+        Args:
+            model: in eval mode; it is left without hooks, whatever happens.
+            x: (N, C, H, W) images.
+            watch: places the hooks, and returns what they write to.
+
+        Returns:
+            What the model returned; what the hooks wrote to; and a function that tells of a module that hooks were not
+            called for whether it ran all the same, as far as can be seen.
 
         Raises:
             ModelError: the model draws random numbers, was set to training meanwhile, or failed.
         """
         found = self._findings.get(x.shape[1:])
-        if found is not None:
-            with eagerly() if found.compiled else nullcontext():
-                output = _forward(model, x, hooks)
-        else:
-            operators = _Operators(model, x.device)
-            watch = partial(torch._C._push_on_torch_dispatch_stack, operators)
-            with eagerly() if "torch._dynamo" in sys.modules else nullcontext():
-                try:  # not `with operators`: what is C cannot be interrupted half-way, see `ForwardHooks.remove`
-                    watch()
-                    output = _forward(model, x, hooks)
-                finally:
-                    torch._C._pop_torch_dispatch_stack(None)
-                hooks.remove()  # what follows is no part of the pass
-                operators.check_random(model, x)
-            found = self._findings[x.shape[1:]] = operators.findings(model)
+        compiled = "torch._dynamo" in sys.modules if found is None else found.compiled
+        hooks = ForwardHooks()
+        try:
+            with eagerly() if compiled else nullcontext():
+                seen = watch(hooks)
+                if found is not None:
+                    output = _forward(model, x.clone(), hooks)
+                else:
+                    output, found = self._survey(model, x, hooks)
+                    self._findings[x.shape[1:]] = found
+        finally:
+            hooks.remove()
         normed = found.normed
-        return output, lambda module: id(module) in (normed | hooks.elsewhere) - hooks.called
+        return output, seen, lambda module: id(module) in (normed | hooks.elsewhere) - hooks.called
+
+    def _survey(self, model: nn.Module, x: Tensor, hooks: ForwardHooks) -> tuple[Any, "_Findings"]:
+        operators, images = _Operators(model, x.device), x.clone()
+        begin = partial(torch._C._push_on_torch_dispatch_stack, operators)
+        try:  # not `with operators`: what is C cannot be interrupted half-way, see `ForwardHooks.remove`
+            begin()
+            output = _forward(model, images, hooks)
+        finally:
+            torch._C._pop_torch_dispatch_stack(None)
+        hooks.remove()  # what follows is no part of the pass
+        operators.check_random(model, x)
+        return output, operators.findings(model)
 
 
 class _Findings(NamedTuple):
@@ -96,10 +118,17 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_dynamo_compiling():  # torch.cond and its kin are traced even where nothing is compiled
+            return func(*args, **kwargs)
+        if not isinstance(func, torch._ops.OpOverload):
+            raise ModelError(
+                f"the model calls {func} {self._where()}, an operator that takes functions: norms in those go unseen; "
+                "write the branch or loop in Python"
+            )
         self._compiled = self._compiled or any(_is_in(frame, "torch._dynamo.eval_frame") for frame in _frames())
         if "_norm" in func.__name__:
             self._normed_by.update(id(each) for each in args[1:] if isinstance(each, Tensor))
-        if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
+        if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Generator)]
         generators = given or self._generators

@@ -215,6 +215,16 @@ def test_predictions_in_other_threads_do_not_disturb() -> None:
             each.join()
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_operators_that_take_functions_are_refused(engine: str) -> None:
+    class Conditional(Base):
+        def mid(self, y: Tensor) -> Tensor:
+            return torch.cond(y.sum() > 0, lambda y: y * 2, lambda y: y * 3, (super().mid(y),))
+
+    with pytest.raises(ModelError, match="calls cond in the model's own forward .*takes functions"):
+        GaiaZ(prepared(Conditional), engine=engine)(images())
+
+
 # ---- randomness
 
 
