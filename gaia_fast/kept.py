@@ -8,7 +8,8 @@ import operator
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import filterfalse
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ T = TypeVar("T")
 
 # nn.Module's own tables. Hooks come and go in them, and of what they hold the buffers alone are written by a pass.
 _OWN = frozenset(vars(nn.Module()))
+_PLAIN = frozenset((bool, int, float, str, type(None)))
 
 
 class _Turn:
@@ -64,12 +66,12 @@ class _Kept:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = list(model.modules())
-        self._values = list(self._all())
+        self._values = self._all()
         self._recorded = {id(each) for each in self._values if isinstance(each, Tensor) and each.grad_fn is not None}
 
     def changed(self) -> bool:
         """Whether something was kept since: a value put elsewhere, or a tensor written that hangs on a graph now."""
-        now = list(self._all())
+        now = self._all()
         return (
             len(now) != len(self._values)
             or not all(map(operator.is_, now, self._values))
@@ -83,10 +85,13 @@ class _Kept:
             self._cut(vars(module), before)
             self._cut(module._buffers, before)
 
-    def _all(self) -> Iterator[Any]:
+    def _all(self) -> list[Any]:
+        found: list[Any] = []
         for module in self._modules:
-            yield from _contents([value for name, value in tuple(vars(module).items()) if name not in _OWN])
-            yield from tuple(module._buffers.values())
+            own = vars(module)
+            _collect([own[name] for name in filterfalse(_OWN.__contains__, tuple(own))], found)
+            found += module._buffers.values()
+        return found
 
     def _is_loose(self, tensor: Tensor) -> bool:
         return tensor.grad_fn is not None and id(tensor) not in self._recorded
@@ -111,10 +116,12 @@ class _Kept:
         return value
 
 
-def _contents(values: Sequence[Any]) -> Iterator[Any]:
+def _collect(values: Sequence[Any], found: list[Any]) -> None:
+    """Adds the values, and what is in lists, tuples and dicts among them, to `found`."""
+    found += values
     for value in values:
-        yield value
         if isinstance(value, (list, tuple, deque)):
-            yield from _contents(tuple(value))
+            if not _PLAIN.issuperset(map(type, value)):  # sizes and strides of a convolution, mostly
+                _collect(tuple(value), found)
         elif isinstance(value, dict):
-            yield from _contents(tuple(value.values()))
+            _collect(tuple(value.values()), found)
