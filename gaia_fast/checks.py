@@ -1,7 +1,7 @@
 """What a model, its images and its output must be like before a score means anything."""
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
 from gaia_fast.errors import InputError, ModelError, NonFiniteError
 from gaia_fast.ops.soundness import divisible
@@ -76,6 +77,11 @@ def check_model(model: nn.Module) -> None:
         check_mode(module, name=name)
         if _is_compiled(module):
             raise ModelError(_compiled_message(name))
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            raise ModelError(
+                f"{_part(name)} is a {type(module).__name__} whose parameters have no shape before its first call, and "
+                "chance makes them then; load its weights, or run one batch first: model(x)"
+            )
         if isinstance(module, _BatchNorm) and module.running_var is None:
             raise ModelError(
                 f"{_part(name)} has no running statistics, so the scores of a batch would depend on each other; train "
@@ -144,7 +150,7 @@ def logits_of(output: Any, images: int) -> Tensor:
     """
     logits = output
     if not isinstance(output, Tensor):
-        logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise ModelError(
                 f"the model returned a {type(output).__name__} without `logits`; wrap it in a module that returns the "
@@ -228,18 +234,30 @@ def check_output_component(out: Tensor, logits: Tensor) -> None:
         )
 
 
-def unusable_last(name: str) -> str:
+def quantised(model: nn.Module) -> str:
+    """Returns the message for a model with modules that compute in integers; empty for one without."""
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("torch.ao.nn.") and "quantized" in type(module).__module__:
+            return (
+                f"{_part(name)} is quantised ({type(module).__name__}), and no gradient passes integers: score the "
+                "float model that it was made from, on the same images; where the head alone is quantised, GAIA-A with "
+                "head=... and fusion='inner' needs no gradient of the logits"
+            )
+    return ""
+
+
+def unusable_last(name: str, model: nn.Module | None = None) -> str:
     """Returns the message for an A_last that no gradient of the logits reaches, or that is of other images."""
-    return (
+    return (model is not None and quantised(model)) or (
         f"the logits do not depend on the output of {name!r}, the last module before the head that returns a feature "
         "map, or it is a map of another number of images; GAIA-A needs it, fusion='inner' and 'top1' do not"
     )
 
 
-def unreached(names: Sequence[str]) -> str:
+def unreached(names: Sequence[str], model: nn.Module | None = None) -> str:
     """Returns the message for inspected layers that no gradient reaches."""
     listed = ", ".join(repr(name) for name in names[:8])
-    return (
+    return (model is not None and quantised(model)) or (
         f"no gradient reaches the feature map of {listed}: the model's output does not depend on it, or the forward "
         "pass cuts the gradient (detach, .data, no_grad); leave it out, layers=[...]"
     )

@@ -25,6 +25,20 @@ from gaia_fast.survey import Passes
 ENGINES = ("reference", "hooks", "compiled")
 
 
+# A detector's attributes that are not found out about its model.
+_ASKED = (
+    "model",
+    "method",
+    "threshold",
+    "_asked_for",
+    "_layer_names",
+    "_requested_head",
+    "_engine",
+    "_backend",
+    "_mode",
+)
+
+
 @dataclass(frozen=True)
 class GaiaOutput:
     """The prediction and its score, from one call; unpacks as `logits, score`.
@@ -254,6 +268,15 @@ class _Detector:
         seen = self._observe(blank) or (FeatureMap("output component", 1, 1, 1),)
         matrix = torch.zeros(0, len(seen), max(each.channels for each in seen), device=logits.device)
         return GaiaOutput(logits[:0].detach(), torch.zeros(0, device=logits.device), matrix)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was asked for, and the threshold; what was found out about the model, programs too, is found again."""
+        checks.check_model(self.model)
+        return {name: value for name, value in vars(self).items() if name in _ASKED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._resolve()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, {self.method}, threshold={self.threshold})"

@@ -62,7 +62,7 @@ def measure(
 
     def once(from_the_start: bool) -> Measurement:
         def watch(hooks: ForwardHooks) -> _Recording:
-            recording = _Recording(x.shape[0], backend, from_the_start)
+            recording = _Recording(model, x.shape[0], backend, from_the_start)
             if method.needs_maps:
                 recording.watch(hooks, layers, asked_for)
             if head is not None:
@@ -145,7 +145,8 @@ class _Sink:
 class _Recording:
     """One forward pass being recorded, and the backward pass over it."""
 
-    def __init__(self, images: int, backend: str, from_the_start: bool = False) -> None:
+    def __init__(self, model: nn.Module, images: int, backend: str, from_the_start: bool) -> None:
+        self.model = model
         self.sink = _Sink(images, backend)
         self.names = MapNames()
         self.layers: list[InspectedLayer] = []
@@ -221,6 +222,8 @@ class _Recording:
             if not self.started:
                 self._start(last)
             last = replaced = _Tap.apply(last.detach().clone(), self.anchor, None, 0)
+        elif last._is_view():  # its place in the graph is lost where it, or what it is a view of, is written in place
+            last = replaced = last.clone()
         self.last_seen = get_gradient_edge(last)
         return replaced
 
@@ -265,7 +268,7 @@ class _Recording:
 
     def finish(self, logits: Tensor, method: Method, head: Head | None) -> Measurement:
         if not logits.requires_grad:
-            raise LayerError(checks.unreached([each.name for each in self.sink.maps]))
+            raise LayerError(checks.unreached([each.name for each in self.sink.maps], self.model))
         if method.needs_maps:
             check_norms(logits, self.layers, self.calls)
         out = None
@@ -289,7 +292,7 @@ class _Recording:
                 log_softmax, [self.last], torch.ones_like(log_softmax), retain_graph=method.needs_maps
             )
         if g is None or g.shape[0] != self.sink.images:
-            raise LayerError(checks.unusable_last(head.last_name))
+            raise LayerError(checks.unusable_last(head.last_name, self.model))
         out = g.to(maps.accumulator_dtype(g.dtype)).mean((2, 3)).abs().mean(1).sqrt()
         checks.check_output_component(out, logits)
         return out
@@ -305,7 +308,7 @@ class _Recording:
         self.sink.moments = None
         if not all(self.sink.reached):
             missed = [each.name for each, reached in zip(self.sink.maps, self.sink.reached, strict=True) if not reached]
-            raise LayerError(checks.unreached(missed))
+            raise LayerError(checks.unreached(missed, self.model))
         return moments
 
     def _result(self, logits: Tensor, packed: Tensor, out: Tensor | None, method: Method) -> Measurement:

@@ -167,7 +167,8 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head
         found = same[-1] if same else None
     if found is None:
         raise LayerError(
-            f"no linear or 1x1-convolution module of {type(model).__name__} returns the logits themselves; name the "
+            checks.quantised(model)
+            or f"no linear or 1x1-convolution module of {type(model).__name__} returns the logits themselves; name the "
             f"one that makes them, head=... (among {_some([names[module] for module in outputs])}); the head must be a "
             "module, and nothing but a view may follow it: no softmax inside the model"
         )

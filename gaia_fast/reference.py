@@ -112,7 +112,7 @@ def gaia_a(
         log_softmax = torch.log_softmax(trace.logits, dim=1)
         (g,) = checks.backward(log_softmax.sum(), [trace.last], retain_graph=True)
         if g is None or g.shape[0] != x.shape[0]:
-            raise LayerError(checks.unusable_last(where.last_name))  # type: ignore[union-attr]
+            raise LayerError(checks.unusable_last(where.last_name, model))  # type: ignore[union-attr]
         out = g.to(torch.promote_types(g.dtype, torch.float32)).mean((2, 3)).abs().mean(1).sqrt()
         checks.check_output_component(out, trace.logits)
     if fusion == "output":
@@ -135,8 +135,8 @@ def gaia_a(
 class _Trace:
     """One recorded forward pass: the logits, and where gradients are to be taken."""
 
-    def __init__(self, images: int, asked_for: bool) -> None:
-        self.images, self.asked_for = images, asked_for
+    def __init__(self, model: nn.Module, images: int, asked_for: bool) -> None:
+        self.model, self.images, self.asked_for = model, images, asked_for
         self.map_names = MapNames()
         self.calls: Counter[InspectedLayer] = Counter()
         self.names: list[str] = []
@@ -171,7 +171,7 @@ def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Hea
     inspected, asked_for = inspected_layers(model, layers), layers is not None
 
     def watch(hooks: ForwardHooks) -> _Trace:
-        trace = _Trace(x.shape[0], asked_for)
+        trace = _Trace(model, x.shape[0], asked_for)
         for layer in inspected:
             layer.watch(hooks, partial(trace.see, layer))
         if head is not None:
@@ -202,7 +202,7 @@ def _gradients(target: Any, trace: _Trace, cotangents: list[Tensor] | None = Non
     gradients = checks.backward(target, trace.maps, cotangents, retain_graph=True)
     unused = [name for name, g in zip(trace.names, gradients, strict=True) if g is None]
     if unused:
-        raise LayerError(checks.unreached(unused))
+        raise LayerError(checks.unreached(unused, trace.model))
     # Half-precision gradients keep their values, but densities and means of them need more than 8 or 11 bits.
     wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in gradients if g is not None]
     for g in wide:
