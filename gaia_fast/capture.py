@@ -34,6 +34,10 @@ def in_grad_mode(enabled: bool) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return decorate
 
 
+class OutputReplacedError(BaseException):  # no Exception: those are for the model to catch
+    """A hook of the user's has a say in what the model computes, so gradients must pass it."""
+
+
 class ForwardHooks:
     """Watches modules, until `remove` is called in a `finally` clause:
 
@@ -84,10 +88,18 @@ class ForwardHooks:
 
         self._place(hook, module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
 
-    def after(self, module: nn.Module, callback: Callable[[nn.Module, Any], Any], *, also_failed: bool = False) -> None:
+    def after(
+        self,
+        module: nn.Module,
+        callback: Callable[[nn.Module, Any], Any],
+        *,
+        also_failed: bool = False,
+        first: bool = False,
+    ) -> None:
         """Calls `callback(module, output)` after the module ran; a tensor returned replaces the output.
 
-        With `also_failed` it is called with None where the module raised, as the model may catch the exception.
+        With `also_failed` it is called with None where the module raised, as the model may catch the exception; with
+        `first` before the hooks that are there already.
         """
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -97,6 +109,36 @@ class ForwardHooks:
             return callback(module, output)
 
         self._place(hook, module._forward_hooks, *([module._forward_hooks_always_called] if also_failed else []))
+        if first:
+            module._forward_hooks.move_to_end(id(hook), last=False)  # type: ignore[attr-defined]
+
+    def apart(self, module: nn.Module) -> None:
+        """Has hooks of others see an alias of the module's output that hangs on no graph: they may keep it.
+
+        To be called before any other method for the module.
+
+        Raises:
+            OutputReplacedError: in the forward pass, where one of those hooks returns or writes something else.
+        """
+        shown: list[tuple[Tensor, Tensor, int]] = []  # the output, its alias, and how often it was written
+
+        def show(_: nn.Module, output: Any) -> Any:
+            shown.clear()
+            if not isinstance(output, Tensor) or not output.requires_grad:
+                return None
+            shown.append((output, output.detach(), output._version))
+            return shown[-1][1]
+
+        def take_back(_: nn.Module, seen: Any) -> Any:
+            if not shown:
+                return None
+            output, alias, version = shown.pop()
+            if seen is not alias or alias._version != version:
+                raise OutputReplacedError
+            return output
+
+        self.after(module, show, first=True)
+        self.after(module, take_back)
 
     def between(self, module: nn.Module, inner: Sequence[nn.Module], callback: Callable[[nn.Module, Any], Any]) -> None:
         """Calls `callback(module, tensor)` with what the first of `inner` that `module` calls reads.
@@ -150,10 +192,16 @@ class ForwardHooks:
 
 def has_other_hooks(module: nn.Module) -> bool:
     """Returns whether anyone else's hook may change what `module` returns, or wants to see its gradients."""
-    # Copied in one step each: another thread may be hooking the same module.
-    after = (*tuple(module._forward_hooks.values()), *tuple(torch_module._global_forward_hooks.values()))
     return (
-        any(not hasattr(hook, "of_gaia_fast") for hook in after)
+        has_own_hooks(module)
+        or bool(torch_module._global_forward_hooks)
         or bool(module._backward_hooks or module._backward_pre_hooks)
         or bool(torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks)
     )
+
+
+def has_own_hooks(module: nn.Module) -> bool:
+    """Returns whether anyone else put a forward hook on this very module."""
+    # Copied in one step: another thread may be hooking it, too.
+    hooks = module._forward_hooks
+    return bool(hooks) and any(not hasattr(hook, "of_gaia_fast") for hook in tuple(hooks.values()))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gaia_fast import checks
-from gaia_fast.capture import ForwardHooks
+from gaia_fast.capture import ForwardHooks, OutputReplacedError, has_own_hooks
 from gaia_fast.errors import ModelError
 
 S = TypeVar("S")
@@ -28,6 +28,7 @@ class Passes:
 
     def __init__(self) -> None:
         self._findings: dict[torch.Size, _Findings] = {}  # by the size of an image: control flow may hang on it
+        self._hooks_apart = True  # until a hook of the user's is seen to have a say in what the model computes
 
     def run(
         self, model: nn.Module, x: Tensor, watch: Callable[[ForwardHooks], S]
@@ -46,11 +47,25 @@ class Passes:
         Raises:
             ModelError: the model draws random numbers, was set to training meanwhile, or failed.
         """
+        gradients = torch.is_grad_enabled()
+        try:
+            return self._run(model, x, watch)
+        except OutputReplacedError:
+            self._hooks_apart = False
+            torch.set_grad_enabled(gradients)
+            return self._run(model, x, watch)
+
+    def _run(
+        self, model: nn.Module, x: Tensor, watch: Callable[[ForwardHooks], S]
+    ) -> tuple[Any, S, Callable[[nn.Module], bool]]:
         found = self._findings.get(x.shape[1:])
         compiled = "torch._dynamo" in sys.modules if found is None else found.compiled
         hooks = ForwardHooks()
         try:
             with eagerly() if compiled else nullcontext():
+                for module in model.modules():
+                    if self._hooks_apart and has_own_hooks(module):
+                        hooks.apart(module)
                 seen = watch(hooks)
                 if found is not None:
                     output = _forward(model, x.clone(), hooks)

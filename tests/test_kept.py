@@ -86,12 +86,97 @@ def test_kept_features_hang_on_no_graph(detector: type) -> None:
         copy.deepcopy(model)
 
 
+@pytest.mark.parametrize("engine", ["hooks", "reference"])
+def test_features_kept_by_hooks_of_the_user_hang_on_no_graph(engine: str) -> None:
+    for detector in (GaiaZ, GaiaA):
+        model, x = prepared(Base), batches(1)[0]
+        expected = detector(model, engine=engine)(x)
+        kept: list[Tensor] = []
+        for module in (model.b1, model.c2, model.b2, model.fc, model):
+            module.register_forward_hook(lambda _, __, out, kept=kept: kept.append(out))
+        scorer = detector(model, engine=engine)
+        for _ in range(2):
+            kept.clear()
+            assert torch.equal(scorer(x), expected)
+            assert not any(each.requires_grad for each in kept)
+        with torch.no_grad():
+            features = list(kept)[-5:]
+            kept.clear()
+            model(x)
+        assert all(map(torch.equal, features, kept))
+
+
+@pytest.mark.parametrize("engine", ["hooks", "reference"])
+@pytest.mark.parametrize("change", [lambda out: out.clamp(max=0.5), lambda out: out.mul_(2), lambda out: out[:]])
+def test_hooks_of_the_user_that_have_a_say(change: Callable[[Tensor], Tensor], engine: str) -> None:
+    """ReAct and its kin: gradients pass what the hook computes, whatever other hooks keep."""
+
+    class Written(Base):
+        def mid(self, y: Tensor) -> Tensor:
+            return change(F.relu(change(self.b2(self.c2(y)))))
+
+    class Hooked(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU()
+            self.relu.register_forward_hook(lambda _, __, out: change(out))
+            self.b2.register_forward_hook(lambda _, __, out: change(out))
+
+        def mid(self, y: Tensor) -> Tensor:
+            return self.relu(self.b2(self.c2(y)))
+
+    hooked, written, x = prepared(Hooked), prepared(Written), batches(1)[0]
+    for fusion in ("inner", "division"):
+        found = GaiaA(hooked, layers=["b1"], fusion=fusion, engine=engine)
+        for _ in range(2):
+            truth = GaiaA(written, layers=["b1"], head="fc", fusion=fusion, engine=engine)(x)
+            if fusion == "inner":
+                assert torch.allclose(found(x), truth, rtol=1e-5)
+            else:
+                assert found(x).isfinite().all()
+
+
 def test_what_hung_on_the_user_s_graph_before_still_does() -> None:
     model, x = prepared(Base), batches(1)[0]
     model.own = model.c1(x)
     node = model.own.grad_fn
     GaiaZ(model, engine="hooks")(x)
     assert model.own.grad_fn is node
+
+
+class KeepsOne(Base):
+    kept: Tensor | None = None
+
+    def mid(self, y: Tensor) -> Tensor:
+        self.kept = super().mid(y)
+        return self.kept
+
+
+@pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
+def test_a_prepared_model_can_be_copied(detector: type) -> None:
+    model, x = prepared(KeepsOne), batches(1)[0]
+    scorer = detector(model, mode="eager").prepare(x)
+    assert scorer.plan(x).engine.name == "compiled"
+    copy.deepcopy(model)
+    scorer(x)
+    assert copy.deepcopy(model).kept.grad_fn is None
+
+
+@pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
+@pytest.mark.parametrize("mode", ["eager", "native"])
+def test_threads_score_a_prepared_model_as_one_after_the_other(detector: type, mode: str) -> None:
+    model, images = prepared(KeepsOne), batches(THREADS)
+    scorer = detector(model, mode=mode).prepare(images[0])
+    assert scorer.plan(images[0]).engine.name == "compiled"
+    expected = [scorer.score(x) for x in images]
+
+    def work(index: int) -> None:
+        for _ in range(CALLS):
+            found = scorer.score(images[index])
+            assert torch.equal(found.score, expected[index].score)
+            assert torch.equal(found.logits, expected[index].logits)
+
+    in_threads(work)
 
 
 @pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
