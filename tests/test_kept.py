@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_hooks_adversarial import Base, prepared
 from torch import Tensor, nn
 
