@@ -3,6 +3,7 @@
 import copy
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -123,10 +124,8 @@ def test_hooks_of_the_user_that_have_a_say(change: Callable[[Tensor], Tensor], e
             self.b2.register_forward_hook(lambda _, __, out: change(out))
 
     hooked, written, x = prepared(Hooked), prepared(Written), batches(1)[0]
-    for detector in (
-        lambda model: GaiaA(model, layers=["b1"], engine=engine),
-        lambda model: GaiaZ(model, layers=["b1"]),
-    ):
+    for kind, options in ((GaiaA, {"fusion": "inner"}), (GaiaZ, {})):  # A_last would be another: what b2's hook made
+        detector = partial(kind, layers=["b1"], engine=engine, **options)
         scorer, truth = detector(hooked), detector(written)(x)
         for _ in range(2):
             assert torch.allclose(scorer(x), truth, rtol=1e-5)
