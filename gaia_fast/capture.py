@@ -11,6 +11,8 @@ import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 
+from gaia_fast import checks
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -53,6 +55,7 @@ class ForwardHooks:
     Attributes:
         remove: takes every hook away. Made of C functions alone, so that KeyboardInterrupt finds no moment in it; a
             context manager written in Python has one where its __exit__ begins.
+        guarded: ids of the modules that are refused if they are in training mode when they begin.
         called: ids of the modules that a hook answered for after they ran.
         elsewhere: ids of the modules that another thread called meanwhile, and not for a pass of this kind.
     """
@@ -61,6 +64,7 @@ class ForwardHooks:
         self._thread = threading.get_ident()
         self._undo: list[partial[Any]] = []
         self.remove: Callable[[], object] = partial(deque, map(partial.__call__, self._undo), 0)
+        self.guarded: set[int] = set()
         self.called: set[int] = set()
         self.elsewhere: set[int] = set()
 
@@ -73,12 +77,16 @@ class ForwardHooks:
         self.remove()
 
     def before(self, module: nn.Module, callback: Callable[[nn.Module, Any], Any]) -> None:
-        """Calls `callback(module, first input)` before the module runs; a tensor returned replaces that input."""
+        """Calls `callback(module, first input)` before the module runs; a tensor returned replaces that input.
+
+        The module is refused there if it is in training mode by then.
+        """
 
         # Another thread may call the hook after the note is gone that it takes keywords: it has no say in it anyway.
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
             if not self._answers(module):
                 return None
+            checks.check_mode(module)
             if args:
                 replaced = callback(module, args[0])
                 return None if replaced is None else ((replaced, *args[1:]), kwargs)
@@ -86,6 +94,7 @@ class ForwardHooks:
             replaced = callback(module, None if not kwargs or name is None else kwargs[name])
             return None if replaced is None else (args, {**(kwargs or {}), str(name): replaced})
 
+        self.guarded.add(id(module))
         self._place(hook, module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
 
     def after(

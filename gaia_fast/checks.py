@@ -61,8 +61,8 @@ def _is_compiled_wrapper(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" and hasattr(module, "_orig_mod")
 
 
-def check_mode(module: nn.Module, _: object = None, *, name: str | None = None) -> None:
-    """Raises ModelError if the module is in training mode; a hook to be called before it runs."""
+def check_mode(module: nn.Module, name: str | None = None) -> None:
+    """Raises ModelError if the module is in training mode."""
     if module.training:
         raise ModelError(
             f"{f'a {type(module).__name__}' if name is None else _part(name)} is in training mode: batch statistics "
@@ -74,7 +74,7 @@ def check_mode(module: nn.Module, _: object = None, *, name: str | None = None) 
 def check_model(model: nn.Module) -> None:
     """Raises ModelError if any part of `model` is in training mode, or takes statistics of the batch in eval mode."""
     for name, module in model.named_modules():
-        check_mode(module, name=name)
+        check_mode(module, name)
         if _is_compiled(module):
             raise ModelError(_compiled_message(name))
         if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):

@@ -13,6 +13,7 @@ from gaia_fast.layers import InspectedLayer, around_hooks
 # the backward pass, so a tap may take it over without a copy.
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
 NORM_NODES = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "NativeGroupNormBackward0")
+_COMPILED = "CompiledFunction"
 
 
 def check_norms(logits: Tensor, layers: Sequence[InspectedLayer], calls: Counter[InspectedLayer]) -> None:
@@ -26,7 +27,7 @@ def check_norms(logits: Tensor, layers: Sequence[InspectedLayer], calls: Counter
         layers: all that are inspected.
         calls: for each layer that hooks were called for, how many of the calls left a node in the graph.
     """
-    found = [node for node in _nodes(logits) if node.name() in NORM_NODES or _is_compiled(node)]
+    found = [node for node in _nodes(logits) if (kind := node.name()) in NORM_NODES or kind.startswith(_COMPILED)]
     if not found:
         return
     owners = {
@@ -40,7 +41,7 @@ def check_norms(logits: Tensor, layers: Sequence[InspectedLayer], calls: Counter
         for layer, count in ran.items()
         if count > calls[layer] and (layer not in calls or type(layer.module) in NORMS)
     ]
-    if any(map(_is_compiled, found)):
+    if any(node.name().startswith(_COMPILED) for node in found):
         hidden += [layer.name for layer in layers if layer not in calls]
     if hidden:
         raise ModelError(around_hooks(hidden))
@@ -56,10 +57,6 @@ def _nodes(logits: Tensor) -> set[Node]:
                 found.add(node)
                 ahead.append(node)
     return found
-
-
-def _is_compiled(node: Node) -> bool:
-    return "CompiledFunction" in node.name()
 
 
 def _own_tensor(node: Node) -> Tensor | None:
