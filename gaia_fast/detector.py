@@ -17,6 +17,7 @@ from gaia_fast.capture import ForwardHooks, in_grad_mode
 from gaia_fast.compiled import modes
 from gaia_fast.compiled.engine import Compiled, Prepared
 from gaia_fast.errors import ArgumentError, BackendError, CalibrationError, InputError, ModelError
+from gaia_fast.kept import undisturbed
 from gaia_fast.measurement import FeatureMap, Measurement
 from gaia_fast.method import Method
 from gaia_fast.plan import Plan
@@ -355,7 +356,7 @@ class _Detector:
             for layer in self._layers:
                 layer.watch(hooks, partial(see, layer))
 
-        _, _, ran = Passes().run(self.model, x, watch)
+        _, _, ran = undisturbed(self.model, lambda: Passes().run(self.model, x, watch))
         if self._layers:
             names.check_called(self._layers, self._asked_for, ran)
         return tuple(seen)

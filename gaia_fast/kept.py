@@ -9,7 +9,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import filterfalse
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -67,7 +66,8 @@ class _Kept:
     def __init__(self, model: nn.Module) -> None:
         self._modules = list(model.modules())
         self._values = self._all()
-        self._recorded = {id(each) for each in self._values if isinstance(each, Tensor) and each.grad_fn is not None}
+        self._tensors = [each for each in self._values if isinstance(each, Tensor)]
+        self._recorded = {id(each) for each in self._tensors if each.grad_fn is not None}
 
     def changed(self) -> bool:
         """Whether something was kept since: a value put elsewhere, or a tensor written that hangs on a graph now."""
@@ -75,53 +75,59 @@ class _Kept:
         return (
             len(now) != len(self._values)
             or not all(map(operator.is_, now, self._values))
-            or any(isinstance(each, Tensor) and self._is_loose(each) for each in now)
+            or any(map(self._is_loose, self._tensors))
         )
 
     def cut_loose(self) -> None:
         """Has nothing that was kept since hang on a graph."""
-        before = {id(each) for each in self._values}
+        before, seen = {id(each) for each in self._values}, set[int]()
         for module in self._modules:
-            self._cut(vars(module), before)
-            self._cut(module._buffers, before)
+            for table, entries in ((vars(module), _attributes(module)), (module._buffers, [*module._buffers.items()])):
+                for name, value in entries:
+                    if (new := self._cut(value, before, seen)) is not value:
+                        table[name] = new
 
     def _all(self) -> list[Any]:
         found: list[Any] = []
+        seen: set[int] = set()
         for module in self._modules:
-            own = vars(module)
-            _collect([own[name] for name in filterfalse(_OWN.__contains__, tuple(own))], found)
+            _collect([value for _, value in _attributes(module)], found, seen)
             found += module._buffers.values()
         return found
 
     def _is_loose(self, tensor: Tensor) -> bool:
         return tensor.grad_fn is not None and id(tensor) not in self._recorded
 
-    def _cut(self, value: Any, before: set[int]) -> Any:
+    def _cut(self, value: Any, before: set[int], seen: set[int]) -> Any:
         """Returns what stands for `value` now: itself, but for a tensor that is new and a tuple that holds one."""
         if isinstance(value, Tensor):
             if not self._is_loose(value):
                 return value
             return value.detach_() if id(value) in before and not value._is_view() else value.detach()
         if isinstance(value, tuple):
-            parts = [self._cut(each, before) for each in value]
+            parts = [self._cut(each, before, seen) for each in value]
             if all(map(operator.is_, parts, value)):
                 return value
             return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-        if isinstance(value, (dict, list, deque)):
+        if isinstance(value, (dict, list, deque)) and id(value) not in seen:
+            seen.add(id(value))
             for key, each in tuple(value.items() if isinstance(value, dict) else enumerate(value)):
-                if key not in _OWN:
-                    new = self._cut(each, before)
-                    if new is not each:
-                        value[key] = new
+                if (new := self._cut(each, before, seen)) is not each:
+                    value[key] = new
         return value
 
 
-def _collect(values: Sequence[Any], found: list[Any]) -> None:
+def _attributes(module: nn.Module) -> list[tuple[str, Any]]:
+    return [item for item in tuple(vars(module).items()) if item[0] not in _OWN]
+
+
+def _collect(values: Sequence[Any], found: list[Any], seen: set[int]) -> None:
     """Adds the values, and what is in lists, tuples and dicts among them, to `found`."""
     found += values
     for value in values:
-        if isinstance(value, (list, tuple, deque)):
-            if not _PLAIN.issuperset(map(type, value)):  # sizes and strides of a convolution, mostly
-                _collect(tuple(value), found)
-        elif isinstance(value, dict):
-            _collect(tuple(value.values()), found)
+        if isinstance(value, (list, tuple, deque, dict)):
+            inner = tuple(value.values() if isinstance(value, dict) else value)
+            # Sizes and strides of a convolution, mostly; and a container may hold itself.
+            if not _PLAIN.issuperset(map(type, inner)) and id(value) not in seen:
+                seen.add(id(value))
+                _collect(inner, found, seen)

@@ -12,6 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from gaia_fast import checks
 from gaia_fast.capture import ForwardHooks
 from gaia_fast.errors import LayerError, ModelError
+from gaia_fast.kept import undisturbed
 from gaia_fast.survey import Passes
 
 # Normalisation layers that torchvision and timm derive from nn.Module itself.
@@ -154,7 +155,7 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head
             hooks.after(module, search.left)
         return search
 
-    output, search, _ = Passes().run(model, x, watch)
+    output, search, _ = undisturbed(model, lambda: Passes().run(model, x, watch))
     logits = checks.logits_of(output, x.shape[0])
     before, outputs = search.before, search.outputs
 

@@ -38,6 +38,7 @@ class Keeps(Base):
         self.kept: Tensor | None = None
         self.listed: list[Tensor] = []
         self.named: dict[str, object] = {"nested": [{}]}
+        self.named["training"] = self.named  # a container may hold itself
         self.pair: Pair | None = None
 
     def mid(self, y: Tensor) -> Tensor:
