@@ -86,13 +86,13 @@ class ForwardHooks:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
             if not self._answers(module):
                 return None
-            checks.check_mode(module)
-            if args:
-                replaced = callback(module, args[0])
-                return None if replaced is None else ((replaced, *args[1:]), kwargs)
             name = next(iter(kwargs or {}), None)
-            replaced = callback(module, None if not kwargs or name is None else kwargs[name])
-            return None if replaced is None else (args, {**(kwargs or {}), str(name): replaced})
+            given = args[0] if args else None if not kwargs or name is None else kwargs[name]
+            replaced = callback(module, given)
+            checks.check_mode(module)  # last: what runs before lets other threads in
+            if replaced is None:
+                return None
+            return ((replaced, *args[1:]), kwargs) if args else (args, {**(kwargs or {}), str(name): replaced})
 
         self.guarded.add(id(module))
         self._place(hook, module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs)
