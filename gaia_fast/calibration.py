@@ -1,7 +1,7 @@
 """The decision threshold gamma of Eq. 1, from in-distribution scores."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ def image_batches(source: Iterable[Any]) -> Iterable[Tensor]:
         raise CalibrationError(f"calibration needs scores or batches of images, got a {type(source).__name__}")
     for batch in source:
         images = batch
-        if isinstance(batch, dict):
+        if isinstance(batch, Mapping):
             images = next(
                 (batch[key] for key in ("data", "image", "images", "x", "pixel_values") if key in batch), None
             )

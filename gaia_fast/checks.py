@@ -1,16 +1,21 @@
 """What a model, its images and its output must be like before a score means anything."""
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
 from gaia_fast.errors import InputError, ModelError, NonFiniteError
 from gaia_fast.ops.soundness import divisible
+
+# What moves statistics, or draws random numbers, as soon as it is set to training.
+DIFFERENT_IN_TRAINING = (_NormBase, _DropoutNd, nn.RReLU)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -56,16 +61,27 @@ def _is_compiled_wrapper(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" and hasattr(module, "_orig_mod")
 
 
+def check_mode(module: nn.Module, name: str | None = None) -> None:
+    """Raises ModelError if the module is in training mode."""
+    if module.training:
+        raise ModelError(
+            f"{f'a {type(module).__name__}' if name is None else _part(name)} is in training mode: batch statistics "
+            "and dropout would make the scores of a batch depend on each other and on chance; call model.eval() first, "
+            "and leave it so while images are scored"
+        )
+
+
 def check_model(model: nn.Module) -> None:
     """Raises ModelError if any part of `model` is in training mode, or takes statistics of the batch in eval mode."""
     for name, module in model.named_modules():
-        if module.training:
-            raise ModelError(
-                f"{_part(name)} is in training mode: batch statistics and dropout would make the scores of a batch "
-                "depend on each other and on chance; call model.eval() first"
-            )
+        check_mode(module, name)
         if _is_compiled(module):
             raise ModelError(_compiled_message(name))
+        if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
+            raise ModelError(
+                f"{_part(name)} is a {type(module).__name__} whose parameters have no shape before its first call, and "
+                "chance makes them then; load its weights, or run one batch first: model(x)"
+            )
         if isinstance(module, _BatchNorm) and module.running_var is None:
             raise ModelError(
                 f"{_part(name)} has no running statistics, so the scores of a batch would depend on each other; train "
@@ -134,7 +150,7 @@ def logits_of(output: Any, images: int) -> Tensor:
     """
     logits = output
     if not isinstance(output, Tensor):
-        logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise ModelError(
                 f"the model returned a {type(output).__name__} without `logits`; wrap it in a module that returns the "
@@ -218,18 +234,30 @@ def check_output_component(out: Tensor, logits: Tensor) -> None:
         )
 
 
-def unusable_last(name: str) -> str:
+def quantised(model: nn.Module) -> str:
+    """Returns the message for a model with modules that compute in integers; empty for one without."""
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("torch.ao.nn.") and "quantized" in type(module).__module__:
+            return (
+                f"{_part(name)} is quantised ({type(module).__name__}), and no gradient passes integers: score the "
+                "float model that it was made from, on the same images; where the head alone is quantised, GAIA-A with "
+                "head=... and fusion='inner' needs no gradient of the logits"
+            )
+    return ""
+
+
+def unusable_last(name: str, model: nn.Module | None = None) -> str:
     """Returns the message for an A_last that no gradient of the logits reaches, or that is of other images."""
-    return (
+    return (model is not None and quantised(model)) or (
         f"the logits do not depend on the output of {name!r}, the last module before the head that returns a feature "
         "map, or it is a map of another number of images; GAIA-A needs it, fusion='inner' and 'top1' do not"
     )
 
 
-def unreached(names: Sequence[str]) -> str:
+def unreached(names: Sequence[str], model: nn.Module | None = None) -> str:
     """Returns the message for inspected layers that no gradient reaches."""
     listed = ", ".join(repr(name) for name in names[:8])
-    return (
+    return (model is not None and quantised(model)) or (
         f"no gradient reaches the feature map of {listed}: the model's output does not depend on it, or the forward "
         "pass cuts the gradient (detach, .data, no_grad); leave it out, layers=[...]"
     )

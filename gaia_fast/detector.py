@@ -13,15 +13,34 @@ from torch import Tensor, nn
 from gaia_fast import backends, calibration, checks, fingerprint, hooks, layers, reference
 from gaia_fast._version import __version__
 from gaia_fast.backends import Choice
-from gaia_fast.capture import ForwardHooks
+from gaia_fast.capture import ForwardHooks, in_grad_mode
 from gaia_fast.compiled import modes
-from gaia_fast.compiled.engine import Compiled, Prepared
-from gaia_fast.errors import ArgumentError, BackendError, CalibrationError, InputError, ModelError
+from gaia_fast.compiled.engine import MOST_PROGRAMS, Compiled
+from gaia_fast.compiled.preparation import Prepared
+from gaia_fast.errors import ArgumentError, BackendError, CalibrationError, InputError, LayerError, ModelError
+from gaia_fast.kept import undisturbed
 from gaia_fast.measurement import FeatureMap, Measurement
 from gaia_fast.method import Method
 from gaia_fast.plan import Plan
+from gaia_fast.recent import Recent
+from gaia_fast.survey import Passes
 
 ENGINES = ("reference", "hooks", "compiled")
+MOST_SIZES = 256  # of images, for which a detector remembers where the head is
+
+
+# A detector's attributes that are not found out about its model.
+_ASKED = (
+    "model",
+    "method",
+    "threshold",
+    "_asked_for",
+    "_layer_names",
+    "_requested_head",
+    "_engine",
+    "_backend",
+    "_mode",
+)
 
 
 @dataclass(frozen=True)
@@ -130,11 +149,11 @@ class _Detector:
             raise InputError("an example of no images shows nothing; give at least one")
         try:
             self._compiled.prepare(example, self._find_head(example))
-            self._refusals.pop(example.shape[1:], None)
-        except (ModelError, BackendError) as error:
+            self._refusals.pop(example.shape[1:])
+        except (ModelError, LayerError, BackendError) as error:
             if self._engine == "compiled":
                 raise
-            self._refusals[example.shape[1:]] = str(error)
+            self._refusals.put(example.shape[1:], str(error))
         return self
 
     def export(self, path: str | Path, example: Tensor) -> Path:
@@ -223,6 +242,7 @@ class _Detector:
             backend,
             prepared.mode if prepared else None,
             prepared.ways if prepared else (),
+            f"{self._compiled.kept} of at most {MOST_PROGRAMS}, one a size of images" if prepared else "",
         )
 
     def _resolve(self) -> None:
@@ -233,20 +253,28 @@ class _Detector:
         self._layers = layers.inspected_layers(self.model, self._layer_names) if self.method.needs_maps else []
         if isinstance(self._requested_head, str):
             layers.find_module(self.model, self._requested_head)
-        self._heads: dict[torch.Size, layers.Head] = {}  # by the shape of an image: control flow may depend on it
+        # By the shape of an image: control flow may depend on it.
+        self._heads: Recent[torch.Size, layers.Head] = Recent(MOST_SIZES)
         self._heads_like: fingerprint.Fingerprint | None = None  # what the model was like when they were found
+        self._passes = Passes()
         self._compiled = Compiled(
-            self.model, self._modules, self.method, self._layers, self._asked_for, self._mode, self._backend
+            self.model,
+            self._modules,
+            self.method,
+            self._layers,
+            self._asked_for,
+            self._mode,
+            self._backend,
+            self._passes,
         )
-        self._refusals: dict[torch.Size, str] = {}
+        self._refusals: Recent[torch.Size, str] = Recent(MOST_SIZES)
 
     def _check(self, x: Tensor) -> None:
         if self._structure != fingerprint.structure(self._modules):
             self._resolve()
         checks.check_kind(x, self.model)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @in_grad_mode(False)
     def _score_nothing(self, x: Tensor) -> GaiaOutput:
         """An empty batch. Many models cannot run on one; a blank image tells the number of classes and the maps."""
         blank = x.new_zeros((1, *x.shape[1:]))
@@ -254,6 +282,15 @@ class _Detector:
         seen = self._observe(blank) or (FeatureMap("output component", 1, 1, 1),)
         matrix = torch.zeros(0, len(seen), max(each.channels for each in seen), device=logits.device)
         return GaiaOutput(logits[:0].detach(), torch.zeros(0, device=logits.device), matrix)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was asked for, and the threshold; what was found out about the model, programs too, is found again."""
+        checks.check_model(self.model)
+        return {name: value for name, value in vars(self).items() if name in _ASKED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._resolve()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, {self.method}, threshold={self.threshold})"
@@ -288,7 +325,9 @@ class _Detector:
             measured = self._measure_by_reference(x)
         else:
             head = self._find_head(x)
-            measured = hooks.measure(self.model, x, self.method, self._layers, self._asked_for, head, backend.name)
+            measured = hooks.measure(
+                self.model, x, self.method, self._layers, self._asked_for, head, backend.name, self._passes
+            )
         checks.check_logits(measured.logits)
         checks.check_score(measured.score)
         return measured
@@ -305,22 +344,22 @@ class _Detector:
         packed = torch.cat(found.abnormality, dim=1)
         return Measurement(found.logits, found.score.float(), tuple(widths), packed)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @in_grad_mode(False)
     def _find_head(self, x: Tensor) -> layers.Head | None:
         if not (self.method.needs_inner_component or self.method.needs_output_component):
             return None
         shape = x.shape[1:]
         if self._heads_like is None or not self._heads_like.holds():
             like = fingerprint.settled(self._modules, lambda: checks.forward(self.model, x.clone()), values=False)
-            self._heads, self._heads_like = {}, like  # in this order, for other threads
+            self._heads, self._heads_like = Recent(MOST_SIZES), like  # in this order, for other threads
         heads = self._heads
-        if shape not in heads:
-            heads[shape] = layers.find_head(self.model, x, self._requested_head)
-        return heads[shape]
+        found = heads.get(shape)
+        if found is None:
+            found = layers.find_head(self.model, x, self._requested_head)
+            heads.put(shape, found)
+        return found
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    @in_grad_mode(False)
     def _observe(self, x: Tensor) -> tuple[FeatureMap, ...]:
         seen: list[FeatureMap] = []
         names = layers.MapNames()
@@ -329,12 +368,16 @@ class _Detector:
             if layers.is_feature_map(output, layer, x.shape[0], self._asked_for):
                 seen.append(FeatureMap(names.next(layer), *output.shape[1:]))
 
-        with ForwardHooks() as watching:
+        def watch(hooks: ForwardHooks) -> None:
+            nonlocal names
+            seen.clear()
+            names = layers.MapNames()
             for layer in self._layers:
-                layer.watch(watching, partial(see, layer))
-            checks.forward(self.model, x.clone())
+                layer.watch(hooks, partial(see, layer))
+
+        _, _, ran = undisturbed(self.model, lambda: Passes().run(self.model, x, watch))
         if self._layers:
-            names.check_called(self._layers, self._asked_for)
+            names.check_called(self._layers, self._asked_for, ran)
         return tuple(seen)
 
 

@@ -5,7 +5,7 @@ alone: no weight gradient is computed and nothing upstream runs. Each inspected 
 an identity whose backward reduces the gradient that passes to its channel moments, keeps those and nothing else.
 """
 
-from collections.abc import Iterator
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gaia_fast import checks
-from gaia_fast.capture import ForwardHooks, has_other_hooks
+from gaia_fast.capture import ForwardHooks, has_other_hooks, in_grad_mode
 from gaia_fast.errors import LayerError, ModelError
+from gaia_fast.graph import NORM_NODES, NORMS, check_norms
+from gaia_fast.kept import undisturbed
 from gaia_fast.layers import Head, InspectedLayer, MapNames, is_feature_map, shares_memory
 from gaia_fast.measurement import FeatureMap, Measurement
 from gaia_fast.method import Method
@@ -24,19 +26,14 @@ from gaia_fast.ops import maps
 from gaia_fast.ops.channel_moments import channel_moments
 from gaia_fast.ops.frobenius import frobenius
 from gaia_fast.ops.relu_backward_moments import relu_backward_moments
-
-# PyTorch's own norms, and their autograd nodes: each returns a tensor that nothing else holds, and none keeps it for
-# the backward pass, so a tap may take it over without a copy.
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
-_NORM_NODES = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "NativeGroupNormBackward0")
+from gaia_fast.survey import Passes
 
 
-class _GradModeChangedError(Exception):
+class _GradModeChangedError(BaseException):  # no Exception: those are for the model to catch
     """The model switches gradients on or off by itself, so the recording cannot be started in its middle."""
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
+@in_grad_mode(False)
 def measure(
     model: nn.Module,
     x: Tensor,
@@ -45,6 +42,7 @@ def measure(
     asked_for: bool,
     head: Head | None,
     backend: str,
+    passes: Passes | None = None,
 ) -> Measurement:
     """Scores one batch.
 
@@ -55,49 +53,41 @@ def measure(
         layers: the modules whose maps are inspected; `asked_for` by name, so that each must give a map.
         head: where GAIA-A's components meet; None where the method needs none.
         backend: the kernels to reduce with.
+        passes: what is known of the model from earlier calls; None if it is to be looked at anew.
 
     Raises:
         LayerError, ModelError, NonFiniteError: see the messages. The model is left as it was all the same.
     """
+    passes = passes or Passes()
 
-    def once(recording: _Recording) -> Measurement:
-        with ForwardHooks() as hooks:
+    def once(from_the_start: bool) -> Measurement:
+        def watch(hooks: ForwardHooks) -> _Recording:
+            recording = _Recording(model, x.shape[0], backend, from_the_start)
             if method.needs_maps:
                 recording.watch(hooks, layers, asked_for)
             if head is not None:
                 recording.watch_head(hooks, head)
-            # A copy: the model may change its input in place, and a tensor made in inference mode cannot be recorded.
-            output = checks.forward(model, x.detach().as_subclass(Tensor).clone())
-            logits = checks.logits_of(output, x.shape[0])
+            return recording
+
+        output, recording, ran = passes.run(model, x.detach().as_subclass(Tensor), watch)
+        logits = checks.logits_of(output, x.shape[0])
         if method.needs_maps:
-            recording.names.check_called(layers, asked_for)
+            recording.names.check_called(layers, asked_for, ran)
         if head is not None:
             recording.check_head(head, logits)
         if recording.started and not torch.is_grad_enabled():
             raise _GradModeChangedError
         return recording.finish(logits, method, head)
 
-    held = {id(tensor) for _, _, tensor in _tensors_with_graph(model)}
-    try:
+    def score() -> Measurement:
         try:
-            return once(_Recording(x.shape[0], backend))
+            return once(False)
         except _GradModeChangedError:
             # Rare, so it may cost more: everything is recorded, and the model's own switching has its usual effect.
             with torch.enable_grad():
-                return once(_Recording(x.shape[0], backend, from_the_start=True))
-    finally:
-        for container, name, tensor in list(_tensors_with_graph(model)):
-            if id(tensor) not in held:  # kept by the model's forward pass, for which it was a plain inference
-                container[name] = tensor.detach() if tensor._is_view() else tensor.detach_()
+                return once(True)
 
-
-def _tensors_with_graph(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-    """The buffers and plain attributes of all modules that hang on a graph."""
-    for module in model.modules():
-        for container in (vars(module), module._buffers):
-            for name, value in container.items():
-                if isinstance(value, Tensor) and value.grad_fn is not None:
-                    yield container, name, value
+    return undisturbed(model, score)
 
 
 class _Sink:
@@ -155,9 +145,12 @@ class _Sink:
 class _Recording:
     """One forward pass being recorded, and the backward pass over it."""
 
-    def __init__(self, images: int, backend: str, from_the_start: bool = False) -> None:
+    def __init__(self, model: nn.Module, images: int, backend: str, from_the_start: bool) -> None:
+        self.model = model
         self.sink = _Sink(images, backend)
         self.names = MapNames()
+        self.layers: list[InspectedLayer] = []
+        self.calls: Counter[InspectedLayer] = Counter()  # those that left a node in the graph
         self.from_the_start = from_the_start
         self.started = False
         # A norm whose recording was taken over: its module, its input, and its factor for each channel.
@@ -172,6 +165,7 @@ class _Recording:
     # ---- the forward pass
 
     def watch(self, hooks: ForwardHooks, layers: list[InspectedLayer], asked_for: bool) -> None:
+        self.layers = layers
         for layer in layers:
             if not layer.inner and _has_constant_scale(layer.module):
                 hooks.before(layer.module, self._before_norm)
@@ -207,6 +201,7 @@ class _Recording:
 
     def _tap(self, layer: InspectedLayer, asked_for: bool, module: nn.Module, output: Any) -> Tensor | None:
         norm, self.norm = self.norm, None
+        self.calls[layer] += isinstance(output, Tensor) and output.grad_fn is not None
         if not is_feature_map(output, layer, self.sink.images, asked_for):
             return None
         if self.started:
@@ -227,6 +222,8 @@ class _Recording:
             if not self.started:
                 self._start(last)
             last = replaced = _Tap.apply(last.detach().clone(), self.anchor, None, 0)
+        elif last._is_view():  # its place in the graph is lost where it, or what it is a view of, is written in place
+            last = replaced = last.clone()
         self.last_seen = get_gradient_edge(last)
         return replaced
 
@@ -271,7 +268,9 @@ class _Recording:
 
     def finish(self, logits: Tensor, method: Method, head: Head | None) -> Measurement:
         if not logits.requires_grad:
-            raise LayerError(checks.unreached([each.name for each in self.sink.maps]))
+            raise LayerError(checks.unreached([each.name for each in self.sink.maps], self.model))
+        if method.needs_maps:
+            check_norms(logits, self.layers, self.calls)
         out = None
         if method.needs_output_component:
             assert head is not None
@@ -293,7 +292,7 @@ class _Recording:
                 log_softmax, [self.last], torch.ones_like(log_softmax), retain_graph=method.needs_maps
             )
         if g is None or g.shape[0] != self.sink.images:
-            raise LayerError(checks.unusable_last(head.last_name))
+            raise LayerError(checks.unusable_last(head.last_name, self.model))
         out = g.to(maps.accumulator_dtype(g.dtype)).mean((2, 3)).abs().mean(1).sqrt()
         checks.check_output_component(out, logits)
         return out
@@ -309,7 +308,7 @@ class _Recording:
         self.sink.moments = None
         if not all(self.sink.reached):
             missed = [each.name for each, reached in zip(self.sink.maps, self.sink.reached, strict=True) if not reached]
-            raise LayerError(checks.unreached(missed))
+            raise LayerError(checks.unreached(missed, self.model))
         return moments
 
     def _result(self, logits: Tensor, packed: Tensor, out: Tensor | None, method: Method) -> Measurement:
@@ -331,7 +330,7 @@ def _moment(method: Method) -> int:
 
 def _is_untouched(module: nn.Module) -> bool:
     """Whether the module is one of PyTorch's own norms, with nothing of the user's in it."""
-    return type(module) in _NORMS and "forward" not in vars(module) and not has_other_hooks(module)
+    return type(module) in NORMS and "forward" not in vars(module) and not has_other_hooks(module)
 
 
 def _has_constant_scale(module: nn.Module) -> bool:
@@ -345,7 +344,7 @@ def _is_own(layer: InspectedLayer, output: Tensor) -> bool:
         return False
     if output.grad_fn is None:
         return _is_untouched(layer.module)
-    return output.grad_fn.name() in _NORM_NODES
+    return output.grad_fn.name() in NORM_NODES
 
 
 class _Tap(torch.autograd.Function):

@@ -11,7 +11,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from gaia_fast import checks
 from gaia_fast.capture import ForwardHooks
-from gaia_fast.errors import LayerError
+from gaia_fast.errors import LayerError, ModelError
+from gaia_fast.kept import undisturbed
+from gaia_fast.survey import Passes
 
 # Normalisation layers that torchvision and timm derive from nn.Module itself.
 _FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
@@ -143,29 +145,19 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head
     if asked is not None and asked not in names:
         raise LayerError(f"head={type(asked).__name__}(...) is not a module of {type(model).__name__}; pass its name")
 
-    last: list[nn.Module] = []
-    before: dict[nn.Module, nn.Module | None] = {}
-    outputs: dict[nn.Module, Tensor] = {}  # kept alive, so that no memory is handed out twice
-
-    def entered(module: nn.Module, _: object) -> None:
-        before[module] = last[-1] if last else None
-
-    def left(module: nn.Module, output: object) -> None:
-        if isinstance(output, Tensor):
-            if output.ndim == 4:
-                last[:] = [module]
-            if module in before:
-                outputs.pop(module, None)
-                outputs[module] = output
-
-    with ForwardHooks() as hooks:
+    def watch(hooks: ForwardHooks) -> _HeadSearch:
+        search = _HeadSearch()
         for module in names:
             if module is model:
                 continue
             if module is asked or (asked is None and _can_be_head(module)):
-                hooks.before(module, entered)
-            hooks.after(module, left)
-        logits = checks.logits_of(checks.forward(model, x.clone()), x.shape[0])
+                hooks.before(module, search.entered)
+            hooks.after(module, search.left)
+        return search
+
+    output, search, _ = undisturbed(model, lambda: Passes().run(model, x, watch))
+    logits = checks.logits_of(output, x.shape[0])
+    before, outputs = search.before, search.outputs
 
     if asked is not None:
         found: nn.Module | None = asked if asked in before else None
@@ -176,7 +168,8 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head
         found = same[-1] if same else None
     if found is None:
         raise LayerError(
-            f"no linear or 1x1-convolution module of {type(model).__name__} returns the logits themselves; name the "
+            checks.quantised(model)
+            or f"no linear or 1x1-convolution module of {type(model).__name__} returns the logits themselves; name the "
             f"one that makes them, head=... (among {_some([names[module] for module in outputs])}); the head must be a "
             "module, and nothing but a view may follow it: no softmax inside the model"
         )
@@ -184,6 +177,26 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head
     if last_module is None:
         raise LayerError(f"no module returns a 4-D feature map before the head {names[found]!r}; GAIA-A needs one")
     return Head(names[found], found, names[last_module], last_module, asked is not None)
+
+
+class _HeadSearch:
+    """What one forward pass shows of heads, by module."""
+
+    def __init__(self) -> None:
+        self.last: nn.Module | None = None
+        self.before: dict[nn.Module, nn.Module | None] = {}
+        self.outputs: dict[nn.Module, Tensor] = {}  # kept alive, so that no memory is handed out twice
+
+    def entered(self, module: nn.Module, _: object) -> None:
+        self.before[module] = self.last
+
+    def left(self, module: nn.Module, output: object) -> None:
+        if isinstance(output, Tensor):
+            if output.ndim == 4:
+                self.last = module
+            if module in self.before:
+                self.outputs.pop(module, None)
+                self.outputs[module] = output
 
 
 def _can_be_head(module: nn.Module) -> bool:
@@ -207,14 +220,36 @@ class MapNames:
         call = self._calls[layer.name] = self._calls.get(layer.name, 0) + 1
         return layer.name if call == 1 else f"{layer.name} (call {call})"
 
-    def check_called(self, layers: Sequence[InspectedLayer], asked_for: bool) -> None:
-        """Raises LayerError unless a map was named, and one of every layer if they were asked for by name."""
+    def check_called(
+        self,
+        layers: Sequence[InspectedLayer],
+        asked_for: bool,
+        ran: Callable[[nn.Module], bool] = lambda module: False,
+    ) -> None:
+        """Raises LayerError unless a map was named, and one of every layer if they were asked for by name.
+
+        Args:
+            layers, asked_for: as in `gaia_fast.hooks.measure`.
+            ran: tells of a module that no hook was called for whether it ran all the same; ModelError if one did.
+        """
         missed = [layer.name for layer in layers if layer.name not in self._calls]
+        hidden = [layer.name for layer in layers if layer.name in missed and ran(layer.module)]
+        if hidden:
+            raise ModelError(around_hooks(hidden))
         if missed and (asked_for or not self._calls):
             raise LayerError(
                 f"the layers {_some(missed)} made no feature map of these images: they were not called, or with "
                 "another number of images, or inside compiled code, where hooks do not fire; name others, layers=[...]"
             )
+
+
+def around_hooks(names: Sequence[str]) -> str:
+    """Returns the message for inspected layers that ran where no hook sees it."""
+    return (
+        f"the layers {_some(names)} ran in a thread of the model's own, or by their `forward` instead of being called: "
+        "hooks do not see that, and their maps would be missing from the score; call them as module(x) in the thread "
+        "that calls the model, or name the layers to inspect without them, layers=[...]"
+    )
 
 
 def is_feature_map(output: object, layer: InspectedLayer, images: int, asked_for: bool) -> bool:

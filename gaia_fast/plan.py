@@ -20,6 +20,7 @@ class Plan:
         engine, backend: what was picked, and why.
         mode: how the compiled program runs, and why; None in the other engines.
         ways: for each map, how the compiled program gets its entries of Lambda; empty in the other engines.
+        programs: how many programs are kept, and at most; the one used least recently goes. Empty in the other engines.
     """
 
     method: Method
@@ -32,6 +33,7 @@ class Plan:
     backend: Choice
     mode: Choice | None = None
     ways: tuple[str, ...] = ()
+    programs: str = ""
 
     @property
     def channels(self) -> int:
@@ -46,7 +48,7 @@ class Plan:
             f"backend  {self.backend.name}: {self.backend.why}",
         ]
         if self.mode is not None:
-            lines.append(f"mode     {self.mode.name}: {self.mode.why}")
+            lines += [f"mode     {self.mode.name}: {self.mode.why}", f"programs {self.programs}"]
         if self.head is not None:
             lines += [f"head     {self.head}: Phi is its input", f"A_last   output of {self.last}"]
         width = max([len(each.name) for each in self.maps] + [len("layer")])

@@ -5,19 +5,25 @@ every gradient kept. Symbols are the paper's: S logits, A feature maps, Phi the 
 abnormality matrix, eps its entries.
 """
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gaia_fast import checks
-from gaia_fast.capture import ForwardHooks
+from gaia_fast.capture import ForwardHooks, in_grad_mode
 from gaia_fast.errors import LayerError
+from gaia_fast.graph import check_norms
+from gaia_fast.kept import undisturbed
 from gaia_fast.layers import Head, InspectedLayer, MapNames, find_head, inspected_layers, is_feature_map
 from gaia_fast.method import Method
+from gaia_fast.survey import Passes
+
+P = ParamSpec("P")
 
 
 class Reference(NamedTuple):
@@ -28,6 +34,21 @@ class Reference(NamedTuple):
     logits: Tensor
 
 
+def _of_eager_model(
+    method: Callable[Concatenate[nn.Module, P], Reference],
+) -> Callable[Concatenate[nn.Module, P], Reference]:
+    """Has gradients recorded whatever mode the caller is in, and the model left as it was."""
+
+    @wraps(method)
+    @in_grad_mode(True)
+    def call(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> Reference:
+        model = checks.unwrap(model)
+        return undisturbed(model, lambda: method(model, *args, **kwargs))
+
+    return call
+
+
+@_of_eager_model
 def gaia_z(model: nn.Module, x: Tensor, layers: Sequence[str] | None = None, *, p: float = 2.0) -> Reference:
     """GAIA-Z: the density of non-zero attribution gradients.
 
@@ -50,6 +71,7 @@ def gaia_z(model: nn.Module, x: Tensor, layers: Sequence[str] | None = None, *, 
     return Reference(_norm(abnormality, p), abnormality, trace.logits.detach())
 
 
+@_of_eager_model
 def gaia_a(
     model: nn.Module,
     x: Tensor,
@@ -77,7 +99,6 @@ def gaia_a(
         GaiaError: of the kind that fits; bad input never gives a number.
     """
     method = Method("gaia-a", fusion, statistic, p)
-    model = checks.unwrap(model)
     where = None
     if method.needs_inner_component or method.needs_output_component:
         checks.check_model(model)
@@ -91,7 +112,7 @@ def gaia_a(
         log_softmax = torch.log_softmax(trace.logits, dim=1)
         (g,) = checks.backward(log_softmax.sum(), [trace.last], retain_graph=True)
         if g is None or g.shape[0] != x.shape[0]:
-            raise LayerError(checks.unusable_last(where.last_name))  # type: ignore[union-attr]
+            raise LayerError(checks.unusable_last(where.last_name, model))  # type: ignore[union-attr]
         out = g.to(torch.promote_types(g.dtype, torch.float32)).mean((2, 3)).abs().mean(1).sqrt()
         checks.check_output_component(out, trace.logits)
     if fusion == "output":
@@ -114,7 +135,10 @@ def gaia_a(
 class _Trace:
     """One recorded forward pass: the logits, and where gradients are to be taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module, images: int, asked_for: bool) -> None:
+        self.model, self.images, self.asked_for = model, images, asked_for
+        self.map_names = MapNames()
+        self.calls: Counter[InspectedLayer] = Counter()
         self.names: list[str] = []
         self.maps: list[GradientEdge] = []
         self.logits: Tensor
@@ -122,42 +146,63 @@ class _Trace:
         self.last_seen: GradientEdge
         self.last: GradientEdge
 
+    def see(self, layer: InspectedLayer, _: nn.Module, output: Tensor) -> Tensor | None:
+        self.calls[layer] += 1
+        if not is_feature_map(output, layer, self.images, self.asked_for):
+            return None
+        self.names.append(self.map_names.next(layer))
+        output, edge = _edge(output)
+        self.maps.append(edge)
+        return output
 
-@torch.inference_mode(False)
-@torch.enable_grad()
+    def see_last(self, _: nn.Module, last: Any) -> Tensor | None:
+        if not isinstance(last, Tensor) or not last.requires_grad:
+            return None
+        last, self.last_seen = _edge(last)
+        return last
+
+    def enter_head(self, _: nn.Module, phi: Tensor) -> None:
+        self.phi, self.last = (get_gradient_edge(phi), torch.ones_like(phi)), self.last_seen
+
+
 def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Head | None = None) -> _Trace:
-    model = checks.unwrap(model)
     checks.check_model(model)
     checks.check_images(x, model)
-    trace, names, inspected = _Trace(), MapNames(), inspected_layers(model, layers)
+    inspected, asked_for = inspected_layers(model, layers), layers is not None
 
-    def see(layer: InspectedLayer, _: nn.Module, output: Tensor) -> None:
-        # A gradient edge, not the tensor: an in-place ReLU behind the layer would change what the tensor stands for.
-        if is_feature_map(output, layer, x.shape[0], layers is not None):
-            trace.names.append(names.next(layer))
-            trace.maps.append(get_gradient_edge(output))
-
-    def enter_head(phi: Tensor) -> None:
-        trace.phi, trace.last = (get_gradient_edge(phi), torch.ones_like(phi)), trace.last_seen
-
-    with ForwardHooks() as hooks:
+    def watch(hooks: ForwardHooks) -> _Trace:
+        trace = _Trace(model, x.shape[0], asked_for)
         for layer in inspected:
-            layer.watch(hooks, partial(see, layer))
+            layer.watch(hooks, partial(trace.see, layer))
         if head is not None:
-            hooks.after(head.last_module, lambda _, last: setattr(trace, "last_seen", get_gradient_edge(last)))
-            hooks.before(head.module, lambda _, phi: enter_head(phi))
-        # Cloned twice: the first clone leaves the caller's tensor alone, the second may be changed in place.
-        images = x.detach().clone().requires_grad_().clone()
-        trace.logits = checks.logits_of(checks.forward(model, images), x.shape[0])
-    names.check_called(inspected, layers is not None)
+            hooks.after(head.last_module, trace.see_last)
+            hooks.before(head.module, trace.enter_head)
+        return trace
+
+    output, trace, ran = Passes().run(model, x.detach().clone().requires_grad_(), watch)
+    trace.logits = checks.logits_of(output, x.shape[0])
+    trace.map_names.check_called(inspected, asked_for, ran)
+    if trace.logits.requires_grad:
+        check_norms(trace.logits, inspected, trace.calls)
     return trace
+
+
+def _edge(tensor: Tensor) -> tuple[Tensor, GradientEdge]:
+    """A tensor with the same values, and where it is in the graph.
+
+    An edge, not the tensor: an in-place ReLU behind it would change what the tensor stands for. And no view: its edge
+    leads nowhere once a view or its base is written in place.
+    """
+    if tensor._is_view():
+        tensor = tensor.clone()
+    return tensor, get_gradient_edge(tensor)
 
 
 def _gradients(target: Any, trace: _Trace, cotangents: list[Tensor] | None = None) -> list[Tensor]:
     gradients = checks.backward(target, trace.maps, cotangents, retain_graph=True)
     unused = [name for name, g in zip(trace.names, gradients, strict=True) if g is None]
     if unused:
-        raise LayerError(checks.unreached(unused))
+        raise LayerError(checks.unreached(unused, trace.model))
     # Half-precision gradients keep their values, but densities and means of them need more than 8 or 11 bits.
     wide = [g.to(torch.promote_types(g.dtype, torch.float32)) for g in gradients if g is not None]
     for g in wide:

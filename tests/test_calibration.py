@@ -1,6 +1,7 @@
 """The threshold: which score it is, and what is refused."""
 
 import math
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_scores_and_batches_are_told_apart() -> None:
 
 def test_batches_of_every_kind() -> None:
     x = torch.zeros(2, 3, 4, 4)
-    for source in (x, [x], [(x, 1)], [[x]], [{"data": x}], [{"pixel_values": x}]):
+    for source in (x, [x], [(x, 1)], [[x]], [{"data": x}], [{"pixel_values": x}], [UserDict(image=x)]):
         assert [each.shape for each in image_batches(source)] == [x.shape]
     for bad in ([{"label": x}], ["a.png"], [None], [()]):
         with pytest.raises(CalibrationError, match="without images"):

@@ -1,12 +1,25 @@
 """The public classes: outputs, refusals, threshold, plan."""
 
+import copy
+import io
+import pickle
+from collections import UserDict
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import gaia_fast
-from gaia_fast import GaiaA, GaiaError, GaiaOutput, GaiaZ
-from gaia_fast.errors import ArgumentError, BackendError, CalibrationError, InputError, ModelError, NonFiniteError
+from gaia_fast import GaiaA, GaiaError, GaiaOutput, GaiaZ, reference
+from gaia_fast.errors import (
+    ArgumentError,
+    BackendError,
+    CalibrationError,
+    InputError,
+    LayerError,
+    ModelError,
+    NonFiniteError,
+)
 
 from zoo import Pooled, build, conv_norm, images
 
@@ -134,10 +147,16 @@ def test_what_the_model_returns() -> None:
 
         def forward(self, x: Tensor) -> object:
             logits = self.inner(x)
-            return {"dict": {"logits": logits}, "tuple": (logits,), "3-D": logits.unsqueeze(1)}[self.kind]
+            return {
+                "dict": {"logits": logits},
+                "mapping": UserDict(logits=logits),
+                "tuple": (logits,),
+                "3-D": logits.unsqueeze(1),
+            }[self.kind]
 
     x = images(2)
-    assert torch.equal(GaiaA(Wrapped("dict").eval())(x), GaiaA(build("strided_shortcut"))(x))
+    for kind in ("dict", "mapping"):
+        assert torch.equal(GaiaA(Wrapped(kind).eval())(x), GaiaA(build("strided_shortcut"))(x))
     with pytest.raises(ModelError, match="returned a tuple without `logits`"):
         GaiaZ(Wrapped("tuple").eval())(x)
     with pytest.raises(ModelError, match=r"logits of shape \(2, 1, 5\)"):
@@ -160,6 +179,74 @@ def test_a_forced_backend_that_cannot_run_says_why() -> None:
         GaiaZ(model.double(), backend="cpu")
     with pytest.raises(ArgumentError, match="uses no kernels"):
         GaiaZ(build("strided_shortcut"), engine="reference", backend="cpu")(images(1))
+
+
+def test_layers_that_never_ran_have_no_parameters(detector: type) -> None:
+    trunk = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU())
+    model = Pooled(trunk, 4).eval()
+    for engine in ("hooks", "reference", "compiled"):
+        with pytest.raises(ModelError, match=r"'trunk.0' is a LazyConv2d .* run one batch first: model\(x\)"):
+            detector(model, engine=engine)
+    with pytest.raises(ModelError, match="run one batch first"):
+        reference.gaia_z(model, images(1))
+    model(images(1))
+    assert detector(model)(images(2)).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_a_quantised_head_has_no_gradient(detector: type) -> None:
+    model = Pooled(nn.Sequential(*conv_norm(3, 4), nn.ReLU()), 4).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}).eval()
+    for engine in ("hooks", "reference"):
+        with pytest.raises(LayerError, match=r"'fc' is quantised \(Linear\).*score the float model"):
+            detector(quantised, engine=engine)(images(1))
+        with pytest.raises(LayerError, match=r"'fc' is quantised \(Linear\).*score the float model"):
+            GaiaA(quantised, head="fc", engine=engine)(images(1))
+        inner = GaiaA(quantised, head="fc", fusion="inner", engine=engine)(images(2))
+        assert torch.equal(inner, GaiaA(model, fusion="inner", engine=engine)(images(2)))
+
+
+# ---- copies
+
+
+@pytest.mark.parametrize("way", ["pickle", "deepcopy", "copy", "torch.save"])
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_detector_can_be_copied(detector: type, way: str, prepared: bool) -> None:
+    model, x = build("strided_shortcut"), images(20)
+    options = {"head": model.fc, "fusion": "inner", "statistic": "mean_abs"} if detector is GaiaA else {}
+    scorer = detector(model, layers=["residual", "shortcut"], p=3.0, mode="eager", **options).calibrate(x)
+    if prepared:
+        scorer.prepare(x)
+    if way == "torch.save":
+        file = io.BytesIO()
+        torch.save(scorer, file)
+        file.seek(0)
+        twin = torch.load(file, weights_only=False)
+    else:
+        twin = {
+            "pickle": lambda each: pickle.loads(pickle.dumps(each)),
+            "deepcopy": copy.deepcopy,
+            "copy": copy.copy,
+        }[way](scorer)
+    assert repr(twin) == repr(scorer)
+    assert twin.threshold == scorer.threshold
+    assert (twin.model is model) == (way == "copy")
+    assert twin.plan(x).engine.name == "hooks"  # programs are made again
+    expected = detector(model, layers=["residual", "shortcut"], p=3.0, engine="hooks", **options)(x)
+    assert torch.equal(twin(x), expected)
+    if prepared:
+        assert twin.prepare(x).plan(x).engine.name == "compiled"
+    if way != "copy":  # nothing is shared
+        nn.init.zeros_(model.fc.weight)
+        assert torch.equal(detector.predict(twin, x), twin(x))
+        assert twin.model.fc.weight.any()
+
+
+def test_a_model_set_to_training_is_no_detector_s_to_keep(detector: type) -> None:
+    scorer = detector(build("vgg_like"))
+    scorer.model.train()
+    with pytest.raises(ModelError, match="eval"):
+        pickle.dumps(scorer)
 
 
 # ---- wrappers
@@ -211,6 +298,7 @@ def test_calibrate_on_scores_and_on_images_agree(detector: type) -> None:
         [x[:12], x[12:]],
         [(x, torch.zeros(20))],
         iter([{"data": x}]),
+        [UserDict(pixel_values=x)],
     ):
         threshold = scorer.calibrate(source, id_tpr=0.9).threshold
         assert threshold == pytest.approx(scores.sort().values[17].item(), rel=1e-5)

@@ -1,6 +1,7 @@
 """Models that do what a tracer does not expect: each was once scored wrongly, or left a trace, without a word."""
 
 import copy
+import sys
 import threading
 from collections.abc import Callable
 
@@ -337,6 +338,52 @@ def test_many_threads_hook_one_model() -> None:
     for each in threads:
         each.join()
     assert not failures
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python may swallow an interruption
+def test_an_interruption_at_any_moment_leaves_no_hook_and_no_mode() -> None:
+    """Ctrl-C is raised where a Python function begins or a C function has returned: here, at such moments in turn."""
+    model, x = prepared(Base), images()[:1]
+    surveyed = GaiaA(model, engine="hooks")
+    surveyed(x)
+    countdown = 0
+
+    def interrupt(_: object, event: str, __: object) -> None:
+        nonlocal countdown
+        if event in ("call", "c_return"):
+            countdown -= 1
+            if countdown == 0:
+                raise KeyboardInterrupt
+
+    def at(moment: int, detector: GaiaA) -> bool:
+        nonlocal countdown
+        countdown = moment
+        try:
+            sys.setprofile(interrupt)
+            detector(x)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        return countdown <= 0
+
+    def traces() -> list[object]:
+        tables = (
+            "_forward_hooks",
+            "_forward_pre_hooks",
+            "_forward_hooks_always_called",
+            "_forward_pre_hooks_with_kwargs",
+        )
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch._C._len_torch_dispatch_stack()
+        return [*modes, *(len(getattr(module, table)) for module in model.modules() for table in tables)]
+
+    before = traces()
+    for fresh, stride in ((False, 3), (True, 19)):
+        moment = 1
+        while at(moment, GaiaA(model, engine="hooks") if fresh else surveyed):
+            assert traces() == before, f"moment {moment}"
+            moment += stride
+        assert moment > 500
 
 
 # ---- refusals of the package's own

@@ -1,10 +1,13 @@
 """The reference against hand-computed cases and against gradients taken in another way."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gaia_fast import reference
+from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.errors import LayerError
 
 from zoo import Dangling, build, images
@@ -129,3 +132,52 @@ def test_the_caller_s_images_are_left_alone() -> None:
     reference.gaia_a(build("vgg_like"), x)
     assert not x.requires_grad
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("method", [reference.gaia_z, reference.gaia_a])
+def test_inside_every_grad_mode(method: Callable, mode: type) -> None:
+    model = build("vgg_like")
+    expected = method(model, images(2))
+    with mode():
+        before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        found = method(model, images(2))
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
+    assert torch.equal(found.score, expected.score)
+    assert not found.logits.requires_grad
+
+
+class Permuting(nn.Module):
+    """A norm over the channels, as ConvNeXt has it: its output is a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("engine", ["hooks", "reference"])
+@pytest.mark.parametrize(
+    "norm", [lambda: nn.InstanceNorm2d(8, affine=True), Permuting, lambda: nn.Unflatten(1, (8, 1))]
+)
+def test_a_map_that_is_a_view_and_an_activation_in_place(norm: Callable, engine: str) -> None:
+    """The place in the graph of a view changes when it is written, and so would that of A_last."""
+
+    class Net(nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3, padding=1), norm(), nn.Linear(8, 5)
+            self.inplace = inplace
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            y = self.norm(y.flatten(2) if isinstance(self.norm, nn.Unflatten) else y).flatten(3)
+            return self.fc(F.relu(y, inplace=self.inplace).mean((2, 3)))
+
+    x = images(2)
+    for detector in (GaiaZ, GaiaA):
+        written, plain = (detector(Net(each).eval(), layers=["norm"], engine=engine)(x) for each in (True, False))
+        assert torch.equal(written, plain)

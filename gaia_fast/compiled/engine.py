@@ -19,6 +19,7 @@ from gaia_fast.measurement import Measurement
 from gaia_fast.method import Method
 from gaia_fast.ops import soundness
 from gaia_fast.recent import Recent
+from gaia_fast.survey import Passes
 
 Key = tuple[torch.Size, torch.dtype, torch.device]
 
@@ -36,7 +37,7 @@ class Compiled:
     Args:
         model, method, layers, asked_for: as in `gaia_fast.hooks.measure`; modules, all of the model's.
         mode: a name of `gaia_fast.compiled.modes.MODES`, or "auto".
-        backend: for the images that hooks have to score.
+        backend, passes: for the images that hooks have to score; see `gaia_fast.hooks.measure`.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class Compiled:
         asked_for: bool,
         mode: str,
         backend: str,
+        passes: Passes,
     ) -> None:
         self.model, self.modules, self.method, self.layers, self.asked_for = model, modules, method, layers, asked_for
-        self.mode, self.backend = mode, backend
+        self.mode, self.backend, self.passes = mode, backend, passes
         self._prepared: Recent[Key, Prepared] = Recent(MOST_PROGRAMS)
         self._lock = threading.Lock()
 
@@ -155,7 +157,9 @@ class Compiled:
         live, component = found.get("live"), found.get("component")
         if live is not None and not (live > 0).all():
             dead = (~(live > 0)).any(1).nonzero().flatten()
-            exact = hooks.measure(self.model, x[dead], self.method, self.layers, self.asked_for, head, self.backend)
+            exact = hooks.measure(
+                self.model, x[dead], self.method, self.layers, self.asked_for, head, self.backend, self.passes
+            )
             found["score"] = found["score"].index_copy(0, dead, exact.score)
             found["packed"] = found["packed"].index_copy(0, dead, exact.packed.to(found["packed"]))
         if component is not None:

@@ -1,0 +1,133 @@
+"""What a model keeps of a pass: features in attributes, lists and dicts, statistics in buffers.
+
+Two passes through such a model must not overlap, or one may read what the other wrote; and nothing kept may hang on the
+graph that was recorded, as for the model it was a plain inference.
+"""
+
+import operator
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+# nn.Module's own tables. Hooks come and go in them, and of what they hold the buffers alone are written by a pass.
+_OWN = frozenset(vars(nn.Module()))
+_PLAIN = frozenset((bool, int, float, str, type(None)))
+
+
+class _Turn:
+    """Whose turn it is to run a model; `shared` once a pass was seen to keep nothing."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.shared = False
+
+
+_turns: "weakref.WeakKeyDictionary[nn.Module, _Turn]" = weakref.WeakKeyDictionary()
+_turns_lock = threading.Lock()
+
+
+def undisturbed(model: nn.Module, run: Callable[[], T]) -> T:
+    """Returns `run()`, a pass through the model that may record a graph, with no other pass in between that matters.
+
+    Passes of several threads overlap unless the model keeps something. What this one leaves in the model's attributes
+    is replaced by aliases that hang on no graph; a buffer that it wrote in place stays the tensor that it was.
+    """
+    with _turns_lock:
+        turn = _turns.get(model) or _turns.setdefault(model, _Turn())
+    if turn.shared:
+        before = _Kept(model)
+        try:
+            result = run()
+        finally:
+            turn.shared = not before.changed()
+            if not turn.shared:
+                with turn.lock:
+                    before.cut_loose()
+        if turn.shared:
+            return result
+    with turn.lock:
+        before = _Kept(model)
+        try:
+            return run()
+        finally:
+            turn.shared = not before.changed()
+            before.cut_loose()
+
+
+class _Kept:
+    """What the modules of a model hold, in attributes and buffers and in lists, dicts and tuples in those."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.modules())
+        self._values = self._all()
+        self._tensors = [each for each in self._values if isinstance(each, Tensor)]
+        self._recorded = {id(each) for each in self._tensors if each.grad_fn is not None}
+
+    def changed(self) -> bool:
+        """Whether something was kept since: a value put elsewhere, or a tensor written that hangs on a graph now."""
+        now = self._all()
+        return (
+            len(now) != len(self._values)
+            or not all(map(operator.is_, now, self._values))
+            or any(map(self._is_loose, self._tensors))
+        )
+
+    def cut_loose(self) -> None:
+        """Has nothing that was kept since hang on a graph."""
+        before, seen = {id(each) for each in self._values}, set[int]()
+        for module in self._modules:
+            for table, entries in ((vars(module), _attributes(module)), (module._buffers, [*module._buffers.items()])):
+                for name, value in entries:
+                    if (new := self._cut(value, before, seen)) is not value:
+                        table[name] = new
+
+    def _all(self) -> list[Any]:
+        found: list[Any] = []
+        seen: set[int] = set()
+        for module in self._modules:
+            _collect([value for _, value in _attributes(module)], found, seen)
+            found += module._buffers.values()
+        return found
+
+    def _is_loose(self, tensor: Tensor) -> bool:
+        return tensor.grad_fn is not None and id(tensor) not in self._recorded
+
+    def _cut(self, value: Any, before: set[int], seen: set[int]) -> Any:
+        """Returns what stands for `value` now: itself, but for a tensor that is new and a tuple that holds one."""
+        if isinstance(value, Tensor):
+            if not self._is_loose(value):
+                return value
+            return value.detach_() if id(value) in before and not value._is_view() else value.detach()
+        if isinstance(value, tuple):
+            parts = [self._cut(each, before, seen) for each in value]
+            if all(map(operator.is_, parts, value)):
+                return value
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if isinstance(value, (dict, list, deque)) and id(value) not in seen:
+            seen.add(id(value))
+            for key, each in tuple(value.items() if isinstance(value, dict) else enumerate(value)):
+                if (new := self._cut(each, before, seen)) is not each:
+                    value[key] = new
+        return value
+
+
+def _attributes(module: nn.Module) -> list[tuple[str, Any]]:
+    return [item for item in tuple(vars(module).items()) if item[0] not in _OWN]
+
+
+def _collect(values: Sequence[Any], found: list[Any], seen: set[int]) -> None:
+    """Adds the values, and what is in lists, tuples and dicts among them, to `found`."""
+    found += values
+    for value in values:
+        if isinstance(value, (list, tuple, deque, dict)):
+            inner = tuple(value.values() if isinstance(value, dict) else value)
+            # Sizes and strides of a convolution, mostly; and a container may hold itself.
+            if not _PLAIN.issuperset(map(type, inner)) and id(value) not in seen:
+                seen.add(id(value))
+                _collect(inner, found, seen)
