@@ -15,7 +15,7 @@ from gaia_fast._version import __version__
 from gaia_fast.backends import Choice
 from gaia_fast.capture import ForwardHooks, in_grad_mode
 from gaia_fast.compiled import modes
-from gaia_fast.compiled.engine import MOST_PROGRAMS, Compiled
+from gaia_fast.compiled.engine import Compiled
 from gaia_fast.compiled.preparation import Prepared
 from gaia_fast.errors import ArgumentError, BackendError, CalibrationError, InputError, LayerError, ModelError
 from gaia_fast.kept import undisturbed
@@ -242,7 +242,7 @@ class _Detector:
             backend,
             prepared.mode if prepared else None,
             prepared.ways if prepared else (),
-            f"{self._compiled.kept} of at most {MOST_PROGRAMS}, one a size of images" if prepared else "",
+            self._compiled.kept if prepared else "",
         )
 
     def _resolve(self) -> None:

@@ -224,7 +224,7 @@ class _Recording:
             last = replaced = _Tap.apply(last.detach().clone(), self.anchor, None, 0)
         elif last._is_view():  # its place in the graph is lost where it, or what it is a view of, is written in place
             last = replaced = last.clone()
-        self.last_seen = get_gradient_edge(last)
+        self.last_seen = get_gradient_edge(last) if last.requires_grad else None  # it may run under no_grad
         return replaced
 
     def _before_head(self, module: nn.Module, phi: Any) -> None:

@@ -110,7 +110,9 @@ def gaia_a(
     out = None
     if method.needs_output_component:
         log_softmax = torch.log_softmax(trace.logits, dim=1)
-        (g,) = checks.backward(log_softmax.sum(), [trace.last], retain_graph=True)
+        g = None
+        if trace.last is not None:
+            (g,) = checks.backward(log_softmax.sum(), [trace.last], retain_graph=True)
         if g is None or g.shape[0] != x.shape[0]:
             raise LayerError(checks.unusable_last(where.last_name, model))  # type: ignore[union-attr]
         out = g.to(torch.promote_types(g.dtype, torch.float32)).mean((2, 3)).abs().mean(1).sqrt()
@@ -121,6 +123,8 @@ def gaia_a(
 
     if fusion == "top1":
         gradients = _gradients(trace.logits.max(dim=1).values.sum(), trace)
+    elif trace.phi is None:
+        raise LayerError(checks.unreached(trace.names))
     else:
         gradients = _gradients([trace.phi[0]], trace, [trace.phi[1]])
     if statistic == "abs_mean":
@@ -142,9 +146,10 @@ class _Trace:
         self.names: list[str] = []
         self.maps: list[GradientEdge] = []
         self.logits: Tensor
-        self.phi: tuple[GradientEdge, Tensor]  # where Phi is in the graph, and ones in its shape: d(sum of Phi)
-        self.last_seen: GradientEdge
-        self.last: GradientEdge
+        # Where Phi is in the graph, and ones in its shape: d(sum of Phi). None where no gradient leads there.
+        self.phi: tuple[GradientEdge, Tensor] | None = None
+        self.last_seen: GradientEdge | None = None
+        self.last: GradientEdge | None = None
 
     def see(self, layer: InspectedLayer, _: nn.Module, output: Tensor) -> Tensor | None:
         self.calls[layer] += 1
@@ -156,13 +161,16 @@ class _Trace:
         return output
 
     def see_last(self, _: nn.Module, last: Any) -> Tensor | None:
+        self.last_seen = None
         if not isinstance(last, Tensor) or not last.requires_grad:
             return None
         last, self.last_seen = _edge(last)
         return last
 
-    def enter_head(self, _: nn.Module, phi: Tensor) -> None:
-        self.phi, self.last = (get_gradient_edge(phi), torch.ones_like(phi)), self.last_seen
+    def enter_head(self, _: nn.Module, phi: Any) -> None:
+        self.last = self.last_seen
+        if isinstance(phi, Tensor) and phi.requires_grad:
+            self.phi = get_gradient_edge(phi), torch.ones_like(phi)
 
 
 def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Head | None = None) -> _Trace:

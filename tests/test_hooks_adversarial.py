@@ -427,6 +427,19 @@ def test_a_last_that_nothing_reads() -> None:
             call(images())
 
 
+def test_a_last_that_runs_without_gradients() -> None:
+    class Gate(Base):
+        def mid(self, y: Tensor) -> Tensor:
+            with torch.no_grad():
+                gate = torch.sigmoid(self.c2(y))
+            return y * gate
+
+    for engine in ("hooks", "reference", "compiled"):
+        with pytest.raises(LayerError, match="the logits do not depend on the output of 'c2'"):
+            GaiaA(prepared(Gate), engine=engine, layers=["b1"])(images())
+    assert torch.equal(GaiaZ(prepared(Gate))(images()), reference.gaia_z(prepared(Gate), images()).score)
+
+
 def test_constant_logits_have_no_output_component() -> None:
     class Constant(Base):
         def head(self, y: Tensor) -> Tensor:

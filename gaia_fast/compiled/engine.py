@@ -57,9 +57,9 @@ class Compiled:
         self._lock = threading.Lock()
 
     @property
-    def kept(self) -> int:
-        """How many programs there are."""
-        return len(self._prepared)
+    def kept(self) -> str:
+        """How many programs there are, and at most."""
+        return f"{len(self._prepared)} of at most {self._prepared.most}, one a size of images"
 
     def find(self, x: Tensor) -> Prepared | None:
         """The program for images like `x`, unless there is none or the model has changed since."""

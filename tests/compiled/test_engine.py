@@ -208,3 +208,29 @@ def test_what_is_returned_is_the_callers(images: int, mode: str) -> None:
     torch.testing.assert_close(expected, GaiaA(model, engine="reference", fusion="inner")(x))
     compiled.score(x).score.add_(100)
     assert torch.equal(compiled.score(x).score, expected)
+
+
+def test_programs_are_bounded_and_the_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes of images without end would keep a program each, with the model's weights in it."""
+    monkeypatch.setattr(engine_module, "MOST_PROGRAMS", 2)
+    model = zoo.build("parallel")
+    compiled = GaiaA(model, engine="compiled", mode="eager")
+    for size in (8, 10, 12, 14):
+        x = zoo.images(2, size)
+        torch.testing.assert_close(compiled(x), reference.gaia_a(model, x).score, rtol=1e-5, atol=0)
+    plan = compiled.plan(zoo.images(2, 14))
+    assert "programs 2 of at most 2, one a size of images" in str(plan)
+    assert compiled._compiled.find(zoo.images(2, 8)) is None
+    assert compiled._compiled.find(zoo.images(2, 12)) is not None
+
+
+def test_errors_of_a_runner_are_the_packages_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = zoo.build("parallel"), zoo.images(2)
+    compiled = GaiaZ(model, engine="compiled", mode="eager").prepare(x)
+
+    def fail(x: Tensor, meanwhile: Callable[[], None]) -> None:
+        raise ValueError("squeezed away")
+
+    object.__setattr__(compiled._compiled.find(x), "runner", fail)
+    with pytest.raises(ModelError, match=r"mode 'eager' failed on images of shape \(2, 3, 16, 16\): squeezed away"):
+        compiled(x)
