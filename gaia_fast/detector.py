@@ -23,7 +23,7 @@ from gaia_fast.measurement import FeatureMap, Measurement
 from gaia_fast.method import Method
 from gaia_fast.plan import Plan
 from gaia_fast.recent import Recent
-from gaia_fast.survey import Passes
+from gaia_fast.survey import Passes, nothing
 
 ENGINES = ("reference", "hooks", "compiled")
 MOST_SIZES = 256  # of images, for which a detector remembers where the head is
@@ -350,7 +350,7 @@ class _Detector:
             return None
         shape = x.shape[1:]
         if self._heads_like is None or not self._heads_like.holds():
-            like = fingerprint.settled(self._modules, lambda: checks.forward(self.model, x.clone()), values=False)
+            like = fingerprint.settled(self._modules, lambda: self._passes.run(self.model, x, nothing), values=False)
             self._heads, self._heads_like = Recent(MOST_SIZES), like  # in this order, for other threads
         heads = self._heads
         found = heads.get(shape)

@@ -25,6 +25,10 @@ class Recent(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def values(self) -> list[V]:
+        """Returns all that is kept."""
+        return list(self._values.values())
+
     def get(self, key: K) -> V | None:
         """Returns what is kept under a key, if anything."""
         found = self._values.get(key)

@@ -26,6 +26,10 @@ _MOST_SIZES = 256
 S = TypeVar("S")
 
 
+def nothing(hooks: ForwardHooks) -> None:
+    """What is watched where a pass alone is wanted."""
+
+
 class Passes:
     """Runs forward passes of one model, as it is now; the first for a size of image is watched."""
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 
-from gaia_fast import checks, fingerprint
+from gaia_fast import fingerprint
 from gaia_fast.backends import Choice
 from gaia_fast.compiled import modes
 from gaia_fast.compiled.capture import Captured, capture
@@ -19,6 +20,7 @@ from gaia_fast.errors import CompilationError, GaiaError, ModelError, first_line
 from gaia_fast.layers import Head, InspectedLayer, find_head, inspected_layers
 from gaia_fast.method import Method
 from gaia_fast.reference import Reference
+from gaia_fast.survey import Passes, nothing
 from gaia_fast.truth import copy_in
 
 Run = Callable[[Tensor], Iterable[Tensor]]
@@ -105,7 +107,8 @@ def prepare(subject: Subject, x: Tensor, mode: str, thorough: bool = False) -> P
         )
     _refuse_backward_hooks(subject.model)
     plain = x.detach().as_subclass(Tensor).contiguous()
-    state = fingerprint.settled(subject.modules, lambda: checks.forward(subject.model, plain.clone()))
+    passes = Passes()
+    state = fingerprint.settled(subject.modules, lambda: passes.run(subject.model, plain, nothing))
     widened = modes.computes_in(mode, plain)
     if widened != plain.dtype:
         try:
@@ -123,8 +126,14 @@ class _Preparation:
     def __init__(self, subject: Subject, x: Tensor, mode: str, thorough: bool) -> None:
         self.subject, self.x, self.mode, self.thorough = subject, x, mode, thorough
         self.verifier = subject.verifier()
-        self.own = self.verifier.reference(x)
-        self.others = self.verifier.other_batches(x, self.own)
+
+    @cached_property
+    def own(self) -> Reference:
+        return self.verifier.reference(self.x)
+
+    @cached_property
+    def others(self) -> list[tuple[Tensor, Reference]]:
+        return self.verifier.other_batches(self.x, self.own)
 
     def prepared(self, head: Head | None, state: fingerprint.Fingerprint) -> Prepared:
         """The program for any number of images; where there is none that holds, for that of the example."""

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from gaia_fast.compiled.capture import MAP, logits_node, marks
 from gaia_fast.compiled.zero_density.density import Density, Unknown
 from gaia_fast.compiled.zero_density.patterns import Everywhere, OfClasses, Top1, Union
-from gaia_fast.compiled.zero_density.rules import STOPS, name_of, through, weights_met
+from gaia_fast.compiled.zero_density.rules import STOPS, Factor, factors_through, name_of, through
 
 aten = torch.ops.aten
 
@@ -93,20 +93,20 @@ class _Analysis:
         Two sums of products are opposite by accident alone if each has weights as factors that the other has not: the
         first that each path meets are looked at. `x - relu(x)` has none, and is zero where x is positive.
         """
-        met: set[object] = set()
+        met: set[Factor] = set()
         for user in readers if len(readers) > 1 else ():
-            factors = weights_met(user, node) or self._factors[user]
-            if met & factors:
+            factors = factors_through(user, node, self._factors[user])
+            if any(one.overlaps(other) for one in factors for other in met):
                 raise Unknown(f"{name_of(user)} reads what is read elsewhere and meets it again: gradients may cancel")
             met |= factors
 
 
-def _factors(graph: fx.Graph, result: fx.Node) -> Mapping[fx.Node, frozenset[object]]:
-    """For each node, the weights that the gradient at its result has as factors: the first met on each path behind."""
-    found: dict[fx.Node, frozenset[object]] = {}
+def _factors(graph: fx.Graph, result: fx.Node) -> Mapping[fx.Node, frozenset[Factor]]:
+    """For each node, the general weights that the gradient at its result has as factors: the first on each path."""
+    found: dict[fx.Node, frozenset[Factor]] = {}
     for node in reversed(graph.nodes):
-        behind = [weights_met(user, node) or found[user] for user in node.users if user.op != "output"]
-        found[node] = frozenset({"logits"} if node is result else ()).union(*behind)
+        paths = [factors_through(user, node, found[user]) for user in node.users if user.op != "output"]
+        found[node] = frozenset([Factor("logits")] if node is result else ()).union(*paths)
     return found
 
 

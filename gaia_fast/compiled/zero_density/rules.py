@@ -8,6 +8,7 @@ promise too little, never too much.
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf, prod
 from typing import Any
 
@@ -70,15 +71,38 @@ def through(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -> De
     return rule(user, node, behind, thorough)
 
 
-def weights_met(user: fx.Node, node: fx.Node) -> frozenset[object]:
-    """The general weights that the gradient from `user` to `node` is multiplied by; empty where there are none.
+@dataclass(frozen=True)
+class Factor:
+    """General weights that a gradient is multiplied by: those that read the channels [begin, end) of what they read.
 
     Weights of equal values are the same ones, whatever their names: a copy of a block cancels as the block itself does.
     """
+
+    weights: object
+    begin: int = 0
+    end: int = 2**31
+
+    def overlaps(self, other: "Factor") -> bool:
+        return self.weights == other.weights and self.begin < other.end and other.begin < self.end
+
+
+def factors_through(user: fx.Node, node: fx.Node, behind: frozenset[Factor]) -> frozenset[Factor]:
+    """Returns the first general weights on the paths from the logits to `node` through `user`, seen from `node`.
+
+    Args:
+        user, node: as in `through`.
+        behind: what this returns for the result of `user`, over all its readers.
+    """
     weight = _weight(user, node)
-    if weight is None or not _general(weight):
-        return frozenset()
-    return frozenset([(tuple(sorted(weight.shape)), float(weight.double().sum()), float(weight.abs().max()))])
+    if weight is not None and _general(weight):
+        values = tuple(sorted(weight.shape)), float(weight.double().sum()), float(weight.abs().max())
+        return frozenset([Factor(values)])
+    if user.target is aten.cat.default and _along_channels(user) and sum(each is node for each in user.args[0]) == 1:
+        begin, end = _place(user, node)
+        return frozenset(Factor(each.weights, each.begin + begin, min(each.begin + end, each.end)) for each in behind)
+    if _RULES.get(user.target) in _CHANNEL_BY_CHANNEL:
+        return behind
+    return frozenset(Factor(each.weights) for each in behind)
 
 
 def name_of(node: fx.Node) -> str:
@@ -168,7 +192,7 @@ def _product(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -> D
     if value is not None:
         if user.target is aten.div.Tensor and user.args[0] is not node:
             raise Unknown(f"{name_of(user)} divides by a map")
-        values = torch.as_tensor(value)
+        values = torch.as_tensor(value).double()
         if bool((values.abs() <= 1e-9).any()) or not bool(values.isfinite().all()):
             raise Unknown(f"{name_of(user)} multiplies by exact zeros")
         return _same(user, node, behind, thorough)
@@ -295,23 +319,32 @@ def _group_norm(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -
 def _concatenation(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -> Density:
     """The slice of it. Holds along the channels, or where nothing is zero, and if the map stands there once."""
     tensors = user.args[0]
-    axis = user.args[1] if len(user.args) > 1 else 0
     if sum(each is node for each in tensors) != 1:
         raise Unknown(f"{name_of(user)} takes a map twice")
     if isinstance(behind.pattern, Everywhere):
         return behind
-    if axis not in (1, 1 - user.meta["val"].ndim):
+    if not _along_channels(user):
         raise Unknown(f"{name_of(user)} is not along the channels")
-    begin = 0
-    for each in tensors:
-        if each is node:
-            break
-        begin += int(each.meta["val"].shape[1])
-    end = begin + int(node.meta["val"].shape[1])
+    begin, end = _place(user, node)
     rows = behind.pattern
     if isinstance(rows, Top1):
         return Density(Top1(rows.logits, rows.begin + begin, rows.begin + end, rows.positions), behind.conditions)
     return Density(Slice(behind.pattern, begin, end), behind.conditions)
+
+
+def _along_channels(user: fx.Node) -> bool:
+    axis = user.args[1] if len(user.args) > 1 else 0
+    return axis in (1, 1 - user.meta["val"].ndim)
+
+
+def _place(user: fx.Node, node: fx.Node) -> tuple[int, int]:
+    """Which channels of a concatenation a map becomes."""
+    begin = 0
+    for each in user.args[0]:
+        if each is node:
+            break
+        begin += int(each.meta["val"].shape[1])
+    return begin, begin + int(node.meta["val"].shape[1])
 
 
 def _max_pool(user: fx.Node, node: fx.Node, behind: Density, thorough: bool) -> Density:
@@ -506,5 +539,19 @@ _RULES: dict[Any, Rule] = {
     aten.select.int: _selected,
     aten.channel_shuffle.default: _moved,
 }
+# Rules of operators that let no channel have a part in another.
+_CHANNEL_BY_CHANNEL = (
+    _same,
+    _sum,
+    _dropout,
+    *(_RULES[each] for each in (aten.relu.default, aten.relu6.default)),
+    _hardtanh,
+    _clamp,
+    _leaky_relu,
+    _sigmoid,
+    _max_pool,
+    _first_item,
+    _avg_pool,
+)
 # Rules that hold for an image whatever it is that comes back to all of it, be it nothing.
 _IMAGE_BY_IMAGE = (_same, _sum, _mean, _reshaped)
