@@ -319,7 +319,7 @@ def _disturb(model: nn.Module, rng: Random) -> None:
             if rng.random() < 0.1:
                 weight.mul_(6)
             if bias is not None and rng.random() < 0.15:
-                bias[which] = rng.choice([-8.0, 0.0])
+                bias[which % len(bias)] = rng.choice([-8.0, 0.0])  # a transposed convolution has fewer
 
 
 @torch.no_grad()
