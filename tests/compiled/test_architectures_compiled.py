@@ -6,7 +6,7 @@
 import copy
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from torch import nn
 from gaia_fast import GaiaA, GaiaZ, models, reference
 from gaia_fast.compiled.modes import make_runner
 from gaia_fast.errors import CompilationError
+from gaia_fast.reference import Reference
 from gaia_fast.truth import relative_error
 
 import zoo
@@ -70,7 +71,8 @@ INTRODUCTION = """# Architectures
 What the compiled engine does for each network, with random weights and noise for images. The test that writes this
 table (`tests/compiled/test_architectures_compiled.py`) compares every score with the float64 reference: GAIA-A to 1e-5
 and GAIA-Z to 1e-4, or twice what plain PyTorch is itself off by where that is more; in mode "native", whose Winograd
-convolutions round more, four times. Hooks score all of them too.
+convolutions round more, four times, or twice what weights do to the score that are off by as much (a unit that is zero
+to rounding opens). Hooks score all of them too.
 
 GAIA-Z: "forward" are maps whose densities are counted in the forward pass; "adjoint" those whose gradient is computed,
 with the commonest reason. What is counted forward with random weights may need the adjoint with trained ones, and the
@@ -109,6 +111,19 @@ def document() -> Iterator[None]:
         DOCUMENT.write_text(INTRODUCTION + "".join(f"{rows[name]}\n" for name in NAMES if name in rows))
 
 
+def sensitivity(method: Callable[..., Reference], double: nn.Module, x: torch.Tensor, truth: torch.Tensor) -> float:
+    """By how much a score changes with weights that are off by what Winograd's tiles round: a unit may open."""
+    changes = []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        disturbed = copy.deepcopy(double)
+        with torch.no_grad():
+            for weight in disturbed.parameters():
+                weight.mul_(1 + 4e-6 * torch.randn_like(weight))
+        changes.append(relative_error(method(disturbed, x.double()).score, truth))
+    return max(changes)
+
+
 def native_error(compiled: GaiaA | GaiaZ, x: torch.Tensor, truth: torch.Tensor) -> float:
     """The same program on the package's own kernels: the largest relative error, of images that need no hooks."""
     program = compiled._compiled.find(x).program
@@ -132,7 +147,8 @@ def test_compiled_scores_equal_the_reference(name: str) -> None:
         plain = (method(model, x).score.double() / truth - 1).abs().max()
         error = (compiled(x).double() / truth - 1).abs().max()
         assert error <= max(limit, 2 * plain)
-        assert native_error(compiled, x, truth) <= max(limit, 4 * plain)  # F(4 x 4, 3 x 3) rounds more
+        error = native_error(compiled, x, truth)  # F(4 x 4, 3 x 3) rounds more
+        assert error <= max(limit, 4 * plain) or error <= 2 * sensitivity(method, double, x, truth)
 
     assert set(ways[GaiaA]) == {"adjoint"}
     whys = Counter(way.partition(", ")[2] for way in ways[GaiaZ] if way.startswith("adjoint"))
