@@ -93,6 +93,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "softmax of channels": lambda: Inside(lambda x, c: c(x).softmax(1) * 8, conv_norm(K, K)),
     "swish by hand": lambda: Inside(lambda x, c: (y := c(x)) * y.sigmoid(), conv_norm(K, K)),
     "softshrink": lambda: Inside(lambda x, c: F.softshrink(c(x)), conv_norm(K, K)),
+    "both signs": lambda: Inside(
+        lambda x, c, d: d(torch.cat([(y := c(x)).relu(), (-y).relu()], 1)), conv_norm(K, K), conv_norm(2 * K, K)
+    ),
+    "less its positive part, by a mean of channels": lambda: Inside(
+        lambda x, c, d: d(torch.cat([y := c(x), -y.relu()], 1).mean(1, keepdim=True)), conv_norm(K, K), conv_norm(1, K)
+    ),
     "magnitude": lambda: Inside(lambda x, c: c(x).abs(), conv_norm(K, K)),
     "group norm": lambda: Inside(lambda x, c, n: n(c(x)).relu(), nn.Conv2d(K, K, 3), nn.GroupNorm(2, K)),
     "group norm, not affine": lambda: Inside(
@@ -169,3 +175,12 @@ def test_hand_made_filters_are_not_taken_for_weights() -> None:
     model = Inside(lambda x, c, b: (y := c(x)) - b(y), conv_norm(K, K), fixed(BLUR)).double().eval()
     ways = GaiaZ(model, engine="compiled", mode="eager").prepare(zoo.images(4, 12, torch.float64)).plan(others()).ways
     assert [each.partition(",")[0] for each in ways] == ["adjoint", "adjoint", "open units"]
+
+
+def test_slices_of_weights_are_weights_of_their_own_unless_channels_mix() -> None:
+    ways = {}
+    for name in ("both signs", "less its positive part, by a mean of channels"):
+        compiled = GaiaZ(built(name, False), engine="compiled", mode="eager").prepare(zoo.images(4, 12, torch.float64))
+        ways[name] = compiled.plan(others()).ways[1]
+    assert ways["both signs"] == "pattern"
+    assert "gradients may cancel" in ways["less its positive part, by a mean of channels"]

@@ -76,14 +76,24 @@ class Factor:
     """General weights that a gradient is multiplied by: those that read the channels [begin, end) of what they read.
 
     Weights of equal values are the same ones, whatever their names: a copy of a block cancels as the block itself does.
+
+    Attributes:
+        mixed: whether channels have a part in each other before the weights read them, so that all of these count.
     """
 
     weights: object
     begin: int = 0
     end: int = 2**31
+    mixed: bool = False
 
     def overlaps(self, other: "Factor") -> bool:
         return self.weights == other.weights and self.begin < other.end and other.begin < self.end
+
+    def of_channels(self, begin: int, end: int) -> "Factor":
+        """The same, seen from some of the channels."""
+        if self.mixed:
+            return self
+        return Factor(self.weights, self.begin + begin, min(self.begin + end, self.end))
 
 
 def factors_through(user: fx.Node, node: fx.Node, behind: frozenset[Factor]) -> frozenset[Factor]:
@@ -98,11 +108,16 @@ def factors_through(user: fx.Node, node: fx.Node, behind: frozenset[Factor]) -> 
         values = tuple(sorted(weight.shape)), float(weight.double().sum()), float(weight.abs().max())
         return frozenset([Factor(values)])
     if user.target is aten.cat.default and _along_channels(user) and sum(each is node for each in user.args[0]) == 1:
-        begin, end = _place(user, node)
-        return frozenset(Factor(each.weights, each.begin + begin, min(each.begin + end, each.end)) for each in behind)
-    if _RULES.get(user.target) in _CHANNEL_BY_CHANNEL:
+        return frozenset(each.of_channels(*_place(user, node)) for each in behind)
+    if _keeps_channels(user, node):
         return behind
-    return frozenset(Factor(each.weights) for each in behind)
+    return frozenset(Factor(each.weights, mixed=True) for each in behind)
+
+
+def _keeps_channels(user: fx.Node, node: fx.Node) -> bool:
+    """Whether each channel of an operator's result is made of that channel of a map alone."""
+    rule = _RULES.get(user.target)
+    return rule in _POOLINGS or (rule in _ENTRY_BY_ENTRY and same_shape(node, user))
 
 
 def name_of(node: fx.Node) -> str:
@@ -539,19 +554,10 @@ _RULES: dict[Any, Rule] = {
     aten.select.int: _selected,
     aten.channel_shuffle.default: _moved,
 }
-# Rules of operators that let no channel have a part in another.
-_CHANNEL_BY_CHANNEL = (
-    _same,
-    _sum,
-    _dropout,
+_ENTRY_BY_ENTRY = (
+    *(_same, _sum, _product, _dropout, _hardtanh, _clamp, _leaky_relu, _sigmoid),
     *(_RULES[each] for each in (aten.relu.default, aten.relu6.default)),
-    _hardtanh,
-    _clamp,
-    _leaky_relu,
-    _sigmoid,
-    _max_pool,
-    _first_item,
-    _avg_pool,
 )
+_POOLINGS = (_max_pool, _first_item, _avg_pool)
 # Rules that hold for an image whatever it is that comes back to all of it, be it nothing.
 _IMAGE_BY_IMAGE = (_same, _sum, _mean, _reshaped)
