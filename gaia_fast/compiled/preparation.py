@@ -144,6 +144,7 @@ class _Preparation:
 
     def _attempt(self, dynamic: bool, head: Head | None, state: fingerprint.Fingerprint) -> Prepared:
         captured = self.subject.capture(self.x, dynamic)
+        own = self.own  # refuses, by name, what cannot be scored at all: a map that nothing reads
         if captured.saturating and self.subject.method.name == "gaia-z":
             raise CompilationError(
                 f"{type(self.subject.model).__name__} has {', '.join(captured.saturating)}, in place: its gradient is "
@@ -160,7 +161,7 @@ class _Preparation:
         if dynamic:
             self._check(program, program.graph, chosen, self.others)
         runner = modes.make_runner(chosen.name, program, self.x, dynamic)
-        self._check(program, runner, chosen, [(self.x, self.own), *self.others])
+        self._check(program, runner, chosen, [(self.x, own), *self.others])
         return Prepared(program, runner, chosen, self.x.dtype, dynamic, tuple(ways), head, state.renewed())
 
     def _counting(self, captured: Captured) -> tuple[Program, list[str]]:

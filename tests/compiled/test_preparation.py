@@ -6,7 +6,7 @@ from torch import nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.compiled import preparation
-from gaia_fast.errors import CompilationError, ModelError
+from gaia_fast.errors import CompilationError, LayerError, ModelError
 
 import zoo
 
@@ -110,3 +110,9 @@ def test_what_saturates_in_place_is_refused_where_zeros_are_counted(activation: 
             found = GaiaZ(model, engine="compiled", mode="eager").prepare(x)
         torch.testing.assert_close(found(x * 30), truth)
         torch.testing.assert_close(GaiaA(model, engine="compiled", mode="eager")(x), reference.gaia_a(model, x).score)
+
+
+@pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
+def test_a_map_that_nothing_reads_is_refused_by_name(detector: type[GaiaZ] | type[GaiaA]) -> None:
+    with pytest.raises(LayerError, match="no gradient reaches the feature map of 'unused'"):
+        detector(zoo.Dangling().eval(), engine="compiled", mode="eager").prepare(zoo.images(2))
