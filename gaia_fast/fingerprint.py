@@ -37,6 +37,10 @@ _HELD = (*_HOOKS, "_parameters", "_buffers", "_modules")
 _NEVER_EXCEPTED = _OF_EVERY_MODULE | {"forward"}
 # Python writes these into classes when it copies, pickles or documents.
 _UNIMPORTANT = (
+    # torch.compile replaces these in nn.Module when it is first used; a module that exists has no use for them.
+    "__init__",
+    "__setstate__",
+    "___needs_generation_tag_patch",
     "__slotnames__",
     "__doc__",
     "__annotations__",
