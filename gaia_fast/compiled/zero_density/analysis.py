@@ -10,8 +10,6 @@ from gaia_fast.compiled.zero_density.density import Density, Unknown
 from gaia_fast.compiled.zero_density.patterns import Everywhere, OfClasses, Top1, Union
 from gaia_fast.compiled.zero_density.rules import STOPS, Factor, factors_through, name_of, through
 
-aten = torch.ops.aten
-
 
 def analyse(graph: fx.Graph, thorough: bool = False) -> list[Density | str]:
     """Returns the density of every inspected map of a captured graph, or why there is none.
