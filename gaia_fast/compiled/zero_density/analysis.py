@@ -103,9 +103,15 @@ def _factors(graph: fx.Graph, result: fx.Node) -> Mapping[fx.Node, frozenset[Fac
     """For each node, the general weights that the gradient at its result has as factors: the first on each path."""
     found: dict[fx.Node, frozenset[Factor]] = {}
     for node in reversed(graph.nodes):
-        paths = [factors_through(user, node, found[user]) for user in node.users if user.op != "output"]
+        readers = [user for user in node.users if not (user.op == "output" or _is_number(user) or _is_number(node))]
+        paths = [factors_through(user, node, found[user]) for user in readers]
         found[node] = frozenset([Factor("logits")] if node is result else ()).union(*paths)
     return found
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether a result is no tensor, as a number of images is: no gradient passes it."""
+    return isinstance(node.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
 
 
 def _joined(found: list[Density]) -> list[Density]:
