@@ -200,6 +200,12 @@ def place(values: Tensor, layout: Layout) -> Placed:
     return Placed(view, buffer, buffer.clone())
 
 
+def on_device(values: Tensor, device: str) -> Tensor:
+    """Returns `values` on a device with the strides that they have; `Tensor.to` would close the gaps."""
+    memory = values.as_strided((values.untyped_storage().nbytes() // values.element_size(),), (1,), 0)
+    return memory.to(device).as_strided(values.shape, values.stride(), values.storage_offset())
+
+
 def expanded(placed: Placed, layout: Layout, shape: tuple[int, ...]) -> Placed:
     """Returns `placed` with the expanded dimensions at their full size."""
     sizes = [size if dim in layout.expand else -1 for dim, size in enumerate(shape)]

@@ -3,7 +3,8 @@
 #   run.sh           builds for this GPU, tests, times each kernel, checks for bad accesses and races
 #   run.sh engines   builds, and times the engines beside the plain prediction: compiling takes most of the time
 # Figures belong into benchmarks/results/<gpu>/{kernels,engines}.json; everything is left in $OUT where that is set. COMMIT
-# names the commit where there is no git. LIMIT is for how many seconds a command may go on.
+# names the commit where there is no git. LIMIT is for how many seconds a command may go on. WHEEL, built for this GPU before,
+# is installed instead of building.
 #
 # Needs: Python 3.10 to 3.12 with torch 2.10 to 2.13 for CUDA, its Triton (3.6 or 3.7), pytest, pytest-benchmark,
 # hypothesis, scikit-build-core, setuptools and pybind11; nvcc, CMake, Ninja. pytest-xdist and compute-sanitizer are used
@@ -14,6 +15,7 @@ ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-$ROOT/build/gpu}
 LIMIT=${LIMIT:-585}
+SOURCE=${WHEEL:-$ROOT}
 PATH=$PATH:/usr/local/cuda/bin
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
@@ -53,7 +55,7 @@ capability=$($PYTHON -c 'import torch; print("%d%d" % torch.cuda.get_device_capa
 export GAIA_FAST_CUDA=on GAIA_FAST_CUDA_ARCHITECTURES="$capability-real" OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1
 
 # Into a folder of its own, so that neither the source tree nor another installation is what is tested.
-step build 150 "$PYTHON" -m pip install --quiet --no-build-isolation --no-deps --target "$PACKAGE" --upgrade "$ROOT"
+step build 150 "$PYTHON" -m pip install --quiet --no-build-isolation --no-deps --target "$PACKAGE" --upgrade "$SOURCE"
 ((${#failed[@]})) && finish
 export PYTHONPATH="$PACKAGE"
 

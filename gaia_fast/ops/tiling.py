@@ -16,6 +16,8 @@ TILE = 2048
 PROGRAM = 65536
 ROW_BLOCK = 1024  # positions of a channel that a program holds at most, and
 ROW_CHUNK = 4096  # goes over in all, where positions are contiguous
+COLUMN_BLOCK, STEPS = 16, 8  # positions at a time, at most where there are channels enough, and times that, at least
+LEAST_BLOCK = 2  # Triton compiles no tile of a single element
 PIECE, LARGEST_PIECE = 16384, 20480  # bytes of the channels that a program reads as one row; csrc/cuda/reduce.h
 MAX_SPLITS = 2**15  # a grid has 65535 programs in its third dimension
 
@@ -80,8 +82,10 @@ def _tiling(shape: torch.Size, strides: tuple[Strides, ...], item: int, misalign
         whole = gcd(positions, *(n for n, *_ in strides), *(k for _, k, _, _ in strides if channels > 1))
     vector = full if layout != "strided" and whole % full == 0 and not misalignment else 1
     if layout == "channels" or (layout == "strided" and channels > 1 and strides[0][1] == 1):
-        block_p = min(power_of_2(positions), 16)
-        block_k = min(power_of_2(channels), TILE // block_p, 256 * vector)
+        # Several steps in which only loads and sums happen, before lanes exchange what they have: few positions, few lanes.
+        least = min(max(power_of_2(positions) // STEPS, 1), COLUMN_BLOCK)
+        block_k = max(min(power_of_2(channels), TILE // least, 256 * vector), LEAST_BLOCK)
+        block_p = min(power_of_2(positions), TILE // block_k)
         chunk = max(PROGRAM // item // block_k, block_p)
     else:
         block_p = min(power_of_2(positions), ROW_BLOCK)

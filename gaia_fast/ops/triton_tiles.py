@@ -25,6 +25,15 @@ def unspecialised(kernel: Callable[..., None]) -> Any:
 
 
 @triton.jit
+def program_of(channels, BLOCK_K: tl.constexpr):
+    """The image, the channels and the split of positions that a program of `grid_of` works on."""
+    blocks = tl.cdiv(channels, BLOCK_K)
+    program = tl.program_id(0)
+    k = program % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
+    return (program // blocks).to(tl.int64), k, tl.program_id(1)
+
+
+@triton.jit
 def tile_offsets(
     n,
     k,
@@ -80,9 +89,9 @@ def _add_partials_kernel(
     tl.store(out_ptr + (row // images) * out_moment + (row % images) * out_n + column, total, mask=inside)
 
 
-def grid_of(shape: torch.Size, tiling: Tiling) -> tuple[int, int, int]:
-    """Returns the programs for a map: images (of which there may be many), blocks of channels, splits."""
-    return shape[0], triton.cdiv(shape[1], tiling.block_k), tiling.splits
+def grid_of(shape: torch.Size, tiling: Tiling) -> tuple[int, int]:
+    """Returns the programs for a map: blocks of channels, image by image, as they lie in memory; splits."""
+    return shape[0] * triton.cdiv(shape[1], tiling.block_k), tiling.splits
 
 
 def constants_of(tiling: Tiling) -> dict[str, int | str]:

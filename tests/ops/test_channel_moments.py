@@ -19,6 +19,7 @@ from cases import (
     Target,
     bits,
     gradient,
+    on_device,
     place,
 )
 from marks import computed_by_numpy, each_path, each_target_and_dtype, needs_speed
@@ -252,7 +253,7 @@ BAD_MAPS = {
 @pytest.mark.parametrize("bad", BAD_MAPS.values(), ids=BAD_MAPS)
 def test_bad_maps(target: Target, bad: torch.Tensor) -> None:
     with pytest.raises(BackendError, match=r"^g (must be|has)"):
-        channel_moments(bad.to(target.device), backend=target.backend)
+        channel_moments(on_device(bad, target.device), backend=target.backend)
 
 
 def test_bad_out(target: Target) -> None:
@@ -265,9 +266,10 @@ def test_bad_out(target: Target) -> None:
         "every other column": torch.zeros(3, 2, 6)[:, :, ::2],
         "transposed memory": torch.zeros(3, 3, 2).transpose(1, 2),
     }
-    for why, out in bad.items():
+    for why, each in bad.items():
+        out = on_device(each, target.device)
         with pytest.raises(BackendError, match=r"^out must"):
-            channel_moments(g, out=out.to(target.device), backend=target.backend)
+            channel_moments(g, out=out, backend=target.backend)
         assert not bool(out.any()), why
 
 

@@ -21,6 +21,7 @@ from cases import (
     activation,
     gradient,
     norm_scale,
+    on_device,
     place,
 )
 from marks import each_path, each_target_and_dtype, needs_speed
@@ -312,7 +313,7 @@ BAD_ARGUMENTS: dict[str, tuple[str, tuple[Tensor | None, ...]]] = {
 
 @pytest.mark.parametrize(("name", "arguments"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
 def test_bad_arguments(target: Target, name: str, arguments: tuple[Tensor | None, ...]) -> None:
-    moved = [each if each is None else each.to(target.device) for each in arguments]
+    moved = [each if each is None else on_device(each, target.device) for each in arguments]
     with pytest.raises(BackendError, match=f"^{name} (must be|has)"):
         relu_backward_moments(*moved, backend=target.backend)
 
@@ -321,7 +322,7 @@ def test_bad_out(target: Target) -> None:
     g = G.to(target.device)
     for out in (torch.zeros(3, 2, 4), torch.zeros(3, 2, 3, dtype=torch.float64), torch.zeros(3, 2, 6)[:, :, ::2]):
         with pytest.raises(BackendError, match=r"^out must"):
-            relu_backward_moments(g, g, out=out.to(target.device), backend=target.backend)
+            relu_backward_moments(g, g, out=on_device(out, target.device), backend=target.backend)
 
 
 def test_y_on_another_device() -> None:

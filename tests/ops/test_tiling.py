@@ -99,7 +99,11 @@ def test_strides_of_what_is_single_are_as_in_a_contiguous_map() -> None:
 
 
 @pytest.mark.parametrize("layout", PATHS, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1, 4096, 4096), (1, 4096, 64, 64), (1, 3, 1, 1), (1, 1000, 7, 7)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 4096, 4096), (1, 4096, 64, 64), (1, 3, 1, 1), (1, 1000, 7, 7), (1, 2, 112, 112), (1, 1, 1, 1)],
+    ids=str,
+)
 def test_programs_cover_the_positions_and_fit_a_grid(shape: tuple[int, ...], layout: Layout) -> None:
     strides = {"nchw": (0, shape[2] * shape[3], shape[3], 1), "channels_last": (0, 1, shape[3] * shape[1], shape[1])}
     # No memory: one element stands for all, and the strides are what counts.
@@ -108,6 +112,9 @@ def test_programs_cover_the_positions_and_fit_a_grid(shape: tuple[int, ...], lay
     assert found.splits <= 65535
     assert found.chunk % found.block_p == 0
     assert found.block_k * found.block_p <= tiling.TILE
+    # Equal values are rounded the same way at every step: as many steps as tests/tolerance.py has in mind, or partial
+    # sums that are too many for a grid otherwise.
+    assert found.chunk // found.block_p <= 32 or shape[2] * shape[3] > 2**20
 
 
 @pytest.fixture

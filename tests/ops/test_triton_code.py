@@ -36,7 +36,13 @@ WIDE = {
     "nchw small": ((2, 64, 8, 8), NCHW),
     "channels_last": ((2, 64, 7, 7), CHANNELS_LAST),
 }
-NARROW = {"nchw 7x7": ((2, 64, 7, 7), NCHW), "crop": ((2, 64, 8, 8), LAYOUT["crop"])}
+NARROW = {
+    "nchw 7x7": ((2, 64, 7, 7), NCHW),
+    "crop": ((2, 64, 8, 8), LAYOUT["crop"]),
+    "one element": ((1, 1, 1, 1), NCHW),
+    "two channels": ((1, 2, 112, 112), CHANNELS_LAST),
+    "few positions": ((2, 512, 4, 4), CHANNELS_LAST),
+}
 each_wide = pytest.mark.parametrize(("shape", "layout"), WIDE.values(), ids=WIDE)
 each_narrow = pytest.mark.parametrize(("shape", "layout"), NARROW.values(), ids=NARROW)
 
@@ -115,6 +121,8 @@ def test_frobenius(p: float, architecture: int, tmp_path: Path) -> None:
 def test_add_partials(architecture: int, tmp_path: Path) -> None:
     module = import_module("gaia_fast.ops.triton_tiles")
     with recorded(module, "_add_partials_kernel") as launches:
-        module.add_partials(torch.ones(5, 3, 2, 64), torch.empty(3, 2, 64))
-    (launch,) = launches
-    assert compiled(launch, architecture, tmp_path).spills == 0
+        for channels in (1, 64):
+            module.add_partials(torch.ones(5, 3, 2, channels), torch.empty(3, 2, channels))
+    assert len(launches) == 2
+    for launch in launches:
+        assert compiled(launch, architecture, tmp_path).spills == 0

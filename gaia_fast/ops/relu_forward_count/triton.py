@@ -10,6 +10,7 @@ from gaia_fast.ops.triton_tiles import (
     grid_of,
     inside_map,
     launch,
+    program_of,
     tile_offsets,
     unspecialised,
 )
@@ -50,9 +51,7 @@ def relu_forward_count_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64)
-    split = tl.program_id(2)
-    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    n, k, split = program_of(channels, BLOCK_K)
     nonzero = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
     if HAS_SCALE:
         scale = tl.load(scale_ptr + k, mask=k < channels, other=0)
