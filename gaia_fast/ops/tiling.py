@@ -82,7 +82,7 @@ def _tiling(shape: torch.Size, strides: tuple[Strides, ...], item: int, misalign
         whole = gcd(positions, *(n for n, *_ in strides), *(k for _, k, _, _ in strides if channels > 1))
     vector = full if layout != "strided" and whole % full == 0 and not misalignment else 1
     if layout == "channels" or (layout == "strided" and channels > 1 and strides[0][1] == 1):
-        # Several steps in which only loads and sums happen, before lanes exchange what they have: few positions, few lanes.
+        # Several steps of loads and sums alone, before lanes exchange what they have: few positions, few lanes.
         least = min(max(power_of_2(positions) // STEPS, 1), COLUMN_BLOCK)
         block_k = max(min(power_of_2(channels), TILE // least, 256 * vector), LEAST_BLOCK)
         block_p = min(power_of_2(positions), TILE // block_k)
