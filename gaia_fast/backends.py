@@ -67,7 +67,8 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype) -> Choice:
     """Returns the backend that handles maps of `dtype` on `device`.
 
     Args:
-        requested: a name of `BACKENDS`, or "auto": the C++ kernels where they apply, else plain PyTorch.
+        requested: a name of `BACKENDS`, or "auto": where they apply, the C++ kernels for maps on the CPU, and the CUDA
+            kernels, else Triton's, for maps on a GPU; else plain PyTorch.
 
     Raises:
         ArgumentError: no such backend.
@@ -82,15 +83,28 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype) -> Choice:
         if obstacle:
             raise BackendError(f"backend={requested!r} cannot run here: {obstacle}")
         return Choice(requested, "asked for")
-    if device.type == "cuda" and (here := [name for name in ("triton", "cuda") if not _COMPILED[name].missing()]):
-        # Not before benchmarks/gpu/run.sh has measured which is faster, at which sizes.
-        return Choice("torch", f"plain PyTorch reductions; {' and '.join(here)} can be asked for by name")
+    if device.type == "cuda":
+        return _on_gpu(device, dtype)
     obstacle = _obstacle("cpu", device, dtype)
     if not obstacle:
         return Choice("cpu", "maps on the CPU: the C++ kernels are fastest")
     if kernels is None and os.environ.get("GAIA_FAST_CPU_LEVEL"):
         raise BackendError(f"backend='cpu' cannot run here: {obstacle}")
     return Choice("torch", f"plain PyTorch reductions, because {obstacle}")
+
+
+def _on_gpu(device: torch.device, dtype: torch.dtype) -> Choice:
+    """The backend for maps on a GPU: the fastest that takes them."""
+    # On an H200, means over maps, layouts and dtypes (benchmarks/results/nvidia-h200/kernels.json): Triton takes 1.7 to
+    # 2.2 times as long as CUDA for a map of one image, whose launch is what counts, and 1.0 to 1.8 times for many; only
+    # relu_forward_count of channels-last half precision is faster in Triton. Both are faster than PyTorch.
+    obstacles = {name: _obstacle(name, device, dtype) for name in ("cuda", "triton")}
+    if not obstacles["cuda"]:
+        return Choice("cuda", "maps on a GPU: the CUDA kernels are fastest")
+    if not obstacles["triton"]:
+        return Choice("triton", f"maps on a GPU: the CUDA kernels would be faster, but {obstacles['cuda']}")
+    why = "; ".join(f"{name}: {obstacle}" for name, obstacle in obstacles.items())
+    return Choice("torch", f"plain PyTorch reductions, because no kernels can run here ({why})")
 
 
 def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -88,10 +88,32 @@ def test_torch_is_had_for_the_asking() -> None:
 def test_what_the_kernels_cannot_take(device: torch.device, dtype: torch.dtype, obstacle: str) -> None:
     with pytest.raises(BackendError, match=f"^backend='cpu' cannot run here: .*{obstacle}"):
         backends.choose("cpu", device, dtype)
-    if device.type != "cuda" or not torch.cuda.is_available():
+    if device.type != "cuda":
         choice = backends.choose("auto", device, dtype)
         assert choice.name == "torch"
         assert obstacle.replace("\\", "") in choice.why
+
+
+@pytest.mark.parametrize(
+    ("missing", "dtype", "expected", "said"),
+    [
+        ([], torch.float32, "cuda", "fastest"),
+        (["cuda"], torch.bfloat16, "triton", "no cuda here"),
+        (["cuda", "triton"], torch.float16, "torch", "no triton here"),
+        (["triton"], torch.float64, "torch", "torch.float64"),
+    ],
+    ids=str,
+)
+def test_maps_on_a_gpu_get_the_fastest_kernels(
+    missing: list[str], dtype: torch.dtype, expected: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cuda", "triton"):
+        reason = f"no {name} here" if name in missing else ""
+        here = backends._Kernels(lambda reason=reason: reason, str, lambda: "cuda")
+        monkeypatch.setitem(backends._COMPILED, name, here)
+    choice = backends.choose("auto", CUDA, dtype)
+    assert choice.name == expected
+    assert said in choice.why
 
 
 @pytest.mark.parametrize("name", ["triton", "cuda"])
