@@ -64,12 +64,10 @@ def choose(requested: str, x: Tensor, graph: fx.GraphModule) -> Choice:
     if requested != "auto":
         return Choice(requested, "asked for")
     if x.device.type == "cuda":
-        # ResNet34 in bfloat16, one image, on an H200 (benchmarks/results/nvidia-h200/engines.json): GAIA-Z takes 11.4 ms
-        # in eager and 2.8 in cudagraph, GAIA-A 7.8 and 3.2. But for each number of images the compiler works for some ten
-        # seconds, in the middle of what may be a service: only who asks for that gets it.
-        return Choice(
-            "eager", "needs no compiler; cudagraph is faster, but compiles for each number of images: ask by name"
-        )
+        # ResNet34 in bfloat16, one image, on an H200 (benchmarks/results/nvidia-h200/engines.json): GAIA-Z takes
+        # 11.4 ms in eager and 2.8 in cudagraph, GAIA-A 7.8 and 3.2. But the compiler works anew for each number of
+        # images, in the middle of what may be a service: only who asks for that gets it.
+        return Choice("eager", "compiles nothing; mode='cudagraph' is faster, and compiles for each number of images")
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return _choose_float32(graph)
     if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
