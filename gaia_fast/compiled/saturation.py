@@ -1,0 +1,81 @@
+"""A program rewritten for onnxruntime, whose Sigmoid and Tanh become flat earlier than float32 does.
+
+Its Sigmoid is exactly 0 below -16.0 and 1 above 16.0, its Tanh 1 above 8.1. The functions, and PyTorch's, are so only
+below -88.7 and above 16.6, and above 9.0: a unit between has a gradient, which GAIA-Z counts. So both are written with
+the exponential, which onnxruntime has whole:
+
+    sigmoid(x) = 1 / (1 + exp(-x))
+    tanh(x)    = sign(x) (1 - 2 / (1 + exp(2 |x|)))    where |x| > 4, and Tanh elsewhere: there nothing cancels
+"""
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from gaia_fast.compiled.nodes import Rewrite, copy_of, rewritten
+
+aten = torch.ops.aten
+
+_CANCELS = 4.0  # below it 1 - 2 / (1 + exp(2 |x|)) loses digits that Tanh has
+
+
+def whole_exponentials(module: fx.GraphModule) -> fx.GraphModule:
+    """Returns a copy of a program with its float32 sigmoids, SiLUs and tanhs in the form above; weights are shared."""
+    copied = copy_of(module)
+    for old, new in rewritten(copied.graph, _FORMS):
+        old.replace_all_uses_with(new)
+    copied.graph.eliminate_dead_code()
+    copied.graph.lint()
+    copied.recompile()
+    return copied
+
+
+def _sigmoid(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    if node.meta["val"].dtype != torch.float32:
+        return None
+    exponential = _like(node, graph.call_function(aten.exp.default, (_negated(graph, node),)))
+    below = _like(node, graph.call_function(aten.add.Tensor, (exponential, 1)))
+    return _like(node, graph.call_function(aten.reciprocal.default, (below,)))
+
+
+def _silu(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    gate = _sigmoid(graph, node)
+    return None if gate is None else _like(node, graph.call_function(aten.mul.Tensor, (node.args[0], gate)))
+
+
+def _tanh(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    if node.meta["val"].dtype != torch.float32:
+        return None
+    (x,) = node.args
+    size = _like(node, graph.call_function(aten.abs.default, (x,)))
+    exponential = _like(node, graph.call_function(aten.exp.default, (_times(graph, size, 2),)))
+    below = _like(node, graph.call_function(aten.add.Tensor, (exponential, 1)))
+    missing = _times(graph, _like(node, graph.call_function(aten.reciprocal.default, (below,))), -2)
+    large = _like(node, graph.call_function(aten.add.Tensor, (missing, 1)))
+    sign = _like(node, graph.call_function(aten.sign.default, (x,)))
+    signed = _like(node, graph.call_function(aten.mul.Tensor, (sign, large)))
+    cancels = _like(node, graph.call_function(aten.le.Scalar, (size, _CANCELS)), torch.bool)
+    within = _like(node, graph.call_function(aten.tanh.default, (x,)))
+    return _like(node, graph.call_function(aten.where.self, (cancels, within, signed)))
+
+
+def _negated(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    return _like(node, graph.call_function(aten.neg.default, (node.args[0],)))
+
+
+def _times(graph: fx.Graph, node: fx.Node, factor: float) -> fx.Node:
+    return _like(node, graph.call_function(aten.mul.Tensor, (node, factor)))
+
+
+def _like(node: fx.Node, made: fx.Node, dtype: torch.dtype = torch.float32) -> fx.Node:
+    """Gives what was `made` the shape of `node`'s value."""
+    made.meta["val"] = node.meta["val"].to(dtype)
+    return made
+
+
+_FORMS: dict[Any, Rewrite] = {
+    aten.sigmoid.default: _sigmoid,
+    aten.silu.default: _silu,
+    aten.tanh.default: _tanh,
+}
