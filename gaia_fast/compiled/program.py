@@ -81,20 +81,23 @@ def build(
 def without_recourse(program: Program) -> Program:
     """The program as it stands alone, where nothing can score an image again: logits and score, nothing else.
 
-    The score of an image whose densities cannot be told forward is NaN: no number is better than a wrong one.
+    The score of an image whose densities cannot be told forward is NaN: no number is better than a wrong one. So is an
+    infinite score, of an image whose output component is zero, which a detector refuses.
     """
     graph = fx.Graph()
     results = dict(zip(program.outputs, graph.graph_copy(program.graph.graph, {}), strict=True))
     score = results["score"]
+    value = program.graph.graph.output_node().args[0][program.outputs.index("score")].meta["val"]
+    unknown = graph.call_function(aten.eq.Scalar, (graph.call_function(aten.abs.default, (score,)), float("inf")))
     if "live" in results:
-        value = program.graph.graph.output_node().args[0][program.outputs.index("score")].meta["val"]
         worst = graph.call_function(aten.amin.default, (results["live"], [1]))
         dead = graph.call_function(aten.le.Scalar, (worst, 0))
-        nan = graph.call_function(
-            aten.scalar_tensor.default, (float("nan"),), {"dtype": value.dtype, "device": value.device}
-        )
-        score = graph.call_function(aten.where.self, (dead, nan, score))
-        score.meta["val"] = value
+        unknown = graph.call_function(aten.logical_or.default, (dead, unknown))
+    nan = graph.call_function(
+        aten.scalar_tensor.default, (float("nan"),), {"dtype": value.dtype, "device": value.device}
+    )
+    score = graph.call_function(aten.where.self, (unknown, nan, score))
+    score.meta["val"] = value
     graph.output((results["logits"], score))
     module = fx.GraphModule(program.graph, graph)
     module.graph.eliminate_dead_code()

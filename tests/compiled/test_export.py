@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.compiled import export as export_module
 from gaia_fast.compiled.export import FORMATS, read_metadata
 from gaia_fast.compiled.loading import load
-from gaia_fast.errors import ArgumentError, CompilationError, InputError
+from gaia_fast.errors import ArgumentError, CompilationError, InputError, NonFiniteError
 
 import zoo
 
@@ -191,3 +192,23 @@ def test_a_file_that_scores_otherwise_is_not_written(tmp_path: Path, monkeypatch
     with pytest.raises(CompilationError, match=r"is not written, since it would be off by .* from the reference"):
         GaiaZ(zoo.build("parallel")).export(path, zoo.images(2))
     assert not path.exists()
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_an_image_whose_score_would_be_divided_by_zero_is_nan_in_a_file(tmp_path: Path, ending: str) -> None:
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    with torch.no_grad():
+        features[0].weight.abs_()
+        features[0].bias.zero_()
+        model[3].bias.zero_()
+    x = torch.rand(4, 3, 8, 8)
+    x[2] *= -1  # no unit is open: all logits are zero, and so is the output component
+    detector = GaiaA(model, engine="compiled", mode="eager")
+    _, score = load(detector.export(tmp_path / f"model{ending}", x[:2]))(x)
+    assert score.isnan().tolist() == [False, False, True, False]
+    others = torch.tensor([0, 1, 3])
+    torch.testing.assert_close(score[others], detector.score(x[others]).score, rtol=1e-5, atol=0)
+    with pytest.raises(NonFiniteError, match="output component of images 2"):
+        detector.score(x)
