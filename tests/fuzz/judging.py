@@ -20,7 +20,8 @@ from fuzz.oracle import Answer, Question, UndefinedError, answer, norm
 # By the dtype that an engine computes in: what its arithmetic may be off by, and what is passed without a closer look.
 NOISE = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 CLOSE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
-SCORE = 2e-6  # scores are float32, whatever the model
+SCORE = 2e-6  # scores are float32, whatever the model; below its normal numbers they are multiples of
+STEP = 2.0**-149
 ANSWERS = 8
 TINY = 1e-300
 
@@ -85,7 +86,7 @@ class Truth:
             low, high = _span(torch.stack([each.score() for each in answers]))
         score = answers[0].score()
         largest = torch.maximum(score.abs(), found.score.double().abs()).clamp_min(TINY)
-        off = _beyond(found.score.double(), low, high, (SCORE + CLOSE[dtype]) * high.abs()) / largest
+        off = _beyond(found.score.double(), low, high, (SCORE + CLOSE[dtype]) * high.abs() + STEP) / largest
         if not off.max() <= 0:
             worst = int(off.nan_to_num(torch.inf).argmax())
             return (
@@ -114,7 +115,7 @@ def _close(found: Found, truth: Answer, dtype: torch.dtype) -> bool:
     size = truth.logits.double().abs().amax(1, keepdim=True)
     off = (found.logits.double() - truth.logits.double()).abs()
     score = truth.score()
-    near = (found.score.double() - score).abs() <= (SCORE + min(CLOSE[dtype], 1e-5)) * score.abs()
+    near = (found.score.double() - score).abs() <= (SCORE + min(CLOSE[dtype], 1e-5)) * score.abs() + STEP
     return bool((off <= _rounding(found, dtype) * size).all() and near.all())
 
 
