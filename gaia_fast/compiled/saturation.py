@@ -34,42 +34,31 @@ def whole_exponentials(module: fx.GraphModule) -> fx.GraphModule:
 def _sigmoid(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     if node.meta["val"].dtype != torch.float32:
         return None
-    exponential = _like(node, graph.call_function(aten.exp.default, (_negated(graph, node),)))
-    below = _like(node, graph.call_function(aten.add.Tensor, (exponential, 1)))
-    return _like(node, graph.call_function(aten.reciprocal.default, (below,)))
+    exponential = _call(graph, node, aten.exp.default, _call(graph, node, aten.neg.default, node.args[0]))
+    return _call(graph, node, aten.reciprocal.default, _call(graph, node, aten.add.Tensor, exponential, 1))
 
 
 def _silu(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     gate = _sigmoid(graph, node)
-    return None if gate is None else _like(node, graph.call_function(aten.mul.Tensor, (node.args[0], gate)))
+    return None if gate is None else _call(graph, node, aten.mul.Tensor, node.args[0], gate)
 
 
 def _tanh(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     if node.meta["val"].dtype != torch.float32:
         return None
     (x,) = node.args
-    size = _like(node, graph.call_function(aten.abs.default, (x,)))
-    exponential = _like(node, graph.call_function(aten.exp.default, (_times(graph, size, 2),)))
-    below = _like(node, graph.call_function(aten.add.Tensor, (exponential, 1)))
-    missing = _times(graph, _like(node, graph.call_function(aten.reciprocal.default, (below,))), -2)
-    large = _like(node, graph.call_function(aten.add.Tensor, (missing, 1)))
-    sign = _like(node, graph.call_function(aten.sign.default, (x,)))
-    signed = _like(node, graph.call_function(aten.mul.Tensor, (sign, large)))
-    cancels = _like(node, graph.call_function(aten.le.Scalar, (size, _CANCELS)), torch.bool)
-    within = _like(node, graph.call_function(aten.tanh.default, (x,)))
-    return _like(node, graph.call_function(aten.where.self, (cancels, within, signed)))
+    size = _call(graph, node, aten.abs.default, x)
+    exponential = _call(graph, node, aten.exp.default, _call(graph, node, aten.mul.Tensor, size, 2))
+    part = _call(graph, node, aten.reciprocal.default, _call(graph, node, aten.add.Tensor, exponential, 1))
+    large = _call(graph, node, aten.add.Tensor, _call(graph, node, aten.mul.Tensor, part, -2), 1)
+    signed = _call(graph, node, aten.mul.Tensor, _call(graph, node, aten.sign.default, x), large)
+    cancels = _call(graph, node, aten.le.Scalar, size, _CANCELS, dtype=torch.bool)
+    return _call(graph, node, aten.where.self, cancels, _call(graph, node, aten.tanh.default, x), signed)
 
 
-def _negated(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    return _like(node, graph.call_function(aten.neg.default, (node.args[0],)))
-
-
-def _times(graph: fx.Graph, node: fx.Node, factor: float) -> fx.Node:
-    return _like(node, graph.call_function(aten.mul.Tensor, (node, factor)))
-
-
-def _like(node: fx.Node, made: fx.Node, dtype: torch.dtype = torch.float32) -> fx.Node:
-    """Gives what was `made` the shape of `node`'s value."""
+def _call(graph: fx.Graph, node: fx.Node, target: Any, *arguments: Any, dtype: torch.dtype = torch.float32) -> fx.Node:
+    """A call whose result has the shape of `node`'s."""
+    made = graph.call_function(target, arguments)
     made.meta["val"] = node.meta["val"].to(dtype)
     return made
 
