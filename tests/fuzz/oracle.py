@@ -119,7 +119,7 @@ def answer(
             component = torch.ones(x.shape[0], dtype=torch.float64)
             if needs_component:
                 assert last is not None
-                (g,) = _towards(logits.log_softmax(1).sum(), [zeros[last]])
+                (g,) = _towards(_all_logits(logits, noise), [zeros[last]])
                 component = g.double().mean((2, 3)).abs().mean(1).sqrt()
             maps = [zero for (module, _), zero in zeros.items() if module in inspected]
             if not maps:
@@ -130,6 +130,14 @@ def answer(
                 target = logits[torch.arange(len(chosen)), chosen].sum()
             gradients = [] if question.fusion == "output" and needs_component else _towards(target, maps)
     return Answer(logits.detach(), gradients, component, question)
+
+
+def _all_logits(logits: Tensor, noise: float) -> Tensor:
+    """The sum of log_softmax: its gradient is 1 - C p, which cancels where the C classes are all but equally likely."""
+    if noise:
+        logits = logits.clone()
+        logits.register_hook(lambda g: g - (1 - g) * noise * torch.randn_like(g))
+    return logits.log_softmax(1).sum()
 
 
 def _towards(target: Tensor, zeros: list[Tensor]) -> list[Tensor]:

@@ -321,7 +321,8 @@ def movement(rng: Random, channels: int) -> nn.Module:
         Do("rolled", lambda x: x.roll(1, 2)),
         Do("channels rolled", lambda x: torch.cat([x[:, 1:], x[:, :1]], 1)),
         Do("channels last", lambda x: x.contiguous(memory_format=torch.channels_last)),
-        Do("centred", lambda x: x - x.mean((2, 3), keepdim=True)),
+        # Half the mean: a mean behind the whole would give logits that are zero but for rounding.
+        Do("half centred", lambda x: x - 0.5 * x.mean((2, 3), keepdim=True)),
         Do("normalised over channels", lambda x: F.normalize(x, dim=1)),
     ]
     if channels % 2 == 0:
