@@ -70,13 +70,14 @@ INTRODUCTION = """# Architectures
 
 What the compiled engine does for each network, with random weights and noise for images. The test that writes this
 table (`tests/compiled/test_architectures_compiled.py`) compares every score with the float64 reference: GAIA-A to 1e-5
-and GAIA-Z to 1e-4, or twice what plain PyTorch is itself off by where that is more; in mode "native", whose Winograd
-convolutions round more, four times, or twice what weights do to the score that are off by as much (a unit that is zero
-to rounding opens). Hooks score all of them too.
+and GAIA-Z to 1e-4, or twice what plain PyTorch is itself off by where that is more (in mode "native", whose Winograd
+convolutions round more, four times), or twice what weights do to the score that are off by as much as float32 rounds (a
+unit that is zero to rounding opens). Hooks score all of them too.
 
 GAIA-Z: "forward" are maps whose densities are counted in the forward pass; "adjoint" those whose gradient is computed,
-with the commonest reason. What is counted forward with random weights may need the adjoint with trained ones, and the
-other way round: `print(detector.plan(images))` says it for yours.
+with the commonest reason (in float64 where float32 rounds a unit of the example to zero). What is counted forward with
+random weights may need the adjoint with trained ones, and the other way round: `print(detector.plan(images))` says it
+for yours.
 
 | network | input | maps | GAIA-A | GAIA-Z | why not forward |
 |---|---|---|---|---|---|
@@ -111,15 +112,17 @@ def document() -> Iterator[None]:
         DOCUMENT.write_text(INTRODUCTION + "".join(f"{rows[name]}\n" for name in NAMES if name in rows))
 
 
-def sensitivity(method: Callable[..., Reference], double: nn.Module, x: torch.Tensor, truth: torch.Tensor) -> float:
-    """By how much a score changes with weights that are off by what Winograd's tiles round: a unit may open."""
+def sensitivity(
+    method: Callable[..., Reference], double: nn.Module, x: torch.Tensor, truth: torch.Tensor, rounding: float
+) -> float:
+    """By how much a score changes with weights that are off by `rounding`: a unit may open."""
     changes = []
     for seed in range(6):
         torch.manual_seed(seed)
         disturbed = copy.deepcopy(double)
         with torch.no_grad():
             for weight in disturbed.parameters():
-                weight.mul_(1 + 4e-6 * torch.randn_like(weight))
+                weight.mul_(1 + rounding * torch.randn_like(weight))
         changes.append(relative_error(method(disturbed, x.double()).score, truth))
     return max(changes)
 
@@ -141,16 +144,18 @@ def test_compiled_scores_equal_the_reference(name: str) -> None:
     ways = {}
     for detector, method, limit in ((GaiaZ, reference.gaia_z, 1e-4), (GaiaA, reference.gaia_a, 1e-5)):
         compiled = detector(model, engine="compiled", mode="eager").prepare(x)
-        plan = compiled.plan(x)
-        ways[detector] = plan.ways
+        ways[detector] = compiled.plan(x).ways
         truth = method(double, x.double()).score
         plain = (method(model, x).score.double() / truth - 1).abs().max()
-        error = (compiled(x).double() / truth - 1).abs().max()
-        assert error <= max(limit, 2 * plain)
+        error = relative_error(compiled(x), truth)
+        assert error <= max(limit, 2 * plain) or error <= 2 * sensitivity(method, double, x, truth, 1e-6)
         error = native_error(compiled, x, truth)  # F(4 x 4, 3 x 3) rounds more
-        assert error <= max(limit, 4 * plain) or error <= 2 * sensitivity(method, double, x, truth)
+        assert error <= max(limit, 4 * plain) or error <= 2 * sensitivity(method, double, x, truth, 4e-6)
 
     assert set(ways[GaiaA]) == {"adjoint"}
+    if any("counts otherwise" in way for way in ways[GaiaZ]):  # a unit that float32 rounds to zero on some processors
+        compiled = GaiaZ(double, engine="compiled", mode="eager").prepare(x.double())
+        ways[GaiaZ] = compiled.plan(x.double()).ways
     whys = Counter(way.partition(", ")[2] for way in ways[GaiaZ] if way.startswith("adjoint"))
     forward, adjoint = len(ways[GaiaZ]) - sum(whys.values()), sum(whys.values())
     counted = " + ".join(f"{n} {what}" for n, what in ((forward, "forward"), (adjoint, "adjoint")) if n)
