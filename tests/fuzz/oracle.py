@@ -119,7 +119,7 @@ def answer(
             component = torch.ones(x.shape[0], dtype=torch.float64)
             if needs_component:
                 assert last is not None
-                (g,) = _towards(_all_logits(logits, noise), [zeros[last]])
+                (g,) = _towards(_log_softmax_sum(logits, noise), [zeros[last]])
                 component = g.double().mean((2, 3)).abs().mean(1).sqrt()
             maps = [zero for (module, _), zero in zeros.items() if module in inspected]
             if not maps:
@@ -132,8 +132,8 @@ def answer(
     return Answer(logits.detach(), gradients, component, question)
 
 
-def _all_logits(logits: Tensor, noise: float) -> Tensor:
-    """The sum of log_softmax: its gradient is 1 - C p, which cancels where the C classes are all but equally likely."""
+def _log_softmax_sum(logits: Tensor, noise: float) -> Tensor:
+    """Its gradient is 1 - C p, which cancels where the C classes are all but equally likely: the noise is C p's."""
     if noise:
         logits = logits.clone()
         logits.register_hook(lambda g: g - (1 - g) * noise * torch.randn_like(g))

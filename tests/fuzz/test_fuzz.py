@@ -83,6 +83,21 @@ def test_the_oracle_by_hand() -> None:
     assert other.score().tolist() == [0.0]
 
 
+def test_noise_reaches_classes_that_are_all_but_equally_likely() -> None:
+    """Logits of 1e-4 leave 1 - C p four digits less, however exact the logits are."""
+    model = nn.Sequential(nn.BatchNorm2d(1, eps=0), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)).double().eval()
+    with torch.no_grad():
+        model[3].weight.copy_(torch.tensor([[1e-4, 2e-4, 3e-4, 4e-4], [0, 0, 0, 0]]))
+        model[3].bias.zero_()
+    x = torch.tensor([[[[1.0, -1], [2, -2]]]], dtype=torch.float64)
+    gaia_a = Question("gaia-a", "division", "abs_mean", 2.0, None, None)
+    exact = answer(model, x, gaia_a)
+    torch.manual_seed(0)
+    others = [answer(model, x, gaia_a, noise=1e-6) for _ in range(8)]
+    assert max(float((each.logits / exact.logits - 1)[:, 0].abs()) for each in others) < 1e-5
+    assert max(float((each.score() / exact.score() - 1).abs()) for each in others) > 1e-4
+
+
 def test_what_is_wrong_is_called_wrong() -> None:
     """One entry counted too much or too little, one logit off by what no rounding explains."""
     drawn = draw(5, (torch.float64,))
