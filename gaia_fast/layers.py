@@ -1,5 +1,6 @@
 """Which feature maps are inspected, and where the head is."""
 
+import contextlib
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -129,8 +130,8 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head
     """Finds the head, and with it A_last, by watching one forward pass.
 
     The head is the last linear or 1x1-convolution module whose output is the logits (the same memory, so a view of it
-    counts). A_last is the output of the last module that had returned a 4-D tensor when the head was entered: the rule
-    that gives the authors' choice for all three of their networks.
+    counts; with two images, where one is given). A_last is the output of the last module that had returned a 4-D tensor
+    when the head was entered: the rule that gives the authors' choice for all three of their networks.
 
     Args:
         model: the classifier, in eval mode; run once under no_grad by the caller.
@@ -155,8 +156,11 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head
             hooks.after(module, search.left)
         return search
 
-    output, search, _ = undisturbed(model, lambda: Passes().run(model, x, watch))
-    logits = checks.logits_of(output, x.shape[0])
+    def look(x: Tensor) -> tuple[Tensor, _HeadSearch]:
+        output, search, _ = undisturbed(model, lambda: Passes().run(model, x, watch))
+        return checks.logits_of(output, x.shape[0]), search
+
+    logits, search = look(x)
     before, outputs = search.before, search.outputs
 
     if asked is not None:
@@ -166,6 +170,11 @@ def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head
     else:
         same = [module for module, output in outputs.items() if shares_memory(output, logits)]
         found = same[-1] if same else None
+        if found is not None and x.shape[0] == 1 and outputs[found] is not logits:
+            # One row is contiguous however it is turned: what copies two may return it as it is.
+            with contextlib.suppress(Exception):  # a model for one image alone
+                logits, search = look(x.repeat(2, 1, 1, 1))
+                found = found if shares_memory(search.outputs[found], logits) else None
     if found is None:
         raise LayerError(
             checks.quantised(model)

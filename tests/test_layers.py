@@ -146,6 +146,26 @@ def test_the_head_of_the_authors_three_networks_by_shape() -> None:
         assert shapes[-1][2:] == (size, size)
 
 
+class Copied(Pooled):
+    """Its logits are a copy of the head's, unless there is one image: one row is contiguous also as a column."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).t().contiguous().t()
+
+
+class CopiedForOne(Copied):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.reshape(1, 3, 16, 16))
+
+
+def test_a_head_of_one_image_is_one_of_more() -> None:
+    x = images(2)
+    for batch in (x, x[:1]):
+        with pytest.raises(LayerError, match="no linear or 1x1-convolution module of Copied returns the logits"):
+            find_head(Copied(nn.Sequential(*conv_norm(3, 4), nn.ReLU()), 4).eval(), batch, None)
+    assert find_head(CopiedForOne(nn.Sequential(*conv_norm(3, 4), nn.ReLU()), 4).eval(), x[:1], None).name == "fc"
+
+
 class Scaled(Pooled):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) / 10

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gaia_fast import checks, hooks
 from gaia_fast.compiled import modes
-from gaia_fast.compiled.export import check_format, export
+from gaia_fast.compiled.export import check_format, computes_in, export
 from gaia_fast.compiled.loading import load
 from gaia_fast.compiled.preparation import Prepared, Subject, prepare
 from gaia_fast.compiled.verification import Verifier
@@ -176,7 +176,7 @@ class Compiled:
         """
         check_format(path)
         subject = self._subject(head)
-        prepared = prepare(subject, x, "eager", thorough=True)
+        prepared = prepare(subject, x, "eager", thorough=True, dtype=computes_in(path, x.dtype))
         plain = x.detach().as_subclass(Tensor).contiguous()
         export(
             prepared.program,
@@ -212,6 +212,11 @@ def _check_file(written: Path, path: Path, verifier: Verifier, x: Tensor, dynami
             "in float32, model.float(), or to the other format"
         ) from error
     for images, own, (logits, score) in outputs:
+        if (logits.dtype, score.dtype) != (x.dtype, torch.float32):
+            raise CompilationError(
+                f"{path} is not written, since its logits would be in {logits.dtype} and its score in {score.dtype}, "
+                f"not in {x.dtype} and torch.float32; use the other format, or engine='hooks' in Python"
+            )
         found = {"logits": logits, "score": score, "live": (~score.isnan()).unsqueeze(1)}
         off, allowed = verifier.error(found, images, own)
         if not off <= allowed:

@@ -11,7 +11,7 @@ from torch import Tensor
 from gaia_fast.compiled.batch import export_arguments
 from gaia_fast.compiled.metadata import FORMATS, check_ending, read_metadata
 from gaia_fast.compiled.onnx import check_size, missing, to_onnx
-from gaia_fast.compiled.program import Program, without_recourse
+from gaia_fast.compiled.program import Program, with_images_in, without_recourse
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError, GaiaError, first_line
 from gaia_fast.files import replacing
 
@@ -25,6 +25,15 @@ def check_format(path: Path) -> None:
         raise ArgumentError(f"{path} is a folder; give the name of a file")
     if not path.absolute().parent.is_dir():
         raise ArgumentError(f"the folder {path.absolute().parent} does not exist")
+
+
+def computes_in(path: Path, dtype: torch.dtype) -> torch.dtype:
+    """What a file for images in `dtype` computes in: another dtype where its runtime would not keep to it.
+
+    On the CPU onnxruntime computes float16 in float32, and rounds to float16 at some operators and not at others: a
+    number is then not equal to itself, and the gradient through a maximum goes astray.
+    """
+    return torch.float32 if path.suffix == ".onnx" and dtype == torch.float16 else dtype
 
 
 def export(
@@ -41,7 +50,8 @@ def export(
         program: what the file will do.
         path: checked by `check_format`; ending in ".onnx" (onnxruntime, standard operators alone) or ".pt2" (an
             AOTInductor package, run by PyTorch's C++ library or `torch._inductor.aoti_load_package`).
-        example: images, of which the first is enough.
+        example: images, of which the first is enough; where the program computes in another dtype than theirs, the
+            file takes them, and gives logits, in theirs.
         dynamic: whether the number of images is left open.
         metadata: put into the file, with "images", their sizes, null where any will do, and "dtype", theirs: a package
             reads past the end of images that do not fit. `read_metadata` reads it.
@@ -50,7 +60,7 @@ def export(
     Raises:
         BackendError: a package is missing. CompilationError: the program does not fit the format.
     """
-    alone = without_recourse(program)
+    alone = with_images_in(example.dtype, without_recourse(program))
     sizes = [None if dynamic else example.shape[0], *example.shape[1:]]
     metadata = {**metadata, "images": json.dumps(sizes), "dtype": str(example.dtype).removeprefix("torch.")}
     write = _write_onnx if path.suffix == ".onnx" else _write_package

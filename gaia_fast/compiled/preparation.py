@@ -87,7 +87,9 @@ class Subject:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def prepare(subject: Subject, x: Tensor, mode: str, thorough: bool = False) -> Prepared:
+def prepare(
+    subject: Subject, x: Tensor, mode: str, thorough: bool = False, dtype: torch.dtype | None = None
+) -> Prepared:
     """Makes a program for images like `x`, and compares it with the reference on them.
 
     Args:
@@ -95,6 +97,7 @@ def prepare(subject: Subject, x: Tensor, mode: str, thorough: bool = False) -> P
         x: (N, C, H, W) images, checked, N at least 1.
         mode: a name of `gaia_fast.compiled.modes.MODES`, or "auto".
         thorough: as in `zero_density.analyse`.
+        dtype: to compute in; None for what the mode does.
 
     Raises:
         ModelError: the model cannot be compiled, or what came out does not agree with the reference.
@@ -109,15 +112,16 @@ def prepare(subject: Subject, x: Tensor, mode: str, thorough: bool = False) -> P
     plain = x.detach().as_subclass(Tensor).contiguous()
     passes = Passes()
     state = fingerprint.settled(subject.modules, lambda: passes.run(subject.model, plain, nothing))
-    widened = modes.computes_in(mode, plain)
+    widened = modes.computes_in(mode, plain) if dtype is None else dtype
     if widened != plain.dtype:
         try:
             copied = subject.in_dtype(widened, plain)
             return _Preparation(copied, plain.to(widened), mode, thorough).prepared(subject.head, state)
         except ModelError as error:
             if mode != "auto":
+                who = f"mode={mode!r}" if dtype is None else "the file"
                 raise CompilationError(
-                    f"mode={mode!r} computes in {widened}, and the model, widened to it, cannot be compiled: {error}"
+                    f"{who} computes in {widened}, and the model, widened to it, cannot be compiled: {error}"
                 ) from error
     return _Preparation(subject, plain, mode, thorough).prepared(subject.head, state)
 

@@ -106,6 +106,29 @@ def without_recourse(program: Program) -> Program:
     return Program(fold_constants(module), ("logits", "score"), program.maps)
 
 
+def with_images_in(dtype: torch.dtype, program: Program) -> Program:
+    """The same program for images in another dtype, and with logits in it; what is between is computed as before."""
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    results = dict(zip(program.outputs, graph.graph_copy(program.graph.graph, copied), strict=True))
+    images = copied[next(node for node in program.graph.graph.nodes if node.op == "placeholder")]
+    if images.meta["val"].dtype == dtype:
+        return program
+    computed = images.meta["val"].dtype
+    with graph.inserting_after(images):
+        widened = graph.call_function(aten._to_copy.default, (images,), {"dtype": computed})
+    images.replace_all_uses_with(widened, delete_user_cb=lambda user: user is not widened)
+    widened.meta["val"], images.meta["val"] = images.meta["val"], images.meta["val"].to(dtype)
+    logits = results["logits"]
+    results["logits"] = graph.call_function(aten._to_copy.default, (logits,), {"dtype": dtype})
+    results["logits"].meta["val"] = logits.meta["val"].to(dtype)
+    graph.output(tuple(results.values()))
+    module = fx.GraphModule(program.graph, graph)
+    module.graph.lint()
+    module.recompile()
+    return Program(module, program.outputs, program.maps, program.conditions)
+
+
 class _Recorder(fx.Interpreter):
     """One run of the captured model, and of what the method makes of it."""
 

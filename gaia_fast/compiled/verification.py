@@ -18,6 +18,7 @@ from gaia_fast.truth import copy_in
 
 # PyTorch's exporter takes it that there are two images or more: what becomes of one has to be tried.
 NUMBERS = (1, 2, 3)
+HALVES = (torch.float16, torch.bfloat16)
 DISTURBED = 6  # copies of the model that tell how sensitive an image's results are
 
 
@@ -54,17 +55,17 @@ class Verifier:
         """
         told = (found["live"] > 0).all(1) if "live" in found else torch.ones_like(own.score, dtype=torch.bool)
         errors = _errors(found["logits"], found["score"], own, told)
-        allowed = torch.full_like(errors, max(1e-3, 32 * rounding(own.logits)))
+        allowed = torch.full_like(errors, max(1e-3, lost(own.logits)))
         if not bool((errors <= allowed).all()):
             truth = self._exact(x)
             errors = _errors(found["logits"], found["score"], truth, told)
             allowed = allowed.maximum(2 * _errors(own.logits, own.score, truth, told))
             if not bool((errors <= allowed).all()):
-                allowed = allowed.maximum(2 * self._sensitivity(x, truth, rounding(own.logits)))
+                allowed = allowed.maximum(2 * self._sensitivity(x, truth, lost(own.logits)))
         worst = (errors / allowed).nan_to_num(torch.inf).argmax()
         return float(errors[worst]), float(allowed[worst])
 
-    def _sensitivity(self, x: Tensor, truth: Reference, eps: float) -> Tensor:
+    def _sensitivity(self, x: Tensor, truth: Reference, size: float) -> Tensor:
         """(N,): by how much each image's results change if the weights are off by what arithmetic loses."""
         found = torch.zeros_like(truth.score, dtype=torch.float64)
         for seed in range(DISTURBED):
@@ -73,7 +74,7 @@ class Verifier:
             with torch.no_grad():
                 for weight in model.parameters():
                     noise = torch.randn(weight.shape, generator=random, dtype=torch.float64).to(weight.device)
-                    weight.mul_(1 + min(32 * eps, 0.02) * noise)
+                    weight.mul_(1 + min(size, 0.02) * noise)
             with contextlib.suppress(GaiaError):
                 other = self._measure(model, x.double())
                 found = found.maximum(_errors(other.logits, other.score, truth))
@@ -96,23 +97,28 @@ class Verifier:
         for images in NUMBERS:
             with contextlib.suppress(GaiaError):  # the model's own, which every engine would meet
                 found.append((pool[:images], self.reference(pool[:images])))
-        largest, full = max(found, key=lambda each: each[0].shape[0])
-        for batch, each in found:
-            if not self._alike(each, full) and not self._alike(self._exact(batch), self._exact(largest)):
+        largest = max(found, key=lambda each: each[0].shape[0])
+        for few in found:
+            if not self._agree(few, largest):
+                images = few[0].shape[0]
                 raise CompilationError(
                     f"what {type(self._model).__name__} makes of an image depends on how many others are in the batch, "
-                    f"or on which: {batch.shape[0]} of {largest.shape[0]} images by themselves have other results. No "
+                    f"or on which: {images} of {largest[0].shape[0]} images by themselves have other results. No "
                     "program holds for that; engine='hooks' scores it as it is"
                 )
         with contextlib.suppress(GaiaError):
             found.append((-x.flip(3), self.reference(-x.flip(3))))
         return found[1:]
 
-    @staticmethod
-    def _alike(few: Reference, many: Reference) -> bool:
-        images = few.logits.shape[0]
-        first = Reference(many.score[:images], [], many.logits[:images])
-        return bool((_errors(few.logits, few.score, first) <= max(1e-3, 32 * rounding(few.logits))).all())
+    def _agree(self, few: tuple[Tensor, Reference], many: tuple[Tensor, Reference]) -> bool:
+        """Whether the first images of `many` have the same results by themselves, as `few`."""
+        alike = _alike(few[1], many[1])
+        if alike and few[1].logits.dtype not in HALVES:  # there, rounding hides a brightness that is halved
+            return True
+        try:
+            return _alike(self._exact(few[0]), self._exact(many[0]))
+        except GaiaError:  # the model runs in its own dtype alone
+            return alike
 
     def _exact(self, x: Tensor) -> Reference:
         return self._measure(self._wide, x.double())
@@ -136,6 +142,18 @@ def _errors(logits: Tensor, score: Tensor, truth: Reference, told: Tensor | None
     in_logits = (logits - true_logits).abs().amax(1) / true_logits.abs().amax(1).clamp_min(tiny)
     in_score = (score - true_score).abs() / true_score.abs().clamp_min(tiny)
     return in_logits.maximum(in_score if told is None else in_score.where(told, 0))
+
+
+def _alike(few: Reference, many: Reference) -> bool:
+    images = few.logits.shape[0]
+    first = Reference(many.score[:images], [], many.logits[:images])
+    return bool((_errors(few.logits, few.score, first) <= max(1e-3, lost(few.logits))).all())
+
+
+def lost(logits: Tensor) -> float:
+    """Returns what a pass through a model loses to rounding, relative to its largest result."""
+    # Half precision is accumulated in float32, and rounded once an operator.
+    return (4 if logits.dtype in HALVES else 32) * rounding(logits)
 
 
 def rounding(logits: Tensor) -> float:

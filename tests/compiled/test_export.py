@@ -1,3 +1,4 @@
+import copy
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.compiled import export as export_module
@@ -173,6 +174,44 @@ def test_a_file_that_its_runtime_cannot_open_is_not_written(tmp_path: Path, dtyp
     with pytest.raises(CompilationError, match=rf"model.onnx is not written, .* {dtype} images: .* Export"):
         GaiaZ(zoo.build("parallel", dtype)).export(path, zoo.images(2, dtype=dtype))
     assert path.read_bytes() == b"an earlier file"
+
+
+class Maxima(nn.Module):
+    """The gradient through a maximum goes where a number is equal to the largest."""
+
+    def __init__(self, head: bool) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*zoo.conv_norm(3, 6), nn.ReLU(), *zoo.conv_norm(6, 6), nn.ReLU())
+        self.classes = nn.Conv2d(6, 5, 1) if head else nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.features(x)
+        if isinstance(self.classes, nn.Conv2d):
+            return self.classes(f).amax((2, 3))
+        return self.classes((f * f.amax(1, keepdim=True)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["of logits", "of channels"])
+def test_a_file_for_float16_rounds_to_it_at_its_ends_alone(tmp_path: Path, head: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Maxima(head).eval().half(), zoo.images(40, dtype=torch.float16)
+    run = load(GaiaZ(model).export(tmp_path / "model.onnx", x[:3]))
+    logits, score = run(x)
+    truth = reference.gaia_z(copy.deepcopy(model).double(), x.double())
+    assert (logits.dtype, score.dtype) == (torch.float16, torch.float32)
+    torch.testing.assert_close(logits.double(), truth.logits, rtol=2**-10, atol=1e-6)
+    torch.testing.assert_close(score.double(), truth.score.double(), rtol=1e-5, atol=0)
+    assert read_metadata(tmp_path / "model.onnx")["dtype"] == "float16"
+
+
+def test_a_file_that_gives_another_dtype_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module, "with_images_in", lambda dtype, program: program)
+    monkeypatch.setattr(export_module, "computes_in", lambda path, dtype: dtype)
+    monkeypatch.setattr("gaia_fast.compiled.engine.computes_in", lambda path, dtype: dtype)
+    torch.manual_seed(0)
+    with pytest.raises(CompilationError, match=r"its logits would be in torch.float32 .* not in torch.float16"):
+        GaiaZ(Maxima(True).eval().half()).export(tmp_path / "model.onnx", zoo.images(3, dtype=torch.float16))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_scores_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,22 @@ def test_results_that_depend_on_the_number_of_images_are_refused(
         torch.testing.assert_close(found.score, truth.score, rtol=1e-4, atol=0)
 
 
+class OneIsDarker(Trunk):
+    """By no more than what a few operators in bfloat16 may lose."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * (0.9 if x.shape[0] == 1 else 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("images", [1, 4])
+def test_half_precision_hides_no_dependence(dtype: torch.dtype, images: int) -> None:
+    torch.manual_seed(0)
+    model, x = OneIsDarker().eval().to(dtype), zoo.images(4, dtype=dtype)
+    with pytest.raises(CompilationError, match="depends on how many others are in the batch"):
+        GaiaZ(model, engine="compiled", mode="eager").prepare(x[:images])
+
+
 @pytest.mark.parametrize("mode", ["eager", "native", "onnxruntime"])
 @pytest.mark.parametrize("kind", [Squeezed, OddAreOther])
 @pytest.mark.parametrize("images", [1, 4])

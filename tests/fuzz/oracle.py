@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fuzz.networks import PLAIN_NORMS, logits_of
 
+OWN_STATISTICS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
 WEIGHTED = (*PLAIN_NORMS, nn.LayerNorm, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
@@ -98,11 +99,13 @@ def answer(
     calls: dict[nn.Module, int] = {}
     phi: list[Tensor] = []
 
-    def leave(module: nn.Module, _: Any, output: Any) -> Tensor | None:
+    def leave(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
         calls[module] = call = calls.get(module, 0) + 1
         changed = output
         if noise and isinstance(module, WEIGHTED):
             changed = changed * (1 + noise * torch.randn_like(changed))
+            if isinstance(module, OWN_STATISTICS):
+                changed = changed + _of_its_statistics(inputs[0], output, noise)
         if isinstance(output, Tensor) and output.ndim == 4 and (module in inspected or (module, call) == last):
             zero = zeros[module, call] = torch.zeros_like(output, requires_grad=True)
             changed = changed + zero
@@ -138,6 +141,13 @@ def _log_softmax_sum(logits: Tensor, noise: float) -> Tensor:
         logits = logits.clone()
         logits.register_hook(lambda g: g - (1 - g) * noise * torch.randn_like(g))
     return logits.log_softmax(1).sum()
+
+
+def _of_its_statistics(x: Tensor, output: Tensor, noise: float) -> Tensor:
+    """A norm takes its input's size out, up to the rounding of its statistics: a gate before it gets what is left."""
+    over = tuple(range(2, x.ndim)) or (1,)
+    size = output.detach().abs().mean(over, keepdim=True) / x.detach().abs().mean(over, keepdim=True).clamp_min(1e-6)
+    return noise * torch.randn_like(size) * size * x
 
 
 def _towards(target: Tensor, zeros: list[Tensor]) -> list[Tensor]:

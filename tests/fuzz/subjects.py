@@ -63,7 +63,7 @@ SUBJECTS: dict[str, Callable[[Draw, Path], Score]] = {
     "pt2": partial(_by_file, "model.pt2"),
 }
 USUAL = ("reference", "hooks", "eager", "native", "onnxruntime", "onnx")  # the others need a C++ compiler and minutes
-WIDENED = ("native", "onnxruntime")  # these compute in float32
+WIDENED = ("native", "onnxruntime", "onnx")  # these compute in float32, but for what a file in float64 does
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from gaia_fast.compiled.onnx import missing
 from fuzz.draws import DTYPES, draw
 from fuzz.judging import Found, Truth
 from fuzz.oracle import Question, answer
+from fuzz.parts import Gated
 from fuzz.subjects import silence, verdicts
 
 GAIA_Z = Question("gaia-z", "division", "abs_mean", 2.0, None, None)
@@ -96,6 +97,28 @@ def test_noise_reaches_classes_that_are_all_but_equally_likely() -> None:
     others = [answer(model, x, gaia_a, noise=1e-6) for _ in range(8)]
     assert max(float((each.logits / exact.logits - 1)[:, 0].abs()) for each in others) < 1e-5
     assert max(float((each.score() / exact.score() - 1).abs()) for each in others) > 1e-4
+
+
+def test_noise_reaches_a_gate_before_a_norm() -> None:
+    """A norm with statistics of its own takes a gate's size out again: what is left of the gate's gradient is small."""
+    torch.manual_seed(0)
+    gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.Sigmoid())
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3),
+        Gated(gate, residual=False),
+        nn.GroupNorm(2, 2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2, 3),
+    )
+    model = model.double().eval()
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    top1 = Question("gaia-a", "top1", "mean_abs", 2.0, ["1.gate.2"], None)
+    exact = answer(model, x, top1).score()
+    others = torch.stack([answer(model, x, top1, noise=1e-6).score() for _ in range(8)])
+    off = (others / exact - 1).abs().amax(0)
+    assert bool((off > 1e-3).all()), off
 
 
 def test_what_is_wrong_is_called_wrong() -> None:
