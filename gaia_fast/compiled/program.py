@@ -20,7 +20,7 @@ from gaia_fast.compiled.broadcast import fold_rows, spread_last
 from gaia_fast.compiled.capture import LAST, MAP, MARK, PHI, Captured
 from gaia_fast.compiled.fold import fold_constants, for_any_layout
 from gaia_fast.compiled.zero_density import Condition, Counter, Density
-from gaia_fast.errors import LayerError
+from gaia_fast.errors import CompilationError, GaiaError, LayerError, first_line
 from gaia_fast.layers import Head
 from gaia_fast.measurement import FeatureMap
 from gaia_fast.method import Method
@@ -60,7 +60,10 @@ def build(
 
     Raises:
         LayerError: no gradient reaches a map, or A_last.
+        CompilationError: PyTorch cannot record it.
     """
+    # A mark is a copy in the captured graph, and none here: what is behind it may not be contiguous.
+    for_any_layout(captured.graph)
     recorder = _Recorder(captured, method, head, densities)
     record = make_fx(
         lambda x: recorder.run(x),
@@ -68,7 +71,14 @@ def build(
         tracing_mode="symbolic",
         _allow_non_fake_inputs=True,
     )
-    graph = record(captured.images)
+    try:
+        graph = record(captured.images)
+    except GaiaError:
+        raise
+    except Exception as error:
+        raise CompilationError(
+            f"PyTorch cannot record the model's gradients ({first_line(error)}); engine='hooks' scores it as it is"
+        ) from error
     _tidy(graph)
     as_forward_operators(graph)
     spread_last(graph)

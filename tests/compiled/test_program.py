@@ -1,9 +1,14 @@
 """Every method and option as a program, against the reference."""
 
+import copy
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
+from gaia_fast.compiled import program as program_module
+from gaia_fast.errors import CompilationError
 
 import zoo
 
@@ -66,3 +71,40 @@ def test_what_lies_before_the_earliest_map_has_no_adjoint() -> None:
     # 36 forward; backward through all but the convolution that makes the earliest map, as far as it reaches: the
     # shortcut of a stage's first block hangs on the stage before.
     assert convolutions == {1: 36 + 5, 2: 36 + 5 + 2 + 11}
+
+
+class Crop(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., :-1, 1:]
+
+
+class Cropped(nn.Module):
+    """Its A_last is a view that is not contiguous, and is flattened behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*zoo.conv_norm(3, 6), nn.ReLU(), Crop())
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).flatten(2).max(2).values)
+
+
+def test_what_is_flattened_behind_a_view() -> None:
+    torch.manual_seed(0)
+    model, x = Cropped().eval(), zoo.images(6)
+    for detector, method in ((GaiaZ, reference.gaia_z), (GaiaA, reference.gaia_a)):
+        compiled = detector(model, engine="compiled", mode="eager").prepare(x[:2])
+        truth = method(copy.deepcopy(model).double(), x.double()).score
+        torch.testing.assert_close(compiled(x).double(), truth.double(), rtol=1e-5, atol=0)
+
+
+def test_what_pytorch_cannot_record_is_refused_and_scored_by_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise ValueError("no such view")
+
+    monkeypatch.setattr(program_module, "make_fx", lambda *_, **__: failing)
+    model, x = zoo.build("parallel"), zoo.images(2)
+    with pytest.raises(CompilationError, match=r"cannot record the model's gradients [(]no such view[)].*hooks"):
+        GaiaZ(model, engine="compiled").prepare(x)
+    assert GaiaZ(model).prepare(x).plan(x).engine.name == "hooks"

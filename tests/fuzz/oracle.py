@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fuzz.networks import PLAIN_NORMS, logits_of
 
+TINY = 1e-300
 OWN_STATISTICS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
 WEIGHTED = (*PLAIN_NORMS, nn.LayerNorm, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -146,8 +147,9 @@ def _log_softmax_sum(logits: Tensor, noise: float) -> Tensor:
 def _of_its_statistics(x: Tensor, output: Tensor, noise: float) -> Tensor:
     """A norm takes its input's size out, up to the rounding of its statistics: a gate before it gets what is left."""
     over = tuple(range(2, x.ndim)) or (1,)
-    size = output.detach().abs().mean(over, keepdim=True) / x.detach().abs().mean(over, keepdim=True).clamp_min(1e-6)
-    return noise * torch.randn_like(size) * size * x
+    given, made = (each.detach().double().abs().mean(over, keepdim=True) for each in (x, output))
+    size = made / given.clamp_min(TINY)
+    return (noise * torch.randn_like(size) * size * x.double()).to(x.dtype)
 
 
 def _towards(target: Tensor, zeros: list[Tensor]) -> list[Tensor]:
