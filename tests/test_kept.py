@@ -16,7 +16,7 @@ from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.errors import ModelError
 
 # What keeps a graph to itself is either detached by someone, or lost; CI runs a short version of this.
-THREADS, CALLS = 8, 60
+THREADS, CALLS = 8, 1000
 
 
 def batches(count: int) -> list[Tensor]:
