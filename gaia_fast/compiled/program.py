@@ -118,17 +118,16 @@ def without_recourse(program: Program) -> Program:
 
 def with_images_in(dtype: torch.dtype, program: Program) -> Program:
     """The same program for images in another dtype, and with logits in it; what is between is computed as before."""
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    results = dict(zip(program.outputs, graph.graph_copy(program.graph.graph, copied), strict=True))
-    images = copied[next(node for node in program.graph.graph.nodes if node.op == "placeholder")]
-    if images.meta["val"].dtype == dtype:
+    given = next(node for node in program.graph.graph.nodes if node.op == "placeholder")
+    value = given.meta["val"]
+    if value.dtype == dtype:
         return program
-    computed = images.meta["val"].dtype
-    with graph.inserting_after(images):
-        widened = graph.call_function(aten._to_copy.default, (images,), {"dtype": computed})
-    images.replace_all_uses_with(widened, delete_user_cb=lambda user: user is not widened)
-    widened.meta["val"], images.meta["val"] = images.meta["val"], images.meta["val"].to(dtype)
+    graph = fx.Graph()
+    images = graph.placeholder(given.name)
+    images.meta["val"] = value.to(dtype)
+    widened = graph.call_function(aten._to_copy.default, (images,), {"dtype": value.dtype})
+    widened.meta["val"] = value
+    results = dict(zip(program.outputs, graph.graph_copy(program.graph.graph, {given: widened}), strict=True))
     logits = results["logits"]
     results["logits"] = graph.call_function(aten._to_copy.default, (logits,), {"dtype": dtype})
     results["logits"].meta["val"] = logits.meta["val"].to(dtype)
