@@ -129,14 +129,29 @@ class Fingerprint:
             views = [view for node in here for view in node.views]
             self._samples.append((views, _together([node.expected for node in here])))
 
-    def holds(self) -> bool | Tensor:
-        """Whether the model is the same: a bool, or where a device has to tell, a 0-d tensor."""
+    def holds(self, but_for: torch.device | None = None) -> bool | Tensor:
+        """Whether the model is the same: a bool, or where a device has to tell, a 0-d tensor.
+
+        Args:
+            but_for: a device whose memory is compared by `same_bytes_on`; that tensors are in place is asked here.
+        """
         if self._watch is not None and not self._watch.unchanged():
             return False
         if not all(node.holds() for node in self._slow):
             return False
-        same = [_same_bytes(_together(views), expected) for views, expected in self._samples]
+        devices = [expected.device for _, expected in self._samples]
+        same = [self.same_bytes_on(device) for device in devices if device != but_for]
         return same[0] if len(same) == 1 else all(bool(each) for each in same)
+
+    def same_bytes_on(self, device: torch.device) -> bool | Tensor:
+        """Whether a device's memory holds what it held, where all tensors are in place (`holds`).
+
+        What it reads is kept alive, so that a CUDA graph may ask again and again.
+        """
+        for views, expected in self._samples:
+            if expected.device == device:
+                return _same_bytes(_together(views), expected)
+        return True
 
     def renewed(self) -> "Fingerprint":
         """The same, of the objects that are there now: faster to ask where some are others, and no different."""

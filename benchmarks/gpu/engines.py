@@ -2,9 +2,10 @@
 
 Networks: ResNet34 at 32x32 with 1, 8, 128 and 512 images, and torchvision's ResNet-50 at 224x224 where it is installed;
 float32 as PyTorch has it by default, and bfloat16. Medians of CUDA events, after warming up, rows of one case in turns.
-"Its program alone" is what a compiled detector runs, without what it does around it: checks, which wait for the device.
-Compiling takes most of the time: what the goals name comes first, and what no longer fits in `--seconds` is named and
-left out. Printed last: each goal with what was measured.
+"Its program alone" is what a compiled detector replays, without what it does around it: checks of the model, and the
+wait for the answer. Making takes most of the time, so each case is made in a process of its own, all at once; they are
+timed one after the other, when all are made, and `--beside`, if given, has ended. What the goals name comes first, and
+what no longer fits in `--seconds` is named and left out. Printed last: each goal with what was measured.
 """
 
 import argparse
@@ -12,17 +13,21 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import gaia_fast
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.compiled.modes.cudagraph import CudaGraph
+from gaia_fast.compiled.modes.eager import Eager
+from gaia_fast.compiled.nodes import copy_of
 from gaia_fast.errors import GaiaError
 from gaia_fast.files import write_text
 from gaia_fast.models import resnet34
@@ -87,6 +92,12 @@ def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> d
             wanted[f"{title}, hooks, {backend}"] = lambda make=detector, layers=layers, backend=backend: bind(
                 make(model, layers=layers, engine="hooks", backend=backend).score, x
             )
+        wanted[f"{title}, its program alone, not compiled"] = lambda kept=kept: bind(
+            CudaGraph(kept[0]._compiled.find(x).program.graph, x, make=lambda graph, _: Eager(graph)), x
+        )
+        wanted[f"{title}, its program alone, not compiled, channels last"] = lambda kept=kept: bind(
+            CudaGraph(channels_last(kept[0]._compiled.find(x).program.graph), x, make=lambda graph, _: Eager(graph)), x
+        )
         more[f"{title}, compiled, eager"] = lambda compiled=compiled: bind(compiled("eager").score, x)
         if thorough:
             more[f"{title}, compiled, inductor"] = lambda compiled=compiled: bind(compiled("inductor").score, x)
@@ -97,7 +108,7 @@ def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> d
     wanted |= more
     found = {}
     for title, make in wanted.items():
-        if left() < 30:
+        if left() < 0:
             print(f"left out for want of time: {title}", file=sys.stderr)
             continue
         try:
@@ -105,8 +116,26 @@ def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> d
             found[title]()
         except (GaiaError, RuntimeError, IndexError) as error:
             found.pop(title, None)
-            print(f"cannot run: {title}: {str(error).splitlines()[0]}", file=sys.stderr)
+            print(f"cannot run: {title}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
     return found
+
+
+def channels_last(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a program that computes on maps whose channels lie next to each other."""
+    copied = copy_of(module)
+    for node in list(copied.graph.nodes):
+        if node.op == "placeholder":
+            with copied.graph.inserting_after(node):
+                moved = copied.graph.call_function(
+                    torch.ops.aten.clone.default, (node,), {"memory_format": torch.channels_last}
+                )
+            node.replace_all_uses_with(moved, delete_user_cb=lambda user, moved=moved: user is not moved)
+        elif node.op == "get_attr":
+            value = getattr(copied, node.target)
+            if isinstance(value, Tensor) and value.ndim == 4:
+                setattr(copied, node.target, value.contiguous(memory_format=torch.channels_last))
+    copied.recompile()
+    return copied
 
 
 def bind(run: Callable[[Tensor], object], x: Tensor) -> Callable[[], object]:
@@ -127,12 +156,15 @@ def milliseconds(run: Callable[[], object]) -> float:
     return start.elapsed_time(end)
 
 
-def measure(found: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def measure(found: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Medians, in milliseconds, of as many rounds as there is time for, 5 to 50."""
     times: dict[str, list[float]] = {title: [] for title in found}
     for _ in range(3):
+        begin = time.monotonic()
         for run in found.values():
             run()
-    torch.cuda.synchronize()
+        torch.cuda.synchronize()
+    rounds = max(5, min(50, int(seconds / (time.monotonic() - begin))))
     for _ in range(rounds):
         for title, run in found.items():
             times[title].append(milliseconds(run))
@@ -164,33 +196,101 @@ def goals(rows: list[dict]) -> list[str]:
     return lines
 
 
+def title_of(name: str, dtype: torch.dtype, images: int, side: int) -> str:
+    return f"{name}, {str(dtype).removeprefix('torch.')}, {images} x {side}x{side}"
+
+
+def one_case(index: int, seconds: float) -> None:
+    """In a process of its own: makes a case, waits for a line, times, and prints the medians."""
+    begin = time.monotonic()
+    name, dtype, images, side = cases()[index]
+    out = os.dup(1)
+    os.dup2(2, 1)  # whatever else prints
+    with os.fdopen(out, "w") as answers:
+        model = build(name).to(dtype)
+        x = torch.randn(images, 3, side, side, device="cuda", dtype=dtype)
+        found = runs(name, model, x, lambda: seconds - (time.monotonic() - begin))
+        print(f"{title_of(*cases()[index])}: made in {time.monotonic() - begin:.0f} s", file=sys.stderr)
+        print("made", file=answers, flush=True)
+        if sys.stdin.readline():
+            print(json.dumps(measure(found, 5.0)), file=answers, flush=True)
+
+
+class Case:
+    """A case in a process of its own."""
+
+    def __init__(self, index: int, seconds: float) -> None:
+        command = [sys.executable, __file__, "--case", str(index), "--seconds", str(seconds)]
+        self.title = title_of(*cases()[index])
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._made = threading.Event()
+        self._answer = ""
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        if self._process.stdout.readline():
+            self._made.set()
+            self._answer = self._process.stdout.readline()
+
+    def is_made(self, seconds: float) -> bool:
+        return self._made.wait(max(seconds, 0.1))
+
+    def has_failed(self) -> bool:
+        return self._process.poll() not in (None, 0)
+
+    def times(self, seconds: float) -> dict[str, float]:
+        """Empty where there is none in time."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
+            self._process.wait(seconds)
+        except (OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+        deadline = time.monotonic() + 2
+        while not self._answer and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return json.loads(self._answer) if self._answer else {}
+
+    def end(self) -> None:
+        self._process.kill()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="the table, as JSON")
     parser.add_argument("--seconds", type=float, default=540)
+    parser.add_argument("--beside", type=int, help="a process that is waited for before anything is timed")
+    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     begin = time.monotonic()
+    if arguments.case is not None:
+        one_case(arguments.case, arguments.seconds)
+        return
 
     def left() -> float:
         return arguments.seconds - (time.monotonic() - begin)
 
+    each = 12.0  # seconds to time a case
+    to_make = arguments.seconds - each * len(cases())
+    made = [Case(index, to_make) for index in range(len(cases()))]
+    while left() > each * len(cases()) and not all(case.is_made(0.1) or case.has_failed() for case in made):
+        time.sleep(0.5)
+    print(f"made in {time.monotonic() - begin:.0f} s", file=sys.stderr)
+    while arguments.beside and Path(f"/proc/{arguments.beside}").exists() and left() > each:
+        time.sleep(0.2)
     rows = []
-    for name, dtype, images, side in cases():
-        title = f"{name}, {str(dtype).removeprefix('torch.')}, {images} x {side}x{side}"
-        if left() < 60:
-            print(f"left out for want of time: {title}", file=sys.stderr)
+    for index, case in enumerate(made):
+        spent = case.times(min(left(), 2 * each)) if case.is_made(left() - each * (len(made) - index)) else {}
+        case.end()
+        if not spent:
+            print(f"left out, failed or for want of time: {case.title}", file=sys.stderr)
             continue
-        try:
-            model = build(name).to(dtype)
-        except ImportError as error:
-            print(f"left out: {title}: {error}", file=sys.stderr)
-            continue
-        x = torch.randn(images, 3, side, side, device="cuda", dtype=dtype)
-        times = measure(runs(name, model, x, left), 50 if images == 1 else 15)
-        print(title)
-        for what, spent in times.items():
-            rows.append({"case": title, "what": what, "milliseconds": spent})
-            print(f"  {what:<48} {spent:9.3f} ms  {spent / times['plain, eager']:6.2f}x of plain eager")
+        print(case.title)
+        for what, milliseconds in spent.items():
+            rows.append({"case": case.title, "what": what, "milliseconds": milliseconds})
+            print(f"  {what:<56} {milliseconds:9.3f} ms  {milliseconds / spent['plain, eager']:6.2f}x of plain eager")
         record = {
             "device": torch.cuda.get_device_name(),
             "python": platform.python_version(),

@@ -66,7 +66,8 @@ if [[ $WHAT == engines ]]; then
   finish
 fi
 
-pytest=("$PYTHON" -m pytest -q -p no:cacheprovider -c "$ROOT/pyproject.toml" --rootdir "$ROOT")
+export PYTHONPATH="$PACKAGE:$ROOT/benchmarks/gpu"
+pytest=("$PYTHON" -m pytest -q -p no:cacheprovider -p at_once -c "$ROOT/pyproject.toml" --rootdir "$ROOT")
 ops="$ROOT/tests/ops"
 
 # A worker for each processor: most of the time goes into Triton's compiler. Inductor brings no processes of its own.

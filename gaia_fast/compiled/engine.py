@@ -122,11 +122,12 @@ class Compiled:
 
         def meanwhile() -> None:
             if look:
-                same = prepared.state.holds()
+                same = prepared.state.holds(but_for=plain.device if prepared.checked else None)
                 if same is False:
                     raise _ChangedError
                 fine.append(same)
-            fine.append(soundness.all_finite(plain))
+            if not prepared.checked:
+                fine.append(soundness.all_finite(plain))
 
         try:
             outputs = prepared.runner(plain.to(prepared.dtype), meanwhile)
@@ -140,10 +141,14 @@ class Compiled:
                 f"the program of {type(self.model).__name__} in mode {prepared.mode.name!r} failed on images of shape "
                 f"{tuple(x.shape)}: {first_line(error)}; engine='hooks' scores it as it is"
             ) from error
+        if prepared.checked:
+            fine.append(outputs[-1].all())
+            outputs = outputs[:-1]
         found = dict(zip(prepared.program.outputs, outputs, strict=True))
         found["logits"] = found["logits"].to(plain.dtype)
         component = found.get("component")
-        fine.append(soundness.sound(found["logits"], found["score"], found.get("live"), component))
+        if not prepared.checked:
+            fine.append(soundness.sound(found["logits"], found["score"], found.get("live"), component))
         if not soundness.together(fine):
             if look and not prepared.state.holds():
                 raise _ChangedError

@@ -12,6 +12,7 @@ from gaia_fast import fingerprint
 from gaia_fast.backends import Choice
 from gaia_fast.compiled import modes
 from gaia_fast.compiled.capture import Captured, capture
+from gaia_fast.compiled.checked import Checks
 from gaia_fast.compiled.fold import fold
 from gaia_fast.compiled.program import Program, build
 from gaia_fast.compiled.verification import Verifier, rounding
@@ -37,6 +38,7 @@ class Prepared:
         ways: for each inspected map, how its entries of Lambda come about, and why not otherwise.
         head: where Phi and A_last are; None where the method needs neither.
         state: of the model, when it was captured.
+        checked: whether the runner gives one output more: (N,) bools, whether an image's results mean something.
     """
 
     program: Program
@@ -47,6 +49,7 @@ class Prepared:
     ways: tuple[str, ...]
     head: Head | None
     state: fingerprint.Fingerprint
+    checked: bool
 
 
 @dataclass(frozen=True)
@@ -164,9 +167,11 @@ class _Preparation:
             ways = ["adjoint"] * len(captured.maps)
         if dynamic:
             self._check(program, program.graph, chosen, self.others)
-        runner = modes.make_runner(chosen.name, program, self.x, dynamic)
+        checks = Checks(program.outputs, state) if chosen.name in modes.CHECKING else None
+        runner = modes.make_runner(chosen.name, program, self.x, dynamic, checks)
         self._check(program, runner, chosen, [(self.x, own), *self.others])
-        return Prepared(program, runner, chosen, self.x.dtype, dynamic, tuple(ways), head, state.renewed())
+        now = state.renewed()
+        return Prepared(program, runner, chosen, self.x.dtype, dynamic, tuple(ways), head, now, checks is not None)
 
     def _counting(self, captured: Captured) -> tuple[Program, list[str]]:
         """GAIA-Z: the densities that the structure tells, but for those that are wrong on the example."""
@@ -206,7 +211,7 @@ class _Preparation:
 
     def _outputs(self, program: Program, run: Run, x: Tensor) -> dict[str, Tensor]:
         try:
-            return dict(zip(program.outputs, run(x), strict=True))
+            return dict(zip(program.outputs, tuple(run(x))[: len(program.outputs)], strict=True))
         except GaiaError:
             raise
         except Exception as error:

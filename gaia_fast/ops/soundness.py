@@ -47,10 +47,27 @@ def sound(logits: Tensor, score: Tensor, live: Tensor | None = None, component: 
     return torch.stack(fine).all()
 
 
+def finite_images(x: Tensor) -> Tensor:
+    """Returns (N,) bools: in which images of (N, ...) every number is finite. Three launches on a device."""
+    total = x.flatten(1).sum(1, dtype=torch.float64)  # which no sum of narrower numbers overflows
+    return total - total == 0
+
+
+def sound_images(logits: Tensor, score: Tensor, live: Tensor | None = None, component: Tensor | None = None) -> Tensor:
+    """Returns (N,) bools: which images' results mean something, of results as in `sound`; few launches on a device."""
+    total = logits.sum(1, dtype=torch.float64) + score
+    fine = total - total == 0
+    if live is not None and live.shape[1]:
+        fine = fine & (live.amin(1) > 0)
+    return fine if component is None else fine & divisible(component, logits)
+
+
 def together(answers: list[bool | Tensor]) -> bool:
     """Whether all of several answers are yes. One look at those that a device has to tell: each waits for it."""
     asked = [each for each in answers if isinstance(each, Tensor)]
-    return all(each for each in answers if isinstance(each, bool)) and (not asked or bool(torch.stack(asked).all()))
+    if not all(each for each in answers if isinstance(each, bool)):
+        return False
+    return bool(asked[0] if len(asked) == 1 else torch.stack(asked).all()) if asked else True
 
 
 def divisible(component: Tensor, logits: Tensor) -> Tensor:

@@ -53,8 +53,10 @@ FAULTS = {
 def test_one_fault_is_enough(name: str, at: tuple[int, ...], value: float, dtype: torch.dtype) -> None:
     found = results(dtype)
     assert soundness.together([soundness.sound(**found)])
+    assert soundness.sound_images(**found).tolist() == [True] * 4
     found[name][at] = value
     assert not soundness.together([soundness.sound(**found)])
+    assert soundness.sound_images(**found).tolist() == [image != at[0] for image in range(4)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -62,7 +64,9 @@ def test_what_is_not_there_is_not_asked(dtype: torch.dtype) -> None:
     found = results(dtype)
     found["logits"][1] = 2.5  # equal, and nothing is divided
     assert soundness.together([soundness.sound(found["logits"], found["score"])])
-    assert soundness.together([soundness.sound(found["logits"], found["score"], torch.ones(4, 0, dtype=dtype))])
+    none = torch.ones(4, 0, dtype=dtype)
+    assert soundness.together([soundness.sound(found["logits"], found["score"], none)])
+    assert soundness.sound_images(found["logits"], found["score"], none).all()
 
 
 @pytest.mark.parametrize("classes", [1, 2, 10, 1000])

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.backends import Choice
+from gaia_fast.compiled.checked import Checks
 from gaia_fast.compiled.fused import operations
 from gaia_fast.compiled.modes import native
 from gaia_fast.compiled.modes.cudagraph import CudaGraph
@@ -19,6 +20,7 @@ from gaia_fast.errors import ArgumentError
 
 MODES = ("eager", "native", "inductor", "onnxruntime", "cudagraph")
 FLOAT32_ALONE = ("native", "onnxruntime")
+CHECKING = ("cudagraph",)  # whose runners check images, results and the model's memory, too
 
 
 def check(requested: str) -> None:
@@ -91,7 +93,7 @@ def _choose_float32(graph: fx.GraphModule) -> Choice:
     return Choice("inductor", f"onnxruntime would be faster: {no_onnx}")
 
 
-def make_runner(mode: str, program: Program, example: Tensor, dynamic: bool) -> Runner:
+def make_runner(mode: str, program: Program, example: Tensor, dynamic: bool, checks: Checks | None = None) -> Runner:
     """Makes a program ready to run on images like `example`.
 
     Args:
@@ -99,6 +101,7 @@ def make_runner(mode: str, program: Program, example: Tensor, dynamic: bool) -> 
         program: what to run.
         example: images, of which the first is enough.
         dynamic: whether the program takes any number of images; else it takes as many as `example` has.
+        checks: what the runner checks, in a mode of `CHECKING`, for one output more: (N,) bools.
 
     Raises:
         BackendError, ModelError: the mode cannot run here, or not this program.
@@ -107,7 +110,7 @@ def make_runner(mode: str, program: Program, example: Tensor, dynamic: bool) -> 
     if mode == "inductor":
         runner = Inductor(program.graph, example)
     elif mode == "cudagraph":
-        runner = CudaGraph(program.graph, example)
+        runner = CudaGraph(program.graph, example, checks)
     elif mode == "native":
         runner = Native(program.graph, example)
     elif mode == "onnxruntime":

@@ -1,13 +1,15 @@
 """One CUDA graph for each number of images: a whole program for the price of a launch."""
 
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiled.batch import repeated
+from gaia_fast.compiled.checked import Checks
 from gaia_fast.compiled.modes.inductor import Frozen
-from gaia_fast.compiled.modes.runner import Meanwhile, nothing
+from gaia_fast.compiled.modes.runner import Meanwhile, Runner, nothing
 from gaia_fast.compiled.modes.sizes import FixedSizes
 from gaia_fast.errors import BackendError
 
@@ -15,35 +17,67 @@ _WARM_UP = 3  # the first runs choose algorithms and allocate workspaces, which 
 
 
 class CudaGraph(FixedSizes):
-    """Records the program, compiled by Inductor, into a CUDA graph with buffers of its own.
+    """Records the program, and checks around it, into a CUDA graph with buffers of its own.
+
+    Args:
+        graph: the program.
+        example: images, of which the first is enough.
+        checks: what else is recorded, for one output more: (N,) bools, whether an image's results mean something. None
+            for the program alone.
+        make: what runs the program while it is recorded; PyTorch's compiler makes one kernel of many.
 
     Raises:
         BackendError: the images are not on a CUDA device. CompilationError: the compiler failed.
     """
 
-    def __init__(self, graph: fx.GraphModule, example: Tensor) -> None:
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        example: Tensor,
+        checks: Checks | None = None,
+        make: Callable[[fx.GraphModule, Tensor], Runner] = Frozen,
+    ) -> None:
         if example.device.type != "cuda":
             raise BackendError(f"mode='cudagraph' needs a CUDA device; the images are on {example.device}")
-        super().__init__(lambda images: _Recorded(graph, repeated(example, images)))
+
+        def record(images: int) -> Runner:
+            x = repeated(example, images)
+            return _Recorded(make(graph, x), x, checks)
+
+        super().__init__(record)
 
 
 class _Recorded:
-    def __init__(self, graph: fx.GraphModule, x: Tensor) -> None:
+    def __init__(self, run: Runner, x: Tensor, checks: Checks | None) -> None:
         self._lock = threading.Lock()
         self._images = x.clone()
         self._done: torch.cuda.Event | None = None
-        self._run = run = Frozen(graph, x)  # kept: the graph reads its weights, and holds on to nothing itself
+        self._kept = run, checks  # the graph reads their tensors, and holds on to nothing itself
         with torch.cuda.device(x.device), torch.no_grad():
-            beside = torch.cuda.Stream()
+            beside, at_once = torch.cuda.Stream(), torch.cuda.Stream()
+
+            def everything() -> tuple[Tensor, ...]:
+                if checks is None:
+                    return run(self._images)
+                # On a stream of their own: what asks nothing of the program need not wait for it.
+                at_once.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(at_once):
+                    before = checks.before(self._images)
+                outputs = run(self._images)
+                torch.cuda.current_stream().wait_stream(at_once)
+                return (*outputs, before & checks.after(outputs))
+
             beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):
                 for _ in range(_WARM_UP):
-                    run(self._images)
+                    everything()
             torch.cuda.current_stream().wait_stream(beside)
+            # The warm-up's tensors were freed on one stream while another may still read them.
+            torch.cuda.synchronize()
             self._graph = torch.cuda.CUDAGraph()
             # Other threads may go on: by default whatever they allocate meanwhile would end the recording.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._outputs = run(self._images)
+                self._outputs = everything()
 
     @torch.no_grad()
     def __call__(self, x: Tensor, meanwhile: Meanwhile = nothing) -> tuple[Tensor, ...]:
