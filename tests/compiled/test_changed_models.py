@@ -190,7 +190,7 @@ def test_the_head_is_looked_for_again() -> None:
 def told_by_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer comes as a tensor, as where weights are on a GPU."""
     holds = fingerprint.Fingerprint.holds
-    monkeypatch.setattr(fingerprint.Fingerprint, "holds", lambda self: torch.tensor(bool(holds(self))))
+    monkeypatch.setattr(fingerprint.Fingerprint, "holds", lambda self, **_: torch.tensor(bool(holds(self))))
 
 
 @pytest.mark.usefixtures("told_by_a_device")
