@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gaia_fast.compiled.modes.runner import Meanwhile, Runner, nothing
 from gaia_fast.fingerprint import Fingerprint
 from gaia_fast.ops import soundness
 
@@ -31,3 +32,15 @@ class Checks:
         """Returns (N,) bools: which images' results mean something."""
         found = dict(zip(self.outputs, outputs, strict=True))
         return soundness.sound_images(found["logits"], found["score"], found.get("live"), found.get("component"))
+
+
+class Checked:
+    """A runner with the checks around it: one output more, (N,) bools, whether an image's results mean something."""
+
+    def __init__(self, run: Runner, checks: Checks) -> None:
+        self._run, self._checks = run, checks
+
+    def __call__(self, x: Tensor, meanwhile: Meanwhile = nothing) -> tuple[Tensor, ...]:
+        before = self._checks.before(x)
+        outputs = self._run(x, meanwhile)
+        return (*outputs, before & self._checks.after(outputs))

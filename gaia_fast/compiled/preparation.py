@@ -167,8 +167,15 @@ class _Preparation:
             ways = ["adjoint"] * len(captured.maps)
         if dynamic:
             self._check(program, program.graph, chosen, self.others)
-        checks = Checks(program.outputs, state) if chosen.name in modes.CHECKING else None
-        runner = modes.make_runner(chosen.name, program, self.x, dynamic, checks)
+        while True:
+            checks = Checks(program.outputs, state) if modes.checks_itself(chosen.name, self.x) else None
+            try:
+                runner = modes.make_runner(chosen.name, program, self.x, dynamic, checks)
+                break
+            except CompilationError as error:
+                if self.mode != "auto" or chosen.name != "cudagraph":
+                    raise
+                chosen = Choice("eager", first_line(error))
         self._check(program, runner, chosen, [(self.x, own), *self.others])
         now = state.renewed()
         return Prepared(program, runner, chosen, self.x.dtype, dynamic, tuple(ways), head, now, checks is not None)

@@ -6,24 +6,12 @@ from torch import Tensor
 
 from gaia_fast import GaiaA, GaiaZ, fingerprint, hooks, reference
 from gaia_fast.compiled import modes
-from gaia_fast.compiled.checked import Checks
-from gaia_fast.compiled.modes import Meanwhile, Runner, nothing
+from gaia_fast.compiled.checked import Checked, Checks
+from gaia_fast.compiled.modes import Runner
 from gaia_fast.compiled.program import Program
 from gaia_fast.errors import InputError, NonFiniteError
 
 import zoo
-
-
-class Checking:
-    """What a recorded graph gives."""
-
-    def __init__(self, run: Runner, checks: Checks) -> None:
-        self.run, self.checks = run, checks
-
-    def __call__(self, x: Tensor, meanwhile: Meanwhile = nothing) -> tuple[Tensor, ...]:
-        before = self.checks.before(x)
-        outputs = self.run(x, meanwhile)
-        return (*outputs, before & self.checks.after(outputs))
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +20,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def make_runner(mode: str, program: Program, example: Tensor, dynamic: bool, checks: Checks | None) -> Runner:
         assert checks is not None
-        return Checking(make(mode, program, example, dynamic), checks)
+        return Checked(make(mode, program, example, dynamic), checks)
 
     monkeypatch.setattr(fingerprint, "kernels", None)  # which reads no device's memory
-    monkeypatch.setattr(modes, "CHECKING", ("eager",))
+    monkeypatch.setattr(modes, "checks_itself", lambda mode, x: True)
     monkeypatch.setattr(modes, "make_runner", make_runner)
 
 

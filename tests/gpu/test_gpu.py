@@ -7,10 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, backends, models, ops
+from gaia_fast.errors import CompilationError, InputError
 from gaia_fast.truth import copy_in, relative_error
+
+import zoo
 
 BACKENDS = [name for name in ("triton", "cuda") if backends.available()[name]]
 if not torch.cuda.is_available():
@@ -91,7 +94,7 @@ def test_detectors_on_the_gpu(make: Callable[..., GaiaZ], backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mode", ["eager", "inductor", "cudagraph"])
+@pytest.mark.parametrize("mode", ["eager", "inductor", "cudagraph", "auto"])
 @pytest.mark.parametrize("make", [GaiaZ, GaiaA])
 def test_compiled_modes_on_the_gpu(make: Callable[..., GaiaZ], mode: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -105,6 +108,101 @@ def test_compiled_modes_on_the_gpu(make: Callable[..., GaiaZ], mode: str, dtype:
         # TF32 and bfloat16 round otherwise in another order; a pattern or an adjoint that is wrong is further off.
         allowed = max(1e-2, 2 * relative_error(eager.score(x).score, truth))
         assert relative_error(score, truth) <= allowed
+
+
+each_graph = pytest.mark.parametrize("mode", ["inductor", "cudagraph"])
+each_detector = pytest.mark.parametrize("make", [GaiaZ, GaiaA])
+
+
+@each_detector
+def test_auto_records_on_the_gpu(make: Callable[..., GaiaZ]) -> None:
+    x = torch.randn(2, 3, 32, 32, device="cuda")
+    plan = make(models.resnet18(num_classes=10).eval().cuda(), engine="compiled").plan(x)
+    assert plan.mode is not None
+    assert plan.mode.name == "cudagraph"
+
+
+@each_graph
+@each_detector
+def test_any_number_of_images_on_the_gpu(make: Callable[..., GaiaZ], mode: str) -> None:
+    """Filled up, split, and, under "cudagraph", operator by operator."""
+    torch.manual_seed(0)
+    model = models.resnet18(num_classes=10).eval().cuda().double()
+    x = torch.randn(40, 3, 32, 32, device="cuda", dtype=torch.float64)
+    compiled = make(model, engine="compiled", mode=mode).prepare(x[:2]).prepare(x[:4])
+    expected = make(model, engine="hooks", backend="torch").score(x)
+    for images in (1, 2, 3, 4, 5, 9, 32, 33, 40):
+        found = compiled.score(x[:images])
+        torch.testing.assert_close(found.score, expected.score[:images], rtol=1e-6, atol=0)
+        torch.testing.assert_close(found.logits, expected.logits[:images], rtol=1e-9, atol=1e-12)
+
+
+@each_graph
+@pytest.mark.parametrize("images", [2, 40])
+def test_a_write_past_pytorch_is_seen_on_the_gpu(mode: str, images: int) -> None:
+    torch.manual_seed(0)
+    model = models.resnet18(num_classes=10).eval().cuda()
+    x = torch.randn(images, 3, 32, 32, device="cuda")
+    compiled = GaiaZ(model, engine="compiled", mode=mode).prepare(x[:2])
+    before = compiled(x)
+    model.layer1[0].conv1.weight.data.neg_()
+    truth = GaiaZ(model, engine="hooks", backend="torch")(x)
+    torch.testing.assert_close(compiled(x), truth, rtol=1e-2, atol=0)
+    assert not torch.allclose(before, truth, rtol=1e-2)
+
+
+@each_graph
+@pytest.mark.parametrize("images", [3, 40])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_pixels_on_the_gpu(value: float, images: int, mode: str) -> None:
+    x = torch.randn(images, 3, 16, 16, device="cuda")
+    compiled = GaiaZ(zoo.build("strided_shortcut").cuda(), engine="compiled", mode=mode).prepare(x[:2])
+    x[1, 2, 15, 15] = value
+    with pytest.raises(InputError, match="images 1 of the batch"):
+        compiled(x)
+
+
+@each_graph
+def test_closed_windows_on_the_gpu(mode: str) -> None:
+    model, good, bad = (each.cuda().double() for each in zoo.sometimes_closed())
+    compiled = GaiaZ(model, engine="compiled", mode=mode).prepare(good)
+    x = torch.cat([good[:1], bad, good[1:]])
+    torch.testing.assert_close(compiled(x), GaiaZ(model, engine="hooks", backend="torch")(x), rtol=1e-4, atol=0)
+
+
+class Flattened(nn.Module):
+    """A head that reads a map position by position: in another order where the channels come last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(*zoo.conv_norm(3, 8), nn.ReLU(), *zoo.conv_norm(8, 4, stride=2), nn.ReLU())
+        self.fc = nn.Linear(4 * 8 * 8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.trunk(x).flatten(1))
+
+
+@each_detector
+def test_a_map_that_is_flattened_on_the_gpu(make: Callable[..., GaiaZ]) -> None:
+    torch.manual_seed(0)
+    model = Flattened().eval().cuda().double()
+    x = torch.randn(5, 3, 16, 16, device="cuda", dtype=torch.float64)
+    compiled = make(model, engine="compiled", mode="cudagraph").prepare(x)
+    torch.testing.assert_close(compiled(x), make(model, engine="hooks", backend="torch")(x), rtol=1e-6, atol=0)
+
+
+def test_what_cannot_be_recorded_runs_eagerly_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("gaia_fast.compiled.modes.cudagraph.Recorded", refused)
+    model, x = zoo.build("strided_shortcut").cuda(), torch.randn(2, 3, 16, 16, device="cuda")
+    plan = GaiaZ(model, engine="compiled").plan(x)
+    assert plan.mode is not None
+    assert plan.mode.name == "eager"
+    assert "capturing" in plan.mode.why
+    with pytest.raises(CompilationError, match="mode='eager'"):
+        GaiaZ(model, engine="compiled", mode="cudagraph").prepare(x)
 
 
 def test_a_graph_on_a_stream_of_the_callers_on_the_gpu() -> None:
@@ -122,12 +220,13 @@ def test_a_graph_on_a_stream_of_the_callers_on_the_gpu() -> None:
     assert torch.equal(got, expected)
 
 
+@each_graph
 @pytest.mark.parametrize("make", [GaiaZ, GaiaA])
-def test_a_graph_keeps_what_it_reads_on_the_gpu(make: Callable[..., GaiaZ]) -> None:
+def test_a_graph_keeps_what_it_reads_on_the_gpu(make: Callable[..., GaiaZ], mode: str) -> None:
     """The compiler forgets its programs, and all memory that is free is overwritten: the graph's weights stay."""
     model = models.resnet18(num_classes=10).eval().cuda()
     x = torch.randn(4, 3, 32, 32, device="cuda")
-    compiled = make(model, engine="compiled", mode="cudagraph").prepare(x)
+    compiled = make(model, engine="compiled", mode=mode).prepare(x)
     expected = compiled(x)
     torch._dynamo.reset()
     gc.collect()

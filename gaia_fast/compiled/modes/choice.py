@@ -20,7 +20,7 @@ from gaia_fast.errors import ArgumentError
 
 MODES = ("eager", "native", "inductor", "onnxruntime", "cudagraph")
 FLOAT32_ALONE = ("native", "onnxruntime")
-CHECKING = ("cudagraph",)  # whose runners check images, results and the model's memory, too
+GRAPHS = ("inductor", "cudagraph")  # the modes that replay CUDA graphs, on a CUDA device
 
 
 def check(requested: str) -> None:
@@ -66,10 +66,11 @@ def choose(requested: str, x: Tensor, graph: fx.GraphModule) -> Choice:
     if requested != "auto":
         return Choice(requested, "asked for")
     if x.device.type == "cuda":
-        # ResNet34 in bfloat16, one image, on an H200 (benchmarks/results/nvidia-h200/engines.json): GAIA-Z takes
-        # 11.4 ms in eager and 2.8 in cudagraph, GAIA-A 7.8 and 3.2. But the compiler works anew for each number of
-        # images, in the middle of what may be a service: only who asks for that gets it.
-        return Choice("eager", "compiles nothing; mode='cudagraph' is faster, and compiles for each number of images")
+        # GAIA-Z on an H200 (benchmarks/results/nvidia-h200/engines.json), milliseconds of the program in eager, in a
+        # CUDA graph, and in one of the compiler's kernels. ResNet34 in bfloat16: 10.5, 0.98 and 0.69 with one 32x32
+        # image, 11.9, 2.5 and 1.5 with 128; ResNet-50: 14.0, 9.9 and 4.0 with 64 of 224x224. The compiler works for
+        # tens of seconds, and anew for each number of images: only who asks for that gets it.
+        return Choice("cudagraph", "one launch, and nothing is compiled; mode='inductor' is faster, and compiles")
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return _choose_float32(graph)
     if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
@@ -93,6 +94,11 @@ def _choose_float32(graph: fx.GraphModule) -> Choice:
     return Choice("inductor", f"onnxruntime would be faster: {no_onnx}")
 
 
+def checks_itself(mode: str, x: Tensor) -> bool:
+    """Whether runners of a mode check such images, their results and the model's memory, if they are asked to."""
+    return mode in GRAPHS and x.device.type == "cuda"
+
+
 def make_runner(mode: str, program: Program, example: Tensor, dynamic: bool, checks: Checks | None = None) -> Runner:
     """Makes a program ready to run on images like `example`.
 
@@ -101,14 +107,14 @@ def make_runner(mode: str, program: Program, example: Tensor, dynamic: bool, che
         program: what to run.
         example: images, of which the first is enough.
         dynamic: whether the program takes any number of images; else it takes as many as `example` has.
-        checks: what the runner checks, in a mode of `CHECKING`, for one output more: (N,) bools.
+        checks: what the runner checks, where `checks_itself`, for one output more: (N,) bools.
 
     Raises:
         BackendError, ModelError: the mode cannot run here, or not this program.
     """
     runner: Runner
     if mode == "inductor":
-        runner = Inductor(program.graph, example)
+        runner = Inductor(program.graph, example, checks)
     elif mode == "cudagraph":
         runner = CudaGraph(program.graph, example, checks)
     elif mode == "native":

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiled.batch import repeated
-from gaia_fast.compiled.modes.runner import Meanwhile, nothing
+from gaia_fast.compiled.checked import Checks
+from gaia_fast.compiled.modes.recorded import Recorded
+from gaia_fast.compiled.modes.runner import Meanwhile, Runner, nothing
 from gaia_fast.compiled.modes.sizes import FixedSizes
 from gaia_fast.errors import CompilationError, first_line
 
@@ -12,12 +14,24 @@ from gaia_fast.errors import CompilationError, first_line
 class Inductor(FixedSizes):
     """Compiles the graph for each number of images that is prepared; the first takes tens of seconds.
 
+    On a CUDA device what it made is recorded into a CUDA graph.
+
+    Args:
+        graph: the program.
+        example: images, of which the first is enough.
+        checks: see `Recorded`; on other devices nothing is recorded.
+
     Raises:
         CompilationError: the compiler failed; on the CPU it needs a C++ compiler.
     """
 
-    def __init__(self, graph: fx.GraphModule, example: Tensor) -> None:
-        super().__init__(lambda images: Frozen(graph, repeated(example, images)))
+    def __init__(self, graph: fx.GraphModule, example: Tensor, checks: Checks | None = None) -> None:
+        def make(images: int) -> Runner:
+            x = repeated(example, images)
+            run = Frozen(graph, x)
+            return Recorded(run, x, checks) if x.device.type == "cuda" else run
+
+        super().__init__(make)
 
 
 class Frozen:

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from gaia_fast.compiled.modes.runner import Meanwhile, Runner, nothing
 
+# On an H200 a CUDA graph is ten times faster than the same operators one by one, of ResNet34 with one 32x32 image.
+_MOST_PARTS = 8
+
 
 class FixedSizes:
     """Keeps a runner for each number of images prepared; others are filled up with copies of the last image, or split.
@@ -17,10 +20,16 @@ class FixedSizes:
     Args:
         make: makes the runner for a number of images; None where there are those of `runners` alone.
         runners: by number of images.
+        otherwise: runs what would be split into more than `_MOST_PARTS`; None to split it all the same.
     """
 
-    def __init__(self, make: Callable[[int], Runner] | None, runners: Mapping[int, Runner] | None = None) -> None:
-        self._make = make
+    def __init__(
+        self,
+        make: Callable[[int], Runner] | None,
+        runners: Mapping[int, Runner] | None = None,
+        otherwise: Runner | None = None,
+    ) -> None:
+        self._make, self._otherwise = make, otherwise
         self._runners: dict[int, Runner] = dict(runners or {})
         self._lock = threading.Lock()
 
@@ -45,6 +54,9 @@ class FixedSizes:
             size = min(larger)
             filled = torch.cat([x, x[-1:].expand(size - images, -1, -1, -1)])
             return tuple(each[:images] for each in self._runners[size](filled, meanwhile))
-        first, *others = x.split(max(self._runners))
+        largest = max(self._runners)
+        if self._otherwise is not None and images > _MOST_PARTS * largest:
+            return self._otherwise(x, meanwhile)
+        first, *others = x.split(largest)
         parts = [self(first, meanwhile), *(self(part) for part in others)]
         return tuple(torch.cat(each) for each in zip(*parts, strict=True))
