@@ -133,25 +133,26 @@ class Fingerprint:
         """Whether the model is the same: a bool, or where a device has to tell, a 0-d tensor.
 
         Args:
-            but_for: a device whose memory is compared by `same_bytes_on`; that tensors are in place is asked here.
+            but_for: a device whose memory is compared elsewhere; that tensors are in place is asked here.
         """
         if self._watch is not None and not self._watch.unchanged():
             return False
         if not all(node.holds() for node in self._slow):
             return False
-        devices = [expected.device for _, expected in self._samples]
-        same = [self.same_bytes_on(device) for device in devices if device != but_for]
+        same = [
+            _same_bytes(_together(views), expected) for views, expected in self._samples if expected.device != but_for
+        ]
         return same[0] if len(same) == 1 else all(bool(each) for each in same)
 
-    def same_bytes_on(self, device: torch.device) -> bool | Tensor:
-        """Whether a device's memory holds what it held, where all tensors are in place (`holds`).
+    def sample_on(self, device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """Returns what is compared of a device's memory, where all tensors are in place: views, and what they held.
 
-        What it reads is kept alive, so that a CUDA graph may ask again and again.
+        Both are uint8; the views are kept alive, so that a CUDA graph may read them again and again.
         """
         for views, expected in self._samples:
             if expected.device == device:
-                return _same_bytes(_together(views), expected)
-        return True
+                return views, expected
+        return [], torch.empty(0, dtype=torch.uint8, device=device)
 
     def renewed(self) -> "Fingerprint":
         """The same, of the objects that are there now: faster to ask where some are others, and no different."""

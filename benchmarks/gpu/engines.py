@@ -4,8 +4,8 @@ Networks: ResNet34 at 32x32 with 1, 8, 128 and 512 images, and torchvision's Res
 float32 as PyTorch has it by default, and bfloat16. Medians of CUDA events, after warming up, rows of one case in turns.
 "Its program alone" is what a compiled detector replays, without what it does around it: checks of the model, and the
 wait for the answer. Making takes most of the time, so each case is made in a process of its own, all at once; they are
-timed one after the other, when all are made, and `--beside`, if given, has ended. What the goals name comes first, and
-what no longer fits in `--seconds` is named and left out. Printed last: each goal with what was measured.
+timed one after the other, when all are made. What the goals name comes first, and what no longer fits in `--seconds` is
+named and left out. Printed last: each goal with what was measured.
 """
 
 import argparse
@@ -26,7 +26,6 @@ from torch.profiler import ProfilerActivity, profile
 
 import gaia_fast
 from gaia_fast import GaiaA, GaiaZ
-from gaia_fast.compiled.channels_last import channels_last
 from gaia_fast.compiled.modes.inductor import Inductor
 from gaia_fast.errors import GaiaError
 from gaia_fast.files import write_text
@@ -67,7 +66,6 @@ def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> d
         "plain, eager": lambda: lambda: no_grad(model, x),
         "plain, cudagraph": lambda: bind(plain(model, "cudagraph", x), x),
         "plain, inductor": lambda: bind(plain(model, "inductor", x), x),
-        "plain, inductor, channels last": lambda: bind(plain(model, "inductor", x, channels_last), x),
     }
     more = {}
     for detector, layers in ((GaiaZ, None), (GaiaA, late)):
@@ -262,7 +260,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="the table, as JSON")
     parser.add_argument("--seconds", type=float, default=540)
-    parser.add_argument("--beside", type=int, help="a process that is waited for before anything is timed")
     parser.add_argument("--only", nargs="*", default=[], help="cases with one of these in their names; all by default")
     parser.add_argument("--kernels", nargs="*", default=[], help="cases, as in --only, whose kernels are printed")
     parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
@@ -283,8 +280,6 @@ def main() -> None:
     while left() > each * len(made) and not all(case.is_made(0.1) or case.has_failed() for case in made):
         time.sleep(0.5)
     print(f"made in {time.monotonic() - begin:.0f} s", file=sys.stderr)
-    while arguments.beside and Path(f"/proc/{arguments.beside}").exists() and left() > each:
-        time.sleep(0.2)
     rows = []
     for index, case in enumerate(made):
         spent = case.times(min(left(), 2 * each)) if case.is_made(left() - each * (len(made) - index)) else {}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from gaia_fast.compiled.modes.runner import Meanwhile, Runner, nothing
@@ -24,9 +25,15 @@ class Checks:
 
     def before(self, x: Tensor) -> Tensor:
         """Returns (N,) bools: which images are finite; none where the model's memory holds something else."""
-        same = self.state.same_bytes_on(x.device)
+        views, expected = self.state.sample_on(x.device)
         finite = soundness.finite_images(x)
-        return finite if same is True else finite & same
+        if not views:
+            return finite
+        now = torch.empty_like(expected)
+        # A block for each view. A concatenation starts as many for the shortest as for the longest: of ResNet34 on an
+        # H200 it took 116 us, a fifth of what the program does.
+        torch._foreach_copy_(now.split([each.numel() for each in views]), views)
+        return finite & (now == expected).all()
 
     def after(self, outputs: Sequence[Tensor]) -> Tensor:
         """Returns (N,) bools: which images' results mean something."""

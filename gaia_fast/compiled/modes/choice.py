@@ -66,10 +66,10 @@ def choose(requested: str, x: Tensor, graph: fx.GraphModule) -> Choice:
     if requested != "auto":
         return Choice(requested, "asked for")
     if x.device.type == "cuda":
-        # GAIA-Z on an H200 (benchmarks/results/nvidia-h200/engines.json), milliseconds of the program in eager, in a
-        # CUDA graph, and in one of the compiler's kernels. ResNet34 in bfloat16: 10.5, 0.98 and 0.69 with one 32x32
-        # image, 11.9, 2.5 and 1.5 with 128; ResNet-50: 14.0, 9.9 and 4.0 with 64 of 224x224. The compiler works for
-        # tens of seconds, and anew for each number of images: only who asks for that gets it.
+        # GAIA-Z's program on an H200 in eager, in a CUDA graph, and in one of the compiler's kernels
+        # (benchmarks/results/nvidia-h200/engines.json), milliseconds. ResNet34 in bfloat16: 15.2, 1.16 and 0.73 with
+        # one 32x32 image, 16.1, 2.6 and 1.6 with 128; ResNet-50: 19.8, 10.2 and 4.0 with 64 of 224x224. The compiler
+        # works for tens of seconds, and anew for each number of images: only who asks for that gets it.
         return Choice("cudagraph", "one launch, and nothing is compiled; mode='inductor' is faster, and compiles")
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return _choose_float32(graph)
