@@ -10,6 +10,6 @@ from gaia_fast.compiled.program import Program
 
 def plain(model: nn.Module, mode: str, x: Tensor) -> Runner:
     """Returns a function of images like `x` that gives the logits alone."""
-    captured = capture(model, x, [], False, None)
+    captured = capture(model, x, [], None)
     fold(captured.graph)
     return make_runner(mode, Program(captured.graph, ("logits",), ()), x, captured.dynamic)

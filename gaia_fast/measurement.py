@@ -27,8 +27,9 @@ class Measurement:
     Attributes:
         logits: (N, C), in the model's dtype.
         score: (N,) float32.
-        maps: the inspected maps, in the order in which the model made them.
-        packed: (N, sum of K_l): the rows of Lambda without padding, before the division by each map's H_l * W_l.
+        maps: the inspected maps, in the order in which the model made them; none where the output component is all.
+        packed: (N, sum of K_l): the rows of Lambda without padding, before the division by each map's H_l * W_l; (N, 1)
+            where there are no maps.
         output_component: (N,), what each image's row is divided by; None for 1.
     """
 
@@ -40,8 +41,8 @@ class Measurement:
 
     def abnormality(self) -> list[Tensor]:
         """Returns E[eps | A^kl] of each layer, (N, K_l) float32 (float64 for float64 models)."""
-        columns = self.packed.abs().split([each.channels for each in self.maps], dim=1)
-        eps = [column / each.area for column, each in zip(columns, self.maps, strict=True)]
+        columns = self.packed.abs().split([each.channels for each in self.maps] or [1], dim=1)
+        eps = [column / area for column, area in zip(columns, [each.area for each in self.maps] or [1], strict=True)]
         if self.output_component is not None:
             eps = [each / self.output_component.unsqueeze(1) for each in eps]
         return eps

@@ -18,8 +18,9 @@ from gaia_fast import checks
 from gaia_fast.capture import ForwardHooks, in_grad_mode
 from gaia_fast.errors import LayerError
 from gaia_fast.graph import check_norms
+from gaia_fast.head import Head, find_head
 from gaia_fast.kept import undisturbed
-from gaia_fast.layers import Head, InspectedLayer, MapNames, find_head, inspected_layers, is_feature_map
+from gaia_fast.layers import InspectedLayer, MapNames, inspected_layers, is_feature_map
 from gaia_fast.method import Method
 from gaia_fast.survey import Passes
 
@@ -136,11 +137,28 @@ def gaia_a(
     return Reference(_norm(abnormality, p), abnormality, trace.logits.detach())
 
 
+def run(
+    method: Method,
+    model: nn.Module,
+    x: Tensor,
+    layers: Sequence[str] | None = None,
+    head: str | nn.Module | None = None,
+) -> Reference:
+    """Returns what `gaia_z` or `gaia_a` gives: whichever the method is, with its options.
+
+    Raises:
+        GaiaError: of the kind that fits; bad input never gives a number.
+    """
+    if method.name == "gaia-z":
+        return gaia_z(model, x, layers, p=method.p)
+    return gaia_a(model, x, layers, head, method.fusion, method.statistic, p=method.p)
+
+
 class _Trace:
     """One recorded forward pass: the logits, and where gradients are to be taken."""
 
-    def __init__(self, model: nn.Module, images: int, asked_for: bool) -> None:
-        self.model, self.images, self.asked_for = model, images, asked_for
+    def __init__(self, model: nn.Module, images: int) -> None:
+        self.model, self.images = model, images
         self.map_names = MapNames()
         self.calls: Counter[InspectedLayer] = Counter()
         self.names: list[str] = []
@@ -153,7 +171,7 @@ class _Trace:
 
     def see(self, layer: InspectedLayer, _: nn.Module, output: Tensor) -> Tensor | None:
         self.calls[layer] += 1
-        if not is_feature_map(output, layer, self.images, self.asked_for):
+        if not is_feature_map(output, layer, self.images):
             return None
         self.names.append(self.map_names.next(layer))
         output, edge = _edge(output)
@@ -176,10 +194,10 @@ class _Trace:
 def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Head | None = None) -> _Trace:
     checks.check_model(model)
     checks.check_images(x, model)
-    inspected, asked_for = inspected_layers(model, layers), layers is not None
+    inspected = inspected_layers(model, layers)
 
     def watch(hooks: ForwardHooks) -> _Trace:
-        trace = _Trace(model, x.shape[0], asked_for)
+        trace = _Trace(model, x.shape[0])
         for layer in inspected:
             layer.watch(hooks, partial(trace.see, layer))
         if head is not None:
@@ -189,7 +207,7 @@ def _record(model: nn.Module, x: Tensor, layers: Sequence[str] | None, head: Hea
 
     output, trace, ran = Passes().run(model, x.detach().clone().requires_grad_(), watch)
     trace.logits = checks.logits_of(output, x.shape[0])
-    trace.map_names.check_called(inspected, asked_for, ran)
+    trace.map_names.check_called(inspected, ran)
     if trace.logits.requires_grad:
         check_norms(trace.logits, inspected, trace.calls)
     return trace

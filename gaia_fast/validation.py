@@ -15,6 +15,7 @@ from gaia_fast.compiled.modes import MODES
 from gaia_fast.detector import ENGINES, GaiaOutput
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError, DataError, GaiaError
 from gaia_fast.evaluation import METHODS, Detector, make_detector
+from gaia_fast.method import Method
 from gaia_fast.reference import Reference
 from gaia_fast.truth import copy_in, relative_error
 
@@ -116,6 +117,9 @@ def validate(
     gaia_a = {"head": head, "fusion": fusion, "statistic": statistic}
     truth_model = copy_in(model, torch.float64)
     rows = [row for method in methods for row in _rows(method, model, layers.get(method), gaia_a, engines)]
+    measured = {
+        method: Method(method) if method == "gaia-z" else Method(method, fusion, statistic) for method in methods
+    }
     own_error = dict.fromkeys(methods, 0.0)
     images = channels = float64_counts = 0
     dtype = ""
@@ -123,8 +127,8 @@ def validate(
     for x in batches:
         images, dtype = images + x.shape[0], str(x.dtype).removeprefix("torch.")
         for method in methods:
-            truth = _reference(method, truth_model, x.double(), layers.get(method), gaia_a)
-            own = _reference(method, model, x, layers.get(method), gaia_a)
+            truth = reference.run(measured[method], truth_model, x.double(), layers.get(method), head)
+            own = reference.run(measured[method], model, x, layers.get(method), head)
             own_error[method] = max(own_error[method], relative_error(own.score, truth.score))
             areas: list[int] = []
             if method == "gaia-z":
@@ -235,14 +239,6 @@ def _rows(
             else:
                 rows.append(_Row(method, engine, variant, detector))
     return rows
-
-
-def _reference(
-    method: str, model: nn.Module, x: Tensor, layers: Sequence[str] | None, gaia_a: Mapping[str, str | None]
-) -> Reference:
-    if method == "gaia-z":
-        return reference.gaia_z(model, x, layers)
-    return reference.gaia_a(model, x, layers, **gaia_a)  # type: ignore[arg-type]
 
 
 def _count_differences(found: Sequence[Tensor], expected: Sequence[Tensor], areas: Sequence[int]) -> int:

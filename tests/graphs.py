@@ -10,7 +10,7 @@ from gaia_fast.compiled.capture import Captured, capture
 def captured(model: nn.Module, x: Tensor, names: list[str] | None = None, with_head: bool = True) -> Captured:
     with torch.no_grad():
         head = layers.find_head(model, x, None) if with_head else None
-    return capture(model, x, layers.inspected_layers(model, names), names is not None, head)
+    return capture(model, x, layers.inspected_layers(model, names), head)
 
 
 def targets(module: torch.fx.GraphModule) -> list[object]:

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.errors import LayerError
-from gaia_fast.layers import find_head, inspected_layers, is_normalisation
+from gaia_fast.head import find_head
+from gaia_fast.layers import inspected_layers, is_normalisation
 
 from zoo import NormAct, Pooled, build, conv_norm, image_size, images
 

@@ -74,7 +74,7 @@ def distort(monkeypatch, detector, change):
 
     def score(self, x, *, return_matrix=False):
         out = right(self, x, return_matrix=return_matrix)
-        return change(out) if (self._engine, self._backend) == ("hooks", "torch") else out
+        return change(out) if (self._options.engine, self._options.backend) == ("hooks", "torch") else out
 
     monkeypatch.setattr(detector, "score", score)
 

@@ -89,11 +89,11 @@ def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> d
                 return bind(kept[0].score, x)
 
             wanted[f"{title}, compiled, {mode}"] = prepared
-            wanted[f"{title}, its program alone, {mode}"] = lambda kept=kept: bind(kept[0]._compiled.find(x).runner, x)
+            wanted[f"{title}, its program alone, {mode}"] = lambda kept=kept: bind(kept[0].program(x).runner, x)
         if (name, x.dtype, x.shape[0]) == THOROUGH:
             for backend in BACKENDS[1:]:
                 more[f"{title}, its program alone, own kernels, {backend}"] = lambda kept=kept, backend=backend: bind(
-                    Inductor(on_own_kernels(kept[0]._compiled.find(x).program.graph, backend)[0], x), x
+                    Inductor(on_own_kernels(kept[0].program(x).program.graph, backend)[0], x), x
                 )
         for backend in BACKENDS:
             wanted[f"{title}, hooks, {backend}"] = lambda make=detector, layers=layers, backend=backend: bind(

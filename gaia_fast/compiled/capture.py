@@ -18,7 +18,8 @@ from gaia_fast import checks
 from gaia_fast.capture import ForwardHooks
 from gaia_fast.compiled.batch import export_arguments
 from gaia_fast.errors import CompilationError, GaiaError, first_line
-from gaia_fast.layers import Head, InspectedLayer, MapNames, is_feature_map
+from gaia_fast.head import Head
+from gaia_fast.layers import InspectedLayer, MapNames, is_feature_map
 from gaia_fast.measurement import FeatureMap
 from gaia_fast.ops.library import register
 
@@ -67,7 +68,6 @@ def capture(
     model: nn.Module,
     x: Tensor,
     layers: list[InspectedLayer],
-    asked_for: bool,
     head: Head | None,
     dynamic: bool | None = None,
 ) -> Captured:
@@ -76,7 +76,7 @@ def capture(
     Args:
         model: the classifier, checked and in eval mode.
         x: (N, C, H, W) images; the graph is made for their C, H, W, dtype and device.
-        layers, asked_for: as in `gaia_fast.hooks.measure`.
+        layers: the modules whose maps are inspected.
         head: where Phi and A_last are; None where the method needs neither.
         dynamic: whether the graph is made for any number of images, or for that of `x`; None for any, if that can be.
             PyTorch refuses numbers that its graph does not hold for, but one image: that has to be tried.
@@ -86,19 +86,19 @@ def capture(
         LayerError: as in the other engines.
     """
     if dynamic is not None:
-        return _export(model, x, dynamic, layers, asked_for, head)
+        return _export(model, x, dynamic, layers, head)
     try:
-        return _export(model, x, True, layers, asked_for, head)
+        return _export(model, x, True, layers, head)
     except CompilationError:
         # A model may have its batch size written into it, and still be a graph.
-        return _export(model, x, False, layers, asked_for, head)
+        return _export(model, x, False, layers, head)
 
 
 class _Marker:
     """Finds the places in one run of the model, and puts a mark at each. No module: the exporter puts those back."""
 
-    def __init__(self, layers: list[InspectedLayer], asked_for: bool, head: Head | None) -> None:
-        self._layers, self._asked_for, self._head = layers, asked_for, head
+    def __init__(self, layers: list[InspectedLayer], head: Head | None) -> None:
+        self._layers, self._head = layers, head
         self.begin()
 
     def begin(self) -> None:
@@ -113,7 +113,7 @@ class _Marker:
             hooks.before(self._head.module, self._mark_phi)
 
     def _mark_map(self, images: int, layer: InspectedLayer, _: nn.Module, output: Any) -> Tensor | None:
-        if not is_feature_map(output, layer, images, self._asked_for):
+        if not is_feature_map(output, layer, images):
             return None
         self.maps.append(FeatureMap(self.names.next(layer), *output.shape[1:]))
         return MARK(output, MAP, len(self.maps) - 1)
@@ -142,10 +142,8 @@ class _Marked(nn.Module):
             return checks.logits_of(self.model(x), x.shape[0])
 
 
-def _export(
-    model: nn.Module, x: Tensor, dynamic: bool, layers: list[InspectedLayer], asked_for: bool, head: Head | None
-) -> Captured:
-    marker = _Marker(layers, asked_for, head)
+def _export(model: nn.Module, x: Tensor, dynamic: bool, layers: list[InspectedLayer], head: Head | None) -> Captured:
+    marker = _Marker(layers, head)
     arguments, sizes = export_arguments(x, dynamic)
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -159,7 +157,7 @@ def _export(
     except Exception as error:
         raise CompilationError(_refusal(model, error)) from error
     if layers:
-        marker.names.check_called(layers, asked_for)
+        marker.names.check_called(layers)
     assert isinstance(graph, fx.GraphModule)
     _show_indices(graph)
     return Captured(graph, tuple(marker.maps), dynamic, saturating)

@@ -18,7 +18,8 @@ from gaia_fast.compiled.program import Program, build
 from gaia_fast.compiled.verification import Verifier, rounding
 from gaia_fast.compiled.zero_density import Density, analyse
 from gaia_fast.errors import CompilationError, GaiaError, ModelError, first_line
-from gaia_fast.layers import Head, InspectedLayer, find_head, inspected_layers
+from gaia_fast.head import Head, find_head
+from gaia_fast.layers import InspectedLayer, explicit_names, inspected_layers
 from gaia_fast.method import Method
 from gaia_fast.reference import Reference
 from gaia_fast.survey import Passes, nothing
@@ -53,50 +54,48 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Source:
     """What is made a program of: a model, what of it is inspected, and what is measured.
 
     Attributes:
-        model, layers, asked_for, head, method: as in `gaia_fast.hooks.measure`.
+        model: the classifier, checked and in eval mode.
         modules: all of the model's.
+        layers: the modules whose maps are inspected.
+        head: where GAIA-A's components meet; None where the method needs none.
+        method: what to measure.
     """
 
     model: nn.Module
     modules: list[nn.Module]
     layers: list[InspectedLayer]
-    asked_for: bool
     head: Head | None
     method: Method
 
-    def in_dtype(self, dtype: torch.dtype, x: Tensor) -> "Subject":
+    def in_dtype(self, dtype: torch.dtype, x: Tensor) -> "Source":
         """Returns a copy of it all in another dtype; ModelError where there can be none."""
         model = copy_in(self.model, dtype)
-        names = [layer.name for layer in self.layers]
         head = None
         if self.head is not None:
-            head = find_head(model, x.to(dtype), self.head.name if self.head.asked_for else None)
-        layers = inspected_layers(model, names) if names else []
-        return Subject(model, list(model.modules()), layers, self.asked_for, head, self.method)
+            head = find_head(model, x.to(dtype), self.head.name if self.head.explicit else None)
+        layers = inspected_layers(model, explicit_names(self.layers)) if self.layers else []
+        return Source(model, list(model.modules()), layers, head, self.method)
 
     def verifier(self) -> Verifier:
         """Returns what holds a program to the reference."""
-        names = [layer.name for layer in self.layers] if self.asked_for else None
-        return Verifier(self.model, self.method, names, self.head)
+        return Verifier(self.model, self.method, explicit_names(self.layers), self.head)
 
     def capture(self, x: Tensor, dynamic: bool) -> Captured:
         """Returns the model as a graph; see `gaia_fast.compiled.capture`."""
-        return capture(self.model, x, self.layers, self.asked_for, self.head, dynamic)
+        return capture(self.model, x, self.layers, self.head, dynamic)
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def prepare(
-    subject: Subject, x: Tensor, mode: str, thorough: bool = False, dtype: torch.dtype | None = None
-) -> Prepared:
+def prepare(source: Source, x: Tensor, mode: str, thorough: bool = False, dtype: torch.dtype | None = None) -> Prepared:
     """Makes a program for images like `x`, and compares it with the reference on them.
 
     Args:
-        subject: what it is made of; left as it was.
+        source: what it is made of; left as it was.
         x: (N, C, H, W) images, checked, N at least 1.
         mode: a name of `gaia_fast.compiled.modes.MODES`, or "auto".
         thorough: as in `zero_density.analyse`.
@@ -111,28 +110,28 @@ def prepare(
             "autocast decides dtypes while a model runs, and a compiled program has decided before; leave it, and "
             "convert the model: model.to(torch.bfloat16)"
         )
-    _refuse_backward_hooks(subject.model)
+    _refuse_backward_hooks(source.model)
     plain = x.detach().as_subclass(Tensor).contiguous()
     passes = Passes()
-    state = fingerprint.settled(subject.modules, lambda: passes.run(subject.model, plain, nothing))
+    state = fingerprint.settled(source.modules, lambda: passes.run(source.model, plain, nothing))
     widened = modes.computes_in(mode, plain) if dtype is None else dtype
     if widened != plain.dtype:
         try:
-            copied = subject.in_dtype(widened, plain)
-            return _Preparation(copied, plain.to(widened), mode, thorough).prepared(subject.head, state)
+            copied = source.in_dtype(widened, plain)
+            return _Preparation(copied, plain.to(widened), mode, thorough).prepared(source.head, state)
         except ModelError as error:
             if mode != "auto":
                 who = f"mode={mode!r}" if dtype is None else "the file"
                 raise CompilationError(
                     f"{who} computes in {widened}, and the model, widened to it, cannot be compiled: {error}"
                 ) from error
-    return _Preparation(subject, plain, mode, thorough).prepared(subject.head, state)
+    return _Preparation(source, plain, mode, thorough).prepared(source.head, state)
 
 
 class _Preparation:
-    def __init__(self, subject: Subject, x: Tensor, mode: str, thorough: bool) -> None:
-        self.subject, self.x, self.mode, self.thorough = subject, x, mode, thorough
-        self.verifier = subject.verifier()
+    def __init__(self, source: Source, x: Tensor, mode: str, thorough: bool) -> None:
+        self.source, self.x, self.mode, self.thorough = source, x, mode, thorough
+        self.verifier = source.verifier()
 
     @cached_property
     def own(self) -> Reference:
@@ -150,20 +149,20 @@ class _Preparation:
             return self._attempt(False, head, state)
 
     def _attempt(self, dynamic: bool, head: Head | None, state: fingerprint.Fingerprint) -> Prepared:
-        captured = self.subject.capture(self.x, dynamic)
+        captured = self.source.capture(self.x, dynamic)
         own = self.own  # refuses, by name, what cannot be scored at all: a map that nothing reads
-        if captured.saturating and self.subject.method.name == "gaia-z":
+        if captured.saturating and self.source.method.name == "gaia-z":
             raise CompilationError(
-                f"{type(self.subject.model).__name__} has {', '.join(captured.saturating)}, in place: its gradient is "
+                f"{type(self.source.model).__name__} has {', '.join(captured.saturating)}, in place: its gradient is "
                 "zero where its result is rounded to the bound, and a program would count it. Use inplace=False "
                 "(another count, then) or engine='hooks'"
             )
         fold(captured.graph)
         chosen = modes.choose(self.mode, self.x, captured.graph)
-        if self.subject.method.name == "gaia-z":
+        if self.source.method.name == "gaia-z":
             program, ways = self._counting(captured)
         else:
-            program = build(captured, self.subject.method, self.subject.head)
+            program = build(captured, self.source.method, self.source.head)
             ways = ["adjoint"] * len(captured.maps)
         if dynamic:
             self._check(program, program.graph, chosen, self.others)
@@ -186,7 +185,7 @@ class _Preparation:
         ways = [str(each) if isinstance(each, Density) else f"adjoint, {each}" for each in found]
         densities = [each if isinstance(each, Density) else None for each in found]
         while True:
-            program = build(captured, self.subject.method, self.subject.head, densities)
+            program = build(captured, self.source.method, self.source.head, densities)
             outputs = self._outputs(program, program.graph, self.x)
             wrong = dict(self._wrong(program, outputs, densities))
             if not wrong:
@@ -223,7 +222,7 @@ class _Preparation:
             raise
         except Exception as error:
             raise CompilationError(
-                f"the program of {type(self.subject.model).__name__} fails on {len(x)} images: {first_line(error)}; "
+                f"the program of {type(self.source.model).__name__} fails on {len(x)} images: {first_line(error)}; "
                 "engine='hooks' scores it as it is"
             ) from error
 
@@ -233,7 +232,7 @@ class _Preparation:
             off, allowed = self.verifier.error(self._outputs(program, run, x), x, own)
             if not off <= allowed:
                 raise ModelError(
-                    f"the program of {type(self.subject.model).__name__} in mode {mode.name!r} is off by {off:.2g} "
+                    f"the program of {type(self.source.model).__name__} in mode {mode.name!r} is off by {off:.2g} "
                     f"from the reference on {len(x)} of the example images, more than {allowed:.2g}; engine='hooks' "
                     "scores it as it is"
                 )

@@ -21,7 +21,7 @@ from gaia_fast.compiled.capture import LAST, MAP, MARK, PHI, Captured
 from gaia_fast.compiled.fold import fold_constants, for_any_layout
 from gaia_fast.compiled.zero_density import Condition, Counter, Density
 from gaia_fast.errors import CompilationError, GaiaError, LayerError, first_line
-from gaia_fast.layers import Head
+from gaia_fast.head import Head
 from gaia_fast.measurement import FeatureMap
 from gaia_fast.method import Method
 from gaia_fast.ops.maps import accumulator_dtype
@@ -37,7 +37,7 @@ class Program:
         graph: ATen operators from the images to a tuple of `outputs`.
         outputs: names, of: "logits" (N, C); "score" (N,) float32; "packed" (N, sum of K_l) and "component" (N,), as in
             `Measurement`; "live" (N, conditions), positive where what the densities counted forward need is true.
-        maps: the inspected maps, or the one entry that stands for the output component alone.
+        maps: the inspected maps; none where the output component is all.
         conditions: what the columns of "live" stand for.
     """
 
@@ -84,8 +84,7 @@ def build(
     spread_last(graph)
     fold_constants(fold_rows(graph))
     _own_results(graph)
-    maps = captured.maps or (FeatureMap("output component", 1, 1, 1),)
-    return Program(graph, tuple(recorder.outputs), maps, recorder.counter.conditions)
+    return Program(graph, tuple(recorder.outputs), captured.maps, recorder.counter.conditions)
 
 
 def without_recourse(program: Program) -> Program:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gaia_fast import reference
 from gaia_fast.errors import CompilationError, GaiaError
-from gaia_fast.layers import Head
+from gaia_fast.head import Head
 from gaia_fast.method import Method
 from gaia_fast.reference import Reference
 from gaia_fast.truth import copy_in
@@ -129,10 +129,7 @@ class Verifier:
 
     @torch.enable_grad()
     def _measure(self, model: nn.Module, x: Tensor) -> Reference:
-        method = self._method
-        if method.name == "gaia-z":
-            return reference.gaia_z(model, x, self._names, p=method.p)
-        return reference.gaia_a(model, x, self._names, self._head, method.fusion, method.statistic, p=method.p)
+        return reference.run(self._method, model, x, self._names, self._head)
 
 
 def _errors(logits: Tensor, score: Tensor, truth: Reference, told: Tensor | None = None) -> Tensor:

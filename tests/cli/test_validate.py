@@ -45,7 +45,7 @@ def test_wrong_scores_fail(run, folder, request, monkeypatch):
 
     def score(self, x, **options):
         out = right(self, x, **options)
-        return dataclasses.replace(out, score=out.score * 1.001) if self._backend == "torch" else out
+        return dataclasses.replace(out, score=out.score * 1.001) if self._options.backend == "torch" else out
 
     monkeypatch.setattr(GaiaZ, "score", score)
     found = run("validate", request.getfixturevalue(folder), *DIGITS, *EAGER, "--json", "out.json")

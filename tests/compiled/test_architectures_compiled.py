@@ -129,7 +129,7 @@ def sensitivity(
 
 def native_error(compiled: GaiaA | GaiaZ, x: torch.Tensor, truth: torch.Tensor) -> float:
     """The same program on the package's own kernels: the largest relative error, of images that need no hooks."""
-    program = compiled._compiled.find(x).program
+    program = compiled.program(x).program
     found = dict(zip(program.outputs, make_runner("native", program, x, True)(x), strict=True))
     live = (found["live"] > 0).all(1) if "live" in found else torch.ones(len(x), dtype=torch.bool)
     return relative_error(found["score"][live], truth[live])

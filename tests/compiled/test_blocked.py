@@ -42,7 +42,7 @@ def test_the_blocked_form_computes_the_same(detector: type[GaiaA] | type[GaiaZ],
     model = wide() if name == "wide" else zoo.build(name)
     x = zoo.images(4, 32 if name == "wrn_40_2" else 16)
     compiled = detector(model, engine="compiled", mode="eager").prepare(x)
-    (prepared,) = compiled._compiled._prepared.values()
+    prepared = compiled.program(x)
     program = prepared.program
     before = {name for name, _ in program.graph.named_buffers()}
     form = blocked(program.graph)
@@ -59,8 +59,9 @@ def test_the_blocked_form_computes_the_same(detector: type[GaiaA] | type[GaiaZ],
 
 def test_nothing_but_convolutions_poolings_sums_and_products_reads_a_map() -> None:
     for detector in (GaiaZ, GaiaA):
-        compiled = detector(wide(), engine="compiled", mode="eager").prepare(zoo.images(4))
-        (prepared,) = compiled._compiled._prepared.values()
+        x = zoo.images(4)
+        compiled = detector(wide(), engine="compiled", mode="eager").prepare(x)
+        prepared = compiled.program(x)
         targets = {node.target for node in blocked(prepared.program.graph).graph.nodes if node.op == "call_function"}
         assert not targets & {aten.where.self, aten.gt.Scalar, aten._to_copy.default}
 
@@ -69,7 +70,7 @@ def test_a_dead_position_shows() -> None:
     model = wide()
     x = zoo.images(4)
     compiled = GaiaZ(model, engine="compiled", mode="eager").prepare(x)
-    (prepared,) = compiled._compiled._prepared.values()
+    prepared = compiled.program(x)
     program = prepared.program
     form = blocked(program.graph)
     closed = x.clone()
@@ -93,6 +94,6 @@ def test_a_shift_times_a_number_stays_a_sum() -> None:
     model, x = Shifted().eval(), zoo.images(2)
     nn.init.normal_(model.first[0].bias)
     compiled = GaiaA(model, engine="compiled", mode="eager").prepare(x)
-    (prepared,) = compiled._compiled._prepared.values()
+    prepared = compiled.program(x)
     with torch.no_grad():
         torch.testing.assert_close(blocked(prepared.program.graph)(x)[0], model(x), rtol=1e-4, atol=1e-5)

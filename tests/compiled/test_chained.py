@@ -26,7 +26,7 @@ NETWORKS = ["resnet34", "wrn_40_2", "small_bit", "vgg_like", "strided_shortcut",
 def pair(detector: Any, name: str, images: int = 3) -> tuple[fx.GraphModule, fx.GraphModule, Tensor]:
     """A program of kernels one by one, the same in chains, and images."""
     model, x = zoo.build(name), zoo.images(images, zoo.image_size(name))
-    prepared = detector(model, engine="compiled", mode="eager").prepare(x)._compiled.find(x)
+    prepared = detector(model, engine="compiled", mode="eager").prepare(x).program(x)
     assert prepared is not None
     one_by_one = fused(prepared.program.graph)
     return one_by_one, chained(fused(prepared.program.graph)), x.contiguous(memory_format=torch.channels_last)

@@ -151,7 +151,7 @@ def test_a_change_by_another_thread_while_the_model_is_prepared(monkeypatch: pyt
 
     monkeypatch.setattr(preparation, "capture", captured)
     detector = GaiaZ(model, engine="compiled", mode="eager").prepare(x)
-    assert detector._compiled.find(x) is None  # the model is not what it was when it was begun
+    assert detector.program(x) is None  # the model is not what it was when it was begun
     monkeypatch.undo()
     assert_scored_as_it_is(detector, x, GaiaZ(zoo.build("strided_shortcut"), engine="reference").score(x))
 

@@ -12,7 +12,7 @@ import zoo
 @pytest.mark.parametrize("name", ["strided_shortcut", "parallel"])
 def test_layout_changes_rounding_alone(name: str, make: type[GaiaZ] | type[GaiaA]) -> None:
     model, x = zoo.build(name).double(), zoo.images(3).double()
-    graph = make(model, engine="compiled", mode="eager").prepare(x)._compiled.find(x).program.graph
+    graph = make(model, engine="compiled", mode="eager").prepare(x).program(x).program.graph
     before = {key: value for key, value in vars(graph).items() if isinstance(value, Tensor)}
     with torch.no_grad():
         for one, other in zip(graph(x), channels_last(graph)(x), strict=True):
@@ -23,7 +23,7 @@ def test_layout_changes_rounding_alone(name: str, make: type[GaiaZ] | type[GaiaA
 
 def test_maps_lie_channels_last() -> None:
     x = zoo.images(3)
-    graph = GaiaZ(zoo.build("strided_shortcut"), engine="compiled", mode="eager").prepare(x)._compiled.find(x).program
+    graph = GaiaZ(zoo.build("strided_shortcut"), engine="compiled", mode="eager").prepare(x).program(x).program
     seen: list[bool] = []
 
     class Look(torch.fx.Interpreter):

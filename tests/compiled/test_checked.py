@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gaia_fast import GaiaA, GaiaZ, fingerprint, hooks, reference
+from gaia_fast import GaiaA, GaiaZ, fingerprint, reference
 from gaia_fast.compiled import modes
 from gaia_fast.compiled.checked import Checked, Checks
 from gaia_fast.compiled.modes import Runner
 from gaia_fast.compiled.program import Program
+from gaia_fast.engines.compiled import CompiledEngine
 from gaia_fast.errors import InputError, NonFiniteError
 
 import zoo
@@ -72,8 +73,8 @@ def test_logits_that_overflow(make: type[GaiaZ] | type[GaiaA]) -> None:
 def test_one_look_where_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     x = zoo.images(2)
     detector = GaiaZ(zoo.build("strided_shortcut"), engine="compiled", mode="eager").prepare(x)
-    monkeypatch.setattr(hooks, "measure", None)
-    monkeypatch.setattr(type(detector._compiled), "_look_closer", None)
+    monkeypatch.setattr("gaia_fast.engines.hooks.measure", None)
+    monkeypatch.setattr(CompiledEngine, "_look_closer", None)
     monkeypatch.setattr("gaia_fast.ops.soundness.all_finite", None)
     monkeypatch.setattr("gaia_fast.ops.soundness.sound", None)
     assert detector(x).shape == (2,)

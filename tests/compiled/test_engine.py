@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gaia_fast import GaiaA, GaiaZ, hooks, reference
-from gaia_fast.compiled import engine as engine_module
+from gaia_fast import GaiaA, GaiaZ, reference
+from gaia_fast.engines import compiled as engine_module
+from gaia_fast.engines import hooks
 from gaia_fast.errors import ArgumentError, InputError, ModelError, NonFiniteError
 
 import zoo
@@ -25,7 +26,7 @@ def test_closed_windows_are_scored_again_exactly(monkeypatch: pytest.MonkeyPatch
         return hooks_measure(model, x, *rest)
 
     hooks_measure = hooks.measure
-    monkeypatch.setattr(engine_module.hooks, "measure", measure)
+    monkeypatch.setattr(hooks, "measure", measure)
     x = torch.cat([good[:1], bad, good[1:]])
     out = detector.score(x, return_matrix=True)
     truth = reference.gaia_z(model, x)
@@ -157,7 +158,7 @@ def test_a_program_that_fails_is_made_again_only_where_the_model_has_changed() -
     def fail(x: Tensor, meanwhile: Callable[[], None]) -> None:
         raise RuntimeError("tensors on two devices")
 
-    object.__setattr__(compiled._compiled.find(x), "runner", fail)
+    object.__setattr__(compiled.program(x), "runner", fail)
     with pytest.raises(RuntimeError, match="two devices"):
         compiled(x)
     with torch.no_grad():
@@ -220,8 +221,8 @@ def test_programs_are_bounded_and_the_plan_says_so(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(compiled(x), reference.gaia_a(model, x).score, rtol=1e-5, atol=0)
     plan = compiled.plan(zoo.images(2, 14))
     assert "programs 2 of at most 2, one a size of images" in str(plan)
-    assert compiled._compiled.find(zoo.images(2, 8)) is None
-    assert compiled._compiled.find(zoo.images(2, 12)) is not None
+    assert compiled.program(zoo.images(2, 8)) is None
+    assert compiled.program(zoo.images(2, 12)) is not None
 
 
 def test_errors_of_a_runner_are_the_packages_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +232,6 @@ def test_errors_of_a_runner_are_the_packages_own(monkeypatch: pytest.MonkeyPatch
     def fail(x: Tensor, meanwhile: Callable[[], None]) -> None:
         raise ValueError("squeezed away")
 
-    object.__setattr__(compiled._compiled.find(x), "runner", fail)
+    object.__setattr__(compiled.program(x), "runner", fail)
     with pytest.raises(ModelError, match=r"mode 'eager' failed on images of shape \(2, 3, 16, 16\): squeezed away"):
         compiled(x)

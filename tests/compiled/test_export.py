@@ -207,7 +207,7 @@ def test_a_file_for_float16_rounds_to_it_at_its_ends_alone(tmp_path: Path, head:
 def test_a_file_that_gives_another_dtype_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module, "with_images_in", lambda dtype, program: program)
     monkeypatch.setattr(export_module, "computes_in", lambda path, dtype: dtype)
-    monkeypatch.setattr("gaia_fast.compiled.engine.computes_in", lambda path, dtype: dtype)
+    monkeypatch.setattr("gaia_fast.engines.compiled.computes_in", lambda path, dtype: dtype)
     torch.manual_seed(0)
     with pytest.raises(CompilationError, match=r"its logits would be in torch.float32 .* not in torch.float16"):
         GaiaZ(Maxima(True).eval().half()).export(tmp_path / "model.onnx", zoo.images(3, dtype=torch.float16))

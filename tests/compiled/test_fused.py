@@ -36,7 +36,7 @@ class Block(nn.Module):
 
 
 def program(detector: type[GaiaA] | type[GaiaZ], model: nn.Module, x: Tensor, **options: str) -> torch.fx.GraphModule:
-    prepared = detector(model, engine="compiled", mode="eager", **options).prepare(x)._compiled.find(x)
+    prepared = detector(model, engine="compiled", mode="eager", **options).prepare(x).program(x)
     assert prepared is not None
     return prepared.program.graph
 

@@ -61,7 +61,7 @@ COMPONENTS = {"pool", "mean", "no bias", "one shift", "largest"}
 def program(detector: Any, head: str, **options: Any) -> tuple[fx.GraphModule, fx.GraphModule, Tensor]:
     torch.manual_seed(0)
     model, x = Net(HEADS[head]()).eval(), zoo.images(3, 8)
-    prepared = detector(model, engine="compiled", mode="eager", **options).prepare(x)._compiled.find(x)
+    prepared = detector(model, engine="compiled", mode="eager", **options).prepare(x).program(x)
     assert prepared is not None
     return prepared.program.graph, fused(prepared.program.graph), x
 

@@ -186,7 +186,7 @@ def test_sizes_are_filled_up_to_the_next_or_split() -> None:
 @pytest.mark.parametrize("mode", HERE)
 def test_a_runner_calls_once_meanwhile_and_raises_what_that_does(mode: str) -> None:
     model, x = zoo.build("strided_shortcut"), zoo.images(3)
-    prepared = GaiaZ(model, engine="compiled", mode=mode).prepare(x)._compiled.find(x)
+    prepared = GaiaZ(model, engine="compiled", mode=mode).prepare(x).program(x)
     assert prepared is not None
     expected = prepared.runner(x)
     here: list[int] = []

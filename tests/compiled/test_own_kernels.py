@@ -18,7 +18,7 @@ def test_every_unit_that_is_counted_or_summed(
     torch.manual_seed(0)
     model = models.resnet18(num_classes=10).eval().to(dtype)
     x = torch.randn(3, 3, 32, 32, dtype=dtype)
-    program = make(model, layers=layers, engine="compiled", mode="eager").prepare(x)._compiled.find(x).program
+    program = make(model, layers=layers, engine="compiled", mode="eager").prepare(x).program(x).program
     own, count = on_own_kernels(program.graph, "torch")
     assert count == expected
     assert sum(str(node.target).startswith("gaia_fast.") for node in own.graph.nodes) == expected

@@ -53,7 +53,7 @@ def test_gaia_z_equals_the_reference_in_float64(name: str, p: float) -> None:
 def test_nothing_is_recorded_when_a_program_runs(name: str) -> None:
     model, x = zoo.build(name), zoo.images(2)
     detector = GaiaA(model, engine="compiled", mode="eager").prepare(x)
-    (prepared,) = detector._compiled._prepared.values()
+    prepared = detector.program(x)
     targets = [str(node.target) for node in prepared.program.graph.graph.nodes]
     assert not any("backward" in target or "detach" in target or "gaia_fast" in target for target in targets)
     outputs = prepared.program.graph(x)
@@ -65,7 +65,7 @@ def test_what_lies_before_the_earliest_map_has_no_adjoint() -> None:
     convolutions = {}
     for layers in (["layer4"], ["layer3", "layer4"]):
         detector = GaiaA(model, layers=layers, engine="compiled", mode="eager").prepare(x)
-        (prepared,) = detector._compiled._prepared.values()
+        prepared = detector.program(x)
         graph = prepared.program.graph.graph
         convolutions[len(layers)] = sum("convolution" in str(node.target) for node in graph.nodes)
     # 36 forward; backward through all but the convolution that makes the earliest map, as far as it reaches: the

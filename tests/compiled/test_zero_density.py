@@ -19,7 +19,7 @@ import zoo
 
 def counted(model: nn.Module, x: Tensor, thorough: bool = False) -> tuple[list[Density | str], dict[str, Tensor]]:
     """What the analysis says of each map, and what the program that believes it gives."""
-    found = capture(model, x, layers.inspected_layers(model), False, None)
+    found = capture(model, x, layers.inspected_layers(model), None)
     fold(found.graph)
     densities = analyse(found.graph.graph, thorough)
     program = build(found, Method("gaia-z"), None, [each if isinstance(each, Density) else None for each in densities])

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from gaia_fast import checks
+from gaia_fast import backends, checks
+from gaia_fast.backends import Choice
 from gaia_fast.capture import ForwardHooks, has_other_hooks, in_grad_mode
-from gaia_fast.errors import LayerError, ModelError
+from gaia_fast.engines.base import EnginePlan, Subject, checked
+from gaia_fast.errors import ArgumentError, LayerError, ModelError
 from gaia_fast.graph import NORM_NODES, NORMS, check_norms
+from gaia_fast.head import Head, shares_memory
 from gaia_fast.kept import undisturbed
-from gaia_fast.layers import Head, InspectedLayer, MapNames, is_feature_map, shares_memory
+from gaia_fast.layers import InspectedLayer, MapNames, is_feature_map
 from gaia_fast.measurement import FeatureMap, Measurement
 from gaia_fast.method import Method
 from gaia_fast.ops import maps
@@ -27,6 +30,41 @@ from gaia_fast.ops.channel_moments import channel_moments
 from gaia_fast.ops.frobenius import frobenius
 from gaia_fast.ops.relu_backward_moments import relu_backward_moments
 from gaia_fast.survey import Passes
+
+
+class HooksEngine:
+    """See `gaia_fast.engines.base.Engine`.
+
+    Args:
+        subject: what is measured.
+        backend: "cpu", "triton", "cuda", "torch" or "auto"; see `gaia_fast.backends`.
+    """
+
+    def __init__(self, subject: Subject, backend: str) -> None:
+        self._subject, self._backend = subject, backend
+
+    def plan(self, x: Tensor) -> EnginePlan:
+        return EnginePlan(Choice("hooks", "asked for"), backends.choose(self._backend, x.device, x.dtype))
+
+    def prepare(self, x: Tensor) -> None:
+        raise ArgumentError("engine='hooks' has nothing to prepare; use engine='compiled' or 'auto'")
+
+    def program(self, x: Tensor) -> None:
+        return None
+
+    def score_prepared(self, x: Tensor) -> Measurement | None:
+        return None
+
+    def score(self, x: Tensor) -> Measurement:
+        backend = self.plan(x).backend.name
+        checks.check_pixels(x)
+        return checked(self.measure(x, self._subject.head(x), backend))
+
+    def measure(self, x: Tensor, head: Head | None, backend: str | None = None) -> Measurement:
+        """Scores checked images, the head being known; no look at the results."""
+        subject = self._subject
+        backend = self._backend if backend is None else backend
+        return measure(subject.model, x, subject.method, subject.layers, head, backend, subject.passes)
 
 
 class _GradModeChangedError(BaseException):  # no Exception: those are for the model to catch
@@ -39,7 +77,6 @@ def measure(
     x: Tensor,
     method: Method,
     layers: list[InspectedLayer],
-    asked_for: bool,
     head: Head | None,
     backend: str,
     passes: Passes | None = None,
@@ -50,7 +87,7 @@ def measure(
         model: the classifier, checked and in eval mode.
         x: (N, C, H, W) images, checked, N at least 1.
         method: what to measure.
-        layers: the modules whose maps are inspected; `asked_for` by name, so that each must give a map.
+        layers: the modules whose maps are inspected.
         head: where GAIA-A's components meet; None where the method needs none.
         backend: the kernels to reduce with.
         passes: what is known of the model from earlier calls; None if it is to be looked at anew.
@@ -64,7 +101,7 @@ def measure(
         def watch(hooks: ForwardHooks) -> _Recording:
             recording = _Recording(model, x.shape[0], backend, from_the_start)
             if method.needs_maps:
-                recording.watch(hooks, layers, asked_for)
+                recording.watch(hooks, layers)
             if head is not None:
                 recording.watch_head(hooks, head)
             return recording
@@ -72,7 +109,7 @@ def measure(
         output, recording, ran = passes.run(model, x.detach().as_subclass(Tensor), watch)
         logits = checks.logits_of(output, x.shape[0])
         if method.needs_maps:
-            recording.names.check_called(layers, asked_for, ran)
+            recording.names.check_called(layers, ran)
         if head is not None:
             recording.check_head(head, logits)
         if recording.started and not torch.is_grad_enabled():
@@ -164,13 +201,13 @@ class _Recording:
 
     # ---- the forward pass
 
-    def watch(self, hooks: ForwardHooks, layers: list[InspectedLayer], asked_for: bool) -> None:
+    def watch(self, hooks: ForwardHooks, layers: list[InspectedLayer]) -> None:
         self.layers = layers
         for layer in layers:
             if not layer.inner and _has_constant_scale(layer.module):
                 hooks.before(layer.module, self._before_norm)
                 hooks.after(layer.module, self._after_norm, also_failed=True)
-            layer.watch(hooks, partial(self._tap, layer, asked_for))
+            layer.watch(hooks, partial(self._tap, layer))
 
     def watch_head(self, hooks: ForwardHooks, head: Head) -> None:
         hooks.after(head.last_module, self._after_last)
@@ -199,10 +236,10 @@ class _Recording:
             if output is None:  # it raised, and the model may go on
                 self.norm = None
 
-    def _tap(self, layer: InspectedLayer, asked_for: bool, module: nn.Module, output: Any) -> Tensor | None:
+    def _tap(self, layer: InspectedLayer, module: nn.Module, output: Any) -> Tensor | None:
         norm, self.norm = self.norm, None
         self.calls[layer] += isinstance(output, Tensor) and output.grad_fn is not None
-        if not is_feature_map(output, layer, self.sink.images, asked_for):
+        if not is_feature_map(output, layer, self.sink.images):
             return None
         if self.started:
             self._require_gradients(layer.module)
@@ -236,7 +273,7 @@ class _Recording:
     def check_head(self, head: Head, logits: Tensor) -> None:
         if self.head_output is None:
             raise ModelError(f"the head {head.name!r} was not called for these images; name the one that is, head=...")
-        if not head.asked_for and not shares_memory(self.head_output, logits):
+        if not head.explicit and not shares_memory(self.head_output, logits):
             raise ModelError(f"the logits do not come from the head {head.name!r} this time; name the head, head=...")
 
     def _start(self, tensor: Tensor) -> None:
@@ -312,9 +349,9 @@ class _Recording:
         return moments
 
     def _result(self, logits: Tensor, packed: Tensor, out: Tensor | None, method: Method) -> Measurement:
-        inspected = tuple(self.sink.maps) or (FeatureMap("output component", 1, 1, 1),)
-        widths = [each.channels for each in inspected]
-        inverse_area = [1.0 / each.area for each in inspected]
+        inspected = tuple(self.sink.maps)
+        widths = [each.channels for each in inspected] or [1]
+        inverse_area = [1.0 / each.area for each in inspected] or [1.0]
         if out is not None:
             out = out.to(packed)
         score = frobenius(packed, widths, inverse_area, out, method.p, backend=self.sink.backend).float()

@@ -1,0 +1,29 @@
+"""Ways to measure images. `make_engine` is the only place that knows them all."""
+
+from gaia_fast.engines.auto import AutoEngine
+from gaia_fast.engines.base import Engine, EnginePlan, Subject
+from gaia_fast.engines.compiled import CompiledEngine, export_program
+from gaia_fast.engines.hooks import HooksEngine
+from gaia_fast.engines.reference import ReferenceEngine
+
+ENGINES = ("reference", "hooks", "compiled")
+
+__all__ = ["ENGINES", "Engine", "EnginePlan", "Subject", "export_program", "make_engine"]
+
+
+def make_engine(name: str, subject: Subject, backend: str, mode: str) -> Engine:
+    """Makes an engine.
+
+    Args:
+        name: of `ENGINES`, or "auto".
+        subject: what is measured.
+        backend: the kernels of hooks; see `gaia_fast.backends`.
+        mode: how compiled programs run: a name of `gaia_fast.compiled.modes.MODES`, or "auto".
+    """
+    if name == "reference":
+        return ReferenceEngine(subject, backend)
+    hooks = HooksEngine(subject, backend)
+    if name == "hooks":
+        return hooks
+    compiled = CompiledEngine(subject, mode, hooks)
+    return compiled if name == "compiled" else AutoEngine(hooks, compiled)

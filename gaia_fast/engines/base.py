@@ -1,0 +1,95 @@
+"""What an engine is: a way to measure batches of images with one model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from gaia_fast import checks
+from gaia_fast.backends import Choice
+from gaia_fast.compiled.preparation import Prepared
+from gaia_fast.head import Head, HeadFinder
+from gaia_fast.layers import InspectedLayer
+from gaia_fast.measurement import Measurement
+from gaia_fast.method import Method
+from gaia_fast.survey import Passes
+
+
+class Subject:
+    """What is measured: a model, the maps of it that are inspected, and the method.
+
+    Args:
+        model: the classifier, checked and in eval mode.
+        modules: all of the model's.
+        method: what to measure.
+        layers: the modules whose maps are inspected.
+        head: where GAIA-A's components meet, as the user named it; None to find it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: Sequence[nn.Module],
+        method: Method,
+        layers: Sequence[InspectedLayer],
+        head: str | nn.Module | None,
+    ) -> None:
+        self.model, self.modules, self.method, self.layers = model, list(modules), method, list(layers)
+        self.requested_head = head
+        self.passes = Passes()
+        self._heads = HeadFinder(model, self.modules, head, self.passes)
+
+    def head(self, x: Tensor) -> Head | None:
+        """Returns the head for images like `x`; None where the method needs none."""
+        needed = self.method.needs_inner_component or self.method.needs_output_component
+        return self._heads.find(x) if needed else None
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """What an engine does on images of one kind, and why; parts of `gaia_fast.plan.Plan`."""
+
+    engine: Choice
+    backend: Choice
+    mode: Choice | None = None
+    ways: tuple[str, ...] = ()
+    programs: str = ""
+
+
+class Engine(Protocol):
+    """A way to measure batches; safe to use from several threads at once."""
+
+    def plan(self, x: Tensor) -> EnginePlan:
+        """Returns what `score` does on images like `x`, N at least 1; may prepare it."""
+
+    def prepare(self, x: Tensor) -> None:
+        """Makes what `score` needs for images like `x`.
+
+        Raises:
+            ArgumentError: there is nothing to prepare. ModelError, BackendError: it cannot be made.
+        """
+
+    def program(self, x: Tensor) -> Prepared | None:
+        """Returns the compiled program for images like `x`; None without one, or where the model has changed since."""
+
+    def score_prepared(self, x: Tensor) -> Measurement | None:
+        """Scores with what is prepared; that the model is unchanged is checked meanwhile, not before.
+
+        Returns:
+            None where nothing is prepared for such images, or the model has changed since.
+        """
+
+    def score(self, x: Tensor) -> Measurement:
+        """Scores one batch, of the model's dtype and device, N at least 1.
+
+        Raises:
+            GaiaError: of the kind that fits. The model is left as it was, whatever happens.
+        """
+
+
+def checked(measured: Measurement) -> Measurement:
+    """Returns a measurement; NonFiniteError where a logit or a score is no finite number."""
+    checks.check_logits(measured.logits)
+    checks.check_score(measured.score)
+    return measured

@@ -1,0 +1,192 @@
+"""The compiled engine: programs made of a model, kept while it is what it was, and run."""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gaia_fast import checks
+from gaia_fast.backends import Choice
+from gaia_fast.compiled import modes
+from gaia_fast.compiled.export import check_format, computes_in, export
+from gaia_fast.compiled.preparation import Prepared, Source, prepare
+from gaia_fast.compiled.written import check_file
+from gaia_fast.engines.base import EnginePlan, Subject
+from gaia_fast.engines.hooks import HooksEngine
+from gaia_fast.errors import GaiaError, ModelError, first_line
+from gaia_fast.head import Head
+from gaia_fast.measurement import Measurement
+from gaia_fast.ops import soundness
+from gaia_fast.recent import Recent
+
+Key = tuple[torch.Size, torch.dtype, torch.device]
+
+# One program holds the model's weights once more: sizes of images without end would fill the memory.
+MOST_PROGRAMS = 16
+
+
+class _ChangedError(Exception):
+    """The model is not what the program was made of."""
+
+
+class CompiledEngine:
+    """See `gaia_fast.engines.base.Engine`. Prepares programs, keeps them, and runs them.
+
+    Args:
+        subject: what is measured.
+        mode: a name of `gaia_fast.compiled.modes.MODES`, or "auto".
+        hooks: for images that a program cannot score.
+    """
+
+    def __init__(self, subject: Subject, mode: str, hooks: HooksEngine) -> None:
+        self._subject, self._mode, self._hooks = subject, mode, hooks
+        self._prepared: Recent[Key, Prepared] = Recent(MOST_PROGRAMS)
+        self._lock = threading.Lock()
+
+    def program(self, x: Tensor) -> Prepared | None:
+        """The program for images like `x`, unless there is none or the model has changed since."""
+        found = self._prepared.get(_key(x))
+        return found if found is not None and found.state.holds() else None
+
+    def plan(self, x: Tensor) -> EnginePlan:
+        return self.plan_of(x, self._prepare(x), "asked for")
+
+    def plan_of(self, x: Tensor, prepared: Prepared, why: str) -> EnginePlan:
+        """Returns the plan for images that have a program; `why` the engine is this one."""
+        programs = f"{len(self._prepared)} of at most {self._prepared.most}, one a size of images"
+        backend = self._hooks.plan(x).backend
+        return EnginePlan(Choice("compiled", why), backend, prepared.mode, prepared.ways, programs)
+
+    def prepare(self, x: Tensor) -> None:
+        self._prepare(x)
+
+    def _prepare(self, x: Tensor) -> Prepared:
+        """The program for images like `x`, compared with the reference on them where it is new."""
+        head = self._subject.head(x)
+        with self._lock:
+            found = self.program(x)
+            if found is None:
+                found = prepare(_source(self._subject, head), x, self._mode)
+                self._prepared.put(_key(x), found)
+            elif isinstance(found.runner, modes.FixedSizes):
+                found.runner.prepare(x.shape[0])
+            return found
+
+    def score_prepared(self, x: Tensor) -> Measurement | None:
+        prepared = self._prepared.get(_key(x))
+        try:
+            return None if prepared is None else self.measure(x, prepared, look=True)
+        except _ChangedError:
+            return None
+
+    def score(self, x: Tensor) -> Measurement:
+        self._hooks.plan(x)  # a backend that cannot take such images says so, whether it is needed or not
+        found = self.program(x)
+        if found is None:
+            checks.check_pixels(x)
+            found = self._prepare(x)
+        return self.measure(x, found)
+
+    def measure(self, x: Tensor, prepared: Prepared, look: bool = False) -> Measurement:
+        """Scores one batch with a program for such images.
+
+        Images for which the structure's promise does not hold (`Counter.live`) are scored again by hooks.
+
+        Args:
+            look: whether to see, while the program runs, if the model has changed since it was made; then raises
+                _ChangedError.
+
+        Raises:
+            InputError, NonFiniteError: pixels, logits, a score or an output component that are not finite, or no number
+                to divide by.
+        """
+        # Asked for first: with one image, entering what is in force already takes longer than many a kernel.
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):  # the program's dtypes are decided
+                return self.measure(x, prepared, look)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self.measure(x, prepared, look)
+        plain = x.detach().as_subclass(Tensor)
+        fine: list[bool | Tensor] = []
+
+        def meanwhile() -> None:
+            if look:
+                same = prepared.state.holds(but_for=plain.device if prepared.checked else None)
+                if same is False:
+                    raise _ChangedError
+                fine.append(same)
+            if not prepared.checked:
+                fine.append(soundness.all_finite(plain))
+
+        try:
+            outputs = prepared.runner(plain.to(prepared.dtype), meanwhile)
+        except Exception as error:
+            # A model that has changed explains whatever the program ran into.
+            if look and not prepared.state.holds():
+                raise _ChangedError from None
+            if isinstance(error, (GaiaError, MemoryError, torch.OutOfMemoryError)):
+                raise
+            raise ModelError(
+                f"the program of {type(self._subject.model).__name__} in mode {prepared.mode.name!r} failed on images "
+                f"of shape {tuple(x.shape)}: {first_line(error)}; engine='hooks' scores it as it is"
+            ) from error
+        if prepared.checked:
+            fine.append(outputs[-1].all())
+            outputs = outputs[:-1]
+        found = dict(zip(prepared.program.outputs, outputs, strict=True))
+        found["logits"] = found["logits"].to(plain.dtype)
+        component = found.get("component")
+        if not prepared.checked:
+            fine.append(soundness.sound(found["logits"], found["score"], found.get("live"), component))
+        if not soundness.together(fine):
+            if look and not prepared.state.holds():
+                raise _ChangedError
+            self._look_closer(found, plain, prepared.head)
+        return Measurement(found["logits"], found["score"], prepared.program.maps, found["packed"], component)
+
+    def _look_closer(self, found: dict[str, Tensor], x: Tensor, head: Head | None) -> None:
+        """Raises what `measure` does; has hooks score the images that the program cannot."""
+        checks.check_pixels(x)
+        checks.check_logits(found["logits"])
+        live, component = found.get("live"), found.get("component")
+        if live is not None and not (live > 0).all():
+            dead = (~(live > 0)).any(1).nonzero().flatten()
+            exact = self._hooks.measure(x[dead], head)
+            found["score"] = found["score"].index_copy(0, dead, exact.score)
+            found["packed"] = found["packed"].index_copy(0, dead, exact.packed.to(found["packed"]))
+        if component is not None:
+            checks.check_output_component(component, found["logits"])
+        checks.check_score(found["score"])
+
+
+def export_program(subject: Subject, path: Path, x: Tensor, metadata: Mapping[str, str]) -> None:
+    """Writes a program for images like `x` to a file; see `gaia_fast.compiled.export`.
+
+    Before it takes its name the file is opened and compared with the reference, on other images than `x`.
+
+    Raises:
+        CompilationError: the model cannot be compiled, or the file does not run, or not right.
+    """
+    check_format(path)
+    source = _source(subject, subject.head(x))
+    prepared = prepare(source, x, "eager", thorough=True, dtype=computes_in(path, x.dtype))
+    plain = x.detach().as_subclass(Tensor).contiguous()
+    export(
+        prepared.program,
+        path,
+        plain,
+        prepared.dynamic,
+        metadata,
+        lambda written: check_file(written, path, source.verifier(), plain, prepared.dynamic),
+    )
+
+
+def _source(subject: Subject, head: Head | None) -> Source:
+    return Source(subject.model, subject.modules, subject.layers, head, subject.method)
+
+
+def _key(x: Tensor) -> Key:
+    return x.shape[1:], x.dtype, x.device
