@@ -9,9 +9,10 @@ import operator
 import torch
 from torch import fx
 
-from gaia_fast.compiled.fold import constant
-from gaia_fast.compiled.fused import _closed, _erase, _scaled, _summed
-from gaia_fast.compiled.nodes import calls, copy_of, same_shape
+from gaia_fast.compiled.fused import closed, erase, scaled, summed
+from gaia_fast.compiled.ir.constants import constant
+from gaia_fast.compiled.ir.passes import clean_up
+from gaia_fast.compiled.ir.rewriting import calls, copy_of, same_shape
 from gaia_fast.ops import maps
 
 aten = torch.ops.aten
@@ -26,9 +27,7 @@ def on_own_kernels(module: fx.GraphModule, backend: str) -> tuple[fx.GraphModule
             count += _forward(copied.graph, node, backend)
         elif node.target is aten.where.self:
             count += _backward(copied, node, backend)
-    copied.graph.eliminate_dead_code()
-    copied.graph.lint()
-    copied.recompile()
+    clean_up(copied)
     return copied, count
 
 
@@ -39,7 +38,7 @@ def _is_map(node: fx.Node) -> bool:
 
 def _forward(graph: fx.Graph, node: fx.Node, backend: str) -> bool:
     """y = relu(x + residual), with the count of what is open."""
-    _, counts = _summed(node, True)
+    _, counts = summed(node, True)
     if not _is_map(node) or not counts:
         return False
     x, residual = node.args[0], None
@@ -67,13 +66,13 @@ def _sum_of_two(x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 def _backward(module: fx.GraphModule, node: fx.Node, backend: str) -> bool:
     """where(y <= 0, 0, g), summed over space, times a factor a channel where nothing else reads it."""
-    gate, g = _closed(node), node.args[2]
-    statistic, sums = _summed(node, False)
+    gate, g = closed(node), node.args[2]
+    statistic, sums = summed(node, False)
     if gate is None or not _is_map(node) or not sums or not same_shape(g, node):
         return False
     last, factor = node, None
-    if scaled := _scaled(node, sums, int(node.meta["val"].shape[1])):
-        factor, last = scaled
+    if product := scaled(node, sums, int(node.meta["val"].shape[1])):
+        factor, last = product
     graph = module.graph
     with graph.inserting_before(node):
         scale = None if factor is None else constant(module, factor.float())
@@ -92,4 +91,4 @@ def _backward(module: fx.GraphModule, node: fx.Node, backend: str) -> bool:
 def _replace(graph: fx.Graph, node: fx.Node, by: fx.Node) -> None:
     by.meta["val"] = node.meta["val"]
     node.replace_all_uses_with(by)
-    _erase(graph, node)
+    erase(graph, node)

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, fx
 from torch._decomp import get_decompositions
 
-from gaia_fast.compiled.fold import constant
 from gaia_fast.compiled.geometry import unread
-from gaia_fast.compiled.nodes import Rewrite, rewritten
+from gaia_fast.compiled.ir.constants import constant
+from gaia_fast.compiled.ir.rewriting import Rewrite, rewritten
 
 aten = torch.ops.aten
 
@@ -52,20 +52,15 @@ DECOMPOSITIONS = get_decompositions(
 )
 
 
-def as_forward_operators(module: fx.GraphModule) -> fx.GraphModule:
-    """Replaces the backward operators that have a plain form, in place; what is not known stays as it is."""
-    graph = module.graph
-    for node, replaced in rewritten(graph, _REWRITES):
+def as_forward_operators(module: fx.GraphModule) -> None:
+    """Replaces the backward operators that have a plain form; what is not known stays as it is."""
+    for node, replaced in rewritten(module.graph, _REWRITES):
         if node.target is aten.convolution_backward.default:
             for user in list(node.users):
                 if user.args[1] == 0:
                     user.replace_all_uses_with(replaced)
         else:
             node.replace_all_uses_with(replaced)
-    graph.eliminate_dead_code()
-    graph.lint()
-    module.recompile()
-    return module
 
 
 def _convolution(graph: fx.Graph, node: fx.Node) -> fx.Node | None:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from gaia_fast.compiled.fold import constant, constant_value, fold_constants
-from gaia_fast.compiled.nodes import calls, copy_of, per_channel, same_shape
+from gaia_fast.compiled.ir.constants import constant, constant_value
+from gaia_fast.compiled.ir.rewriting import calls, per_channel, same_shape
 
 aten = torch.ops.aten
 
@@ -28,14 +28,9 @@ _LARGE = 3e38
 _BLOCK = 16  # channels that onnxruntime keeps together, at most
 
 
-def blocked(module: fx.GraphModule) -> fx.GraphModule:
-    """Returns a copy of a program in the form above; the weights are shared."""
-    copied = copy_of(module)
-    _Rewriter(copied).run()
-    copied.graph.eliminate_dead_code()
-    copied.graph.lint()
-    copied.recompile()
-    return fold_constants(copied)
+def blocked(module: fx.GraphModule) -> None:
+    """Brings a program into the form above."""
+    _Rewriter(module).run()
 
 
 class _Rewriter:

@@ -10,25 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gaia_fast.compiled.fold import constant, constant_value
-from gaia_fast.compiled.nodes import Rewrite, rewritten
+from gaia_fast.compiled.ir.constants import constant, constant_value
+from gaia_fast.compiled.ir.rewriting import Rewrite, rewritten
 
 aten = torch.ops.aten
 
 
-def spread_last(module: fx.GraphModule) -> fx.GraphModule:
-    """Divides and averages before a value is spread out, not behind. In place."""
-    graph = module.graph
-    for node, replaced in rewritten(graph, _REWRITES):
+def spread_last(module: fx.GraphModule) -> None:
+    """Divides and averages before a value is spread out, not behind."""
+    for node, replaced in rewritten(module.graph, _REWRITES):
         node.replace_all_uses_with(replaced)
-    graph.eliminate_dead_code()
-    graph.lint()
-    module.recompile()
-    return module
 
 
-def fold_rows(module: fx.GraphModule) -> fx.GraphModule:
-    """Makes what is the same for each image, however many there are, a constant of one image. In place.
+def fold_rows(module: fx.GraphModule) -> None:
+    """Makes what is the same for each image, however many there are, a constant of one image.
 
     That is what comes of constants and of the number of images, where it is a size and nothing else.
     """
@@ -60,10 +55,6 @@ def fold_rows(module: fx.GraphModule) -> fx.GraphModule:
             spread = graph.call_function(aten.expand.default, (row, [number, *one.shape[1:]]))
             spread.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(spread)
-    graph.eliminate_dead_code()
-    graph.lint()
-    module.recompile()
-    return module
 
 
 def _call(node: fx.Node, known: dict[fx.Node, tuple[Any, Any]], which: int) -> Any:

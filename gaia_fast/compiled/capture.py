@@ -4,7 +4,6 @@ PyTorch's own exporter does the work. The layers and the head are found by the s
 hook leaves an identity, `gaia_fast::mark`, in the graph.
 """
 
-import operator
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, fx, nn
 from gaia_fast import checks
 from gaia_fast.capture import ForwardHooks
 from gaia_fast.compiled.batch import export_arguments
+from gaia_fast.compiled.pipeline import SHOW_INDICES, run_passes
 from gaia_fast.errors import CompilationError, GaiaError, first_line
 from gaia_fast.head import Head
 from gaia_fast.layers import InspectedLayer, MapNames, is_feature_map
@@ -159,23 +159,8 @@ def _export(model: nn.Module, x: Tensor, dynamic: bool, layers: list[InspectedLa
     if layers:
         marker.names.check_called(layers)
     assert isinstance(graph, fx.GraphModule)
-    _show_indices(graph)
+    run_passes([SHOW_INDICES], graph)
     return Captured(graph, tuple(marker.maps), dynamic, saturating)
-
-
-def _show_indices(module: fx.GraphModule) -> None:
-    """Has max-poolings return what they chose: their adjoint, and the pattern of it, are made of that."""
-    graph = module.graph
-    for node in [node for node in graph.nodes if node.target is torch.ops.aten.max_pool2d.default]:
-        with graph.inserting_before(node):
-            both = graph.call_function(torch.ops.aten.max_pool2d_with_indices.default, node.args, node.kwargs)
-            value = node.meta["val"]
-            both.meta["val"] = (value, value)
-            pooled = graph.call_function(operator.getitem, (both, 0))
-            pooled.meta["val"] = value
-        node.replace_all_uses_with(pooled)
-        graph.erase_node(node)
-    module.recompile()
 
 
 def _refusal(model: nn.Module, error: Exception) -> str:

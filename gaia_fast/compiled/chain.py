@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast.backends import kernels
-from gaia_fast.compiled.fused import Convolution, Pointwise
+from gaia_fast.compiled.kernels import Convolution, Pointwise
 from gaia_fast.errors import BackendError
 from gaia_fast.ops.convolution import channels_last
 from gaia_fast.ops.convolution.steps import (

@@ -3,25 +3,20 @@
 import torch
 from torch import Tensor, fx
 
-from gaia_fast.compiled.nodes import copy_of
 
-
-def channels_last(module: fx.GraphModule) -> fx.GraphModule:
-    """Returns a copy of a program, its images and four-dimensional constants laid out with the channels last.
+def channels_last(module: fx.GraphModule) -> None:
+    """Lays images and four-dimensional constants out with the channels last.
 
     Convolutions and what stands between them keep the layout by themselves; results differ by rounding.
     """
-    copied = copy_of(module)
-    for node in list(copied.graph.nodes):
+    for node in list(module.graph.nodes):
         if node.op == "placeholder":
-            with copied.graph.inserting_after(node):
-                moved = copied.graph.call_function(
+            with module.graph.inserting_after(node):
+                moved = module.graph.call_function(
                     torch.ops.aten.clone.default, (node,), {"memory_format": torch.channels_last}
                 )
             node.replace_all_uses_with(moved, delete_user_cb=lambda user, moved=moved: user is not moved)
         elif node.op == "get_attr":
-            value = getattr(copied, str(node.target))
+            value = getattr(module, str(node.target))
             if isinstance(value, Tensor) and value.ndim == 4:
-                setattr(copied, str(node.target), value.contiguous(memory_format=torch.channels_last))
-    copied.recompile()
-    return copied
+                setattr(module, str(node.target), value.contiguous(memory_format=torch.channels_last))

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from gaia_fast.compiled.ir.constants import attribute, constant, constant_value
+
 aten = torch.ops.aten
 
 CONVOLUTIONS = (aten.conv2d.default, aten.convolution.default)
@@ -14,18 +16,13 @@ _FACTORIES = (aten.ones.default, aten.zeros.default, aten.full.default, aten.sca
 _BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
-def fold(module: fx.GraphModule) -> fx.GraphModule:
-    """Folds a captured graph: constants, then norms, then the constants which that left. In place."""
-    return fold_constants(fold_norms(fold_constants(module)))
-
-
-def fold_constants(module: fx.GraphModule) -> fx.GraphModule:
-    """Evaluates every node that no image reaches; the results become buffers, detached from the model. In place."""
+def fold_constants(module: fx.GraphModule) -> None:
+    """Evaluates every node that no image reaches; the results become buffers, detached from the model."""
     graph = module.graph
     known: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
-            value = _attribute(module, str(node.target))
+            value = attribute(module, str(node.target))
             known[node] = value.detach() if isinstance(value, Tensor) else value
         elif node.op == "call_function" and all(n in known for n in node.all_input_nodes):
             if not node.all_input_nodes and node.target not in _FACTORIES:
@@ -45,39 +42,10 @@ def fold_constants(module: fx.GraphModule) -> fx.GraphModule:
     for name in [name for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]]:
         if not any(node.op == "get_attr" and node.target == name for node in graph.nodes):
             delattr(module, name)
-    module.delete_all_unused_submodules()
-    graph.lint()
-    module.recompile()
-    return module
 
 
-def for_any_layout(module: fx.GraphModule) -> None:
-    """Makes views, which hold for one memory layout alone, into reshapes; the caller recompiles."""
-    for node in module.graph.nodes:
-        if node.target in (aten.view.default, aten._unsafe_view.default):
-            node.target = aten.reshape.default
-
-
-def constant(module: fx.GraphModule, value: Tensor) -> fx.Node:
-    """A new buffer of the module, read at the graph's current place of insertion."""
-    index = 0
-    while hasattr(module, f"constant_{index}"):
-        index += 1
-    module.register_buffer(f"constant_{index}", value.detach())
-    node = module.graph.get_attr(f"constant_{index}")
-    node.meta["val"] = value.detach()
-    return node
-
-
-def constant_value(node: Any) -> Tensor | None:
-    """The value of a node that reads a buffer; None for any other."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
-        return None
-    return _attribute(node.graph.owning_module, str(node.target))
-
-
-def fold_norms(module: fx.GraphModule) -> fx.GraphModule:
-    """Makes every batch norm on running statistics a factor and a shift a channel. In place; constants folded before.
+def fold_norms(module: fx.GraphModule) -> None:
+    """Makes every batch norm on running statistics a factor and a shift a channel.
 
         y = (x - mean) / sqrt(var + eps) * weight + bias = x * scale + shift
 
@@ -107,10 +75,6 @@ def fold_norms(module: fx.GraphModule) -> fx.GraphModule:
         for user in list(node.users):
             if user.target is operator.getitem and user.args[1] == 0:
                 user.replace_all_uses_with(folded)
-    graph.eliminate_dead_code()
-    graph.lint()
-    module.recompile()
-    return module
 
 
 def _into_convolution(module: fx.GraphModule, x: fx.Node, scale: Tensor, shift: Tensor) -> fx.Node | None:
@@ -128,9 +92,3 @@ def _into_convolution(module: fx.GraphModule, x: fx.Node, scale: Tensor, shift: 
     folded = module.graph.call_function(x.target, (x.args[0], folded_weight, folded_bias, *x.args[3:]), x.kwargs)
     folded.meta["val"] = x.meta["val"]
     return folded
-
-
-def _attribute(module: Any, name: str) -> Any:
-    for part in name.split("."):
-        module = getattr(module, part)
-    return module

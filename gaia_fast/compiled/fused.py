@@ -1,4 +1,4 @@
-"""A program rewritten for this package's own kernels: each convolution takes up what stands behind it.
+"""Fusion: each convolution takes up what stands behind it, for this package's own kernels.
 
 Forward, that is the residual added to it, the ReLU and the count of what is open; backward, the gradient added to it,
 the ReLU's mask, the sums that the score needs, the norm's factor and the skip connection's gradient. A norm and a ReLU
@@ -11,112 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gaia_fast import ops
-from gaia_fast.compiled.fold import CONVOLUTIONS, constant_value, for_any_layout
-from gaia_fast.compiled.head import with_own_head
-from gaia_fast.compiled.nodes import alike, call_kernel, calls, copy_of, only_user, pair, per_channel
-from gaia_fast.compiled.score import with_own_score
-from gaia_fast.ops.convolution import Part, Weights, adjoint_parts, convolution_cpu, output_size, takes
+from gaia_fast.compiled.fold import CONVOLUTIONS
+from gaia_fast.compiled.ir.constants import constant_value
+from gaia_fast.compiled.ir.rewriting import alike, call_kernel, calls, only_user, pair, per_channel
+from gaia_fast.compiled.kernels import Convolution, Pointwise
+from gaia_fast.ops.convolution import Part, Weights, adjoint_parts, output_size, takes
 from gaia_fast.ops.convolution.packing import WINDOWS
 from gaia_fast.ops.convolution.parts import Pair
-from gaia_fast.ops.maps import ABS_SUM, SUM
 from gaia_fast.ops.open_everywhere import open_everywhere
 
 aten = torch.ops.aten
 
 
-class Convolution(nn.Module):
-    """`gaia_fast.ops.convolution` with its weights: (x, residual, gate, skip) to (y, sums), unchecked.
-
-    Attributes:
-        parts: what makes the outputs.
-        bias, scale, relu, statistic, form: as in `gaia_fast.ops.convolution`.
-        towards: the size of the outputs of an adjoint; None where the size of the input tells.
-    """
-
-    def __init__(
-        self,
-        parts: list[Part],
-        bias: Tensor | None,
-        scale: Tensor | None,
-        towards: Pair | None,
-        relu: bool,
-        statistic: str | None,
-        form: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.parts, self.towards, self.relu, self.statistic, self.form = parts, towards, relu, statistic, form
-        self.bias, self.scale = (None if each is None else each.contiguous() for each in (bias, scale))
-
-    @property
-    def outputs(self) -> int:
-        return self.parts[0].weights.shape[0]
-
-    def out(self, shape: torch.Size) -> Pair:
-        """(H', W') for inputs of this shape."""
-        first = self.parts[0]
-        return self.towards or output_size(shape, first.weights.shape, first.stride, first.padding, first.dilation)
-
-    def forward(
-        self, x: Tensor, residual: Tensor | None, gate: Tensor | None, skip: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        ending = self.bias, residual, gate, self.scale, skip
-        return convolution_cpu(x, self.parts, self.form, *ending, self.relu, self.statistic, self.out(x.shape))
-
-
-class Pointwise(nn.Module):
-    """`relu_forward_count`, or behind a gate `relu_backward_moments`, called as a convolution is.
-
-    Attributes:
-        factor, shift: (K,), before the ReLU; None for 1 and 0.
-        scale: (K,), behind the gate; None for 1.
-        statistic: "positive", or behind a gate "sum" or "abs_sum".
-    """
-
-    def __init__(
-        self, factor: Tensor | None, shift: Tensor | None, scale: Tensor | None, statistic: str | None
-    ) -> None:
-        super().__init__()
-        self.factor, self.shift, self.scale = (
-            None if each is None else each.contiguous() for each in (factor, shift, scale)
-        )
-        self.statistic = statistic
-
-    def forward(
-        self, x: Tensor, residual: Tensor | None, gate: Tensor | None, skip: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        if gate is None:
-            return ops.relu_forward_count(x, self.factor, self.shift, residual, backend="cpu")
-        grad_in, moments = ops.relu_backward_moments(x, gate, self.scale, backend="cpu")
-        return grad_in, moments[ABS_SUM if self.statistic == "abs_sum" else SUM]
-
-
-def fused(module: fx.GraphModule) -> fx.GraphModule:
-    """Returns a copy of a float32 program on the CPU, made of the kernels above; the weights are shared."""
-    copied = copy_of(module)
-    for_any_layout(copied)
-    _Fuser(copied).run()
-    with_own_head(copied)
-    with_own_score(copied)
-    copied.graph.eliminate_dead_code()
-    copied.graph.lint()
-    copied.recompile()
-    copied.delete_all_unused_submodules()
-    return copied
-
-
-def operations(module: fx.GraphModule) -> tuple[float, float]:
-    """Multiplications and additions of a graph's convolutions for one image: of all, and of those that are fused."""
-    total = ours = 0.0
-    for node in module.graph.nodes:
-        if node.target not in CONVOLUTIONS or node.meta["val"].ndim != 4:
-            continue
-        weight = node.args[1].meta["val"]
-        here = 2.0 * weight.numel() * int(node.meta["val"].shape[2]) * int(node.meta["val"].shape[3])
-        total += here
-        if _part(node, weight, {}) is not None:
-            ours += here
-    return total, ours
+def fuse(module: fx.GraphModule) -> None:
+    """Makes a float32 program on the CPU one of the kernels above."""
+    _Fuser(module).run()
 
 
 class _Fuser:
@@ -156,7 +65,7 @@ class _Fuser:
         if not sums:
             self.graph.erase_node(total)
         for each in [*sums, node]:
-            _erase(self.graph, each)
+            erase(self.graph, each)
 
     def _convolution(self, node: fx.Node) -> None:
         weight = constant_value(node.args[1])
@@ -165,7 +74,7 @@ class _Fuser:
         if weight is None or (bias is not None and bias_value is None):
             return
         towards = None
-        if (part := _part(node, weight, self._weights)) is not None:
+        if (part := convolution_part(node, weight, self._weights)) is not None:
             parts = [part]
         elif (adjoint := _adjoint(node, weight)) is not None:
             parts, towards = adjoint
@@ -181,9 +90,9 @@ class _Fuser:
         elif gated := _gated(last):
             gate, last = gated
         value = node.meta["val"]
-        statistic, sums = _summed(last, relu)
-        if not relu and (scaled := _scaled(last, sums, int(value.shape[1]))):
-            scale, product = scaled
+        statistic, sums = summed(last, relu)
+        if not relu and (factor := scaled(last, sums, int(value.shape[1]))):
+            scale, product = factor
             if (added := _added(product)) and _unread(sums, last, added[1]):
                 skip, last = added
             else:
@@ -205,7 +114,7 @@ class _Fuser:
                 factor = per_channel(x.args[1], int(value.shape[1]))
                 if factor is not None:
                     parameters[name], x = factor, x.args[0]
-        _, counts = _summed(node, True)
+        _, counts = summed(node, True)
         if not parameters and not counts:
             return
         kernel = Pointwise(parameters.get("scale"), parameters.get("shift"), None, "positive")
@@ -218,10 +127,10 @@ class _Fuser:
         value, g = node.meta["val"], node.args[2]
         if value.ndim != 4 or value.dtype != torch.float32 or not alike(g, node):
             return
-        if (gate := _closed(node)) is None:
+        if (gate := closed(node)) is None:
             return
-        statistic, sums = _summed(node, False)
-        scale, last = _scaled(node, sums, int(value.shape[1])) or (None, node)
+        statistic, sums = summed(node, False)
+        scale, last = scaled(node, sums, int(value.shape[1])) or (None, node)
         with self.graph.inserting_before(last):
             y, total = self._place(Pointwise(None, None, scale, statistic), (g, None, gate, None), value)
         self._replace(last, y, sums, total)
@@ -258,11 +167,11 @@ class _Fuser:
             told = self.graph.call_function(open_everywhere, (y, begin, step, *channels))
             told.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(told)
-        _erase(self.graph, node)
+        erase(self.graph, node)
 
 
-def _part(node: fx.Node, weight: Any, known: dict[str, Weights]) -> Part | None:
-    """A convolution over two axes, of one group, not transposed, that the kernel takes; None of any other."""
+def convolution_part(node: fx.Node, weight: Any, known: dict[str, Weights]) -> Part | None:
+    """A convolution over two axes, of one group, not transposed, that the kernel takes; None for any other node."""
     value = node.meta["val"]
     if value.ndim != 4 or value.dtype != torch.float32 or not takes(weight):
         return None
@@ -349,11 +258,11 @@ def _gated(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     user = only_user(node)
     if user is None or user.target is not aten.where.self or user.args[2] is not node:
         return None
-    gate = _closed(user)
+    gate = closed(user)
     return None if gate is None else (gate, user)
 
 
-def _closed(where: fx.Node) -> fx.Node | None:
+def closed(where: fx.Node) -> fx.Node | None:
     """The map where a selection is zero because it is not positive there; None of any other selection."""
     closed, zero, _ = where.args
     if not isinstance(closed, fx.Node) or closed.target is not aten.le.Scalar or closed.args[1] != 0:
@@ -363,7 +272,7 @@ def _closed(where: fx.Node) -> fx.Node | None:
     return None if nothing is None or bool(nothing.any()) or not alike(gate, where) else gate
 
 
-def _summed(node: fx.Node, relu: bool) -> tuple[str | None, list[fx.Node]]:
+def summed(node: fx.Node, relu: bool) -> tuple[str | None, list[fx.Node]]:
     """What of a node is summed over space, and the sums."""
     for name, find in _STATISTICS.items():
         if name == "positive" and not relu:
@@ -393,7 +302,7 @@ def _over_space(node: fx.Node) -> bool:
     return value.ndim == 2 and value.dtype == torch.float32  # axes may be kept, and another dtype asked for
 
 
-def _scaled(node: fx.Node, sums: list[fx.Node], channels: int) -> tuple[Tensor, fx.Node] | None:
+def scaled(node: fx.Node, sums: list[fx.Node], channels: int) -> tuple[Tensor, fx.Node] | None:
     """The factor a channel of a node that nothing but its sums reads besides, and the product."""
     users = [user for user in node.users if user not in sums and not any(each in sums for each in user.users)]
     if len(users) != 1 or users[0].target is not aten.mul.Tensor or users[0].args[0] is not node:
@@ -404,11 +313,11 @@ def _scaled(node: fx.Node, sums: list[fx.Node], channels: int) -> tuple[Tensor, 
     return None if factor is None else (factor, users[0])
 
 
-def _erase(graph: fx.Graph, node: fx.Node) -> None:
+def erase(graph: fx.Graph, node: fx.Node) -> None:
     """Takes out a node that nothing reads any more, and what was there for it alone."""
     if node.users or node.op != "call_function":
         return
     inputs = node.all_input_nodes
     graph.erase_node(node)
     for each in inputs:
-        _erase(graph, each)
+        erase(graph, each)

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gaia_fast.compiled.fold import constant_value
-from gaia_fast.compiled.nodes import call_kernel, calls
+from gaia_fast.compiled.ir.constants import constant_value
+from gaia_fast.compiled.ir.rewriting import call_kernel, calls
 from gaia_fast.ops.linear_head import output_component, pooled_logits
 
 aten = torch.ops.aten
@@ -37,7 +37,7 @@ class OutputComponent(nn.Module):
 
 
 def with_own_head(module: fx.GraphModule) -> None:
-    """Has the modules above compute what they can. In place."""
+    """Has the modules above compute what they can."""
     graph = module.graph
     for node in list(graph.nodes):
         found: tuple[nn.Module, fx.Node] | None = None

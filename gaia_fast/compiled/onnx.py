@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiled.batch import export_arguments
-from gaia_fast.compiled.blocked import blocked
-from gaia_fast.compiled.saturation import whole_exponentials
+from gaia_fast.compiled.ir.rewriting import copy_of
+from gaia_fast.compiled.pipeline import ONNX, run_passes
 from gaia_fast.errors import CompilationError, first_line
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def to_onnx(graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dy
             warnings.simplefilter("ignore")
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             converted = torch.onnx.export(
-                blocked(whole_exponentials(graph)),
+                run_passes(ONNX, copy_of(graph)),
                 arguments,
                 dynamo=True,
                 dynamic_shapes=sizes,

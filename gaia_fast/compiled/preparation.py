@@ -13,7 +13,7 @@ from gaia_fast.backends import Choice
 from gaia_fast.compiled import modes
 from gaia_fast.compiled.capture import Captured, capture
 from gaia_fast.compiled.checked import Checks
-from gaia_fast.compiled.fold import fold
+from gaia_fast.compiled.pipeline import CAPTURED, run_passes
 from gaia_fast.compiled.program import Program, build
 from gaia_fast.compiled.verification import Verifier, rounding
 from gaia_fast.compiled.zero_density import Density, analyse
@@ -157,7 +157,7 @@ class _Preparation:
                 "zero where its result is rounded to the bound, and a program would count it. Use inplace=False "
                 "(another count, then) or engine='hooks'"
             )
-        fold(captured.graph)
+        run_passes(CAPTURED, captured.graph)
         chosen = modes.choose(self.mode, self.x, captured.graph)
         if self.source.method.name == "gaia-z":
             program, ways = self._counting(captured)

@@ -15,10 +15,10 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gaia_fast import checks
-from gaia_fast.compiled.adjoint import DECOMPOSITIONS, as_forward_operators
-from gaia_fast.compiled.broadcast import fold_rows, spread_last
+from gaia_fast.compiled.adjoint import DECOMPOSITIONS
 from gaia_fast.compiled.capture import LAST, MAP, MARK, PHI, Captured
-from gaia_fast.compiled.fold import fold_constants, for_any_layout
+from gaia_fast.compiled.ir.passes import clean_up
+from gaia_fast.compiled.pipeline import FOLD_CONSTANTS, RECORDED, RESHAPE_VIEWS, run_passes
 from gaia_fast.compiled.zero_density import Condition, Counter, Density
 from gaia_fast.errors import CompilationError, GaiaError, LayerError, first_line
 from gaia_fast.head import Head
@@ -63,7 +63,7 @@ def build(
         CompilationError: PyTorch cannot record it.
     """
     # A mark is a copy in the captured graph, and none here: what is behind it may not be contiguous.
-    for_any_layout(captured.graph)
+    RESHAPE_VIEWS(captured.graph)
     recorder = _Recorder(captured, method, head, densities)
     record = make_fx(
         lambda x: recorder.run(x),
@@ -79,12 +79,7 @@ def build(
         raise CompilationError(
             f"PyTorch cannot record the model's gradients ({first_line(error)}); engine='hooks' scores it as it is"
         ) from error
-    _tidy(graph)
-    as_forward_operators(graph)
-    spread_last(graph)
-    fold_constants(fold_rows(graph))
-    _own_results(graph)
-    return Program(graph, tuple(recorder.outputs), captured.maps, recorder.counter.conditions)
+    return Program(run_passes(RECORDED, graph), tuple(recorder.outputs), captured.maps, recorder.counter.conditions)
 
 
 def without_recourse(program: Program) -> Program:
@@ -108,11 +103,7 @@ def without_recourse(program: Program) -> Program:
     score = graph.call_function(aten.where.self, (unknown, nan, score))
     score.meta["val"] = value
     graph.output((results["logits"], score))
-    module = fx.GraphModule(program.graph, graph)
-    module.graph.eliminate_dead_code()
-    module.graph.lint()
-    module.recompile()
-    return Program(fold_constants(module), ("logits", "score"), program.maps)
+    return Program(FOLD_CONSTANTS(fx.GraphModule(program.graph, graph)), ("logits", "score"), program.maps)
 
 
 def with_images_in(dtype: torch.dtype, program: Program) -> Program:
@@ -132,8 +123,7 @@ def with_images_in(dtype: torch.dtype, program: Program) -> Program:
     results["logits"].meta["val"] = logits.meta["val"].to(dtype)
     graph.output(tuple(results.values()))
     module = fx.GraphModule(program.graph, graph)
-    module.graph.lint()
-    module.recompile()
+    clean_up(module)
     return Program(module, program.outputs, program.maps, program.conditions)
 
 
@@ -263,29 +253,3 @@ def _norm(eps: Tensor, p: float) -> Tensor:
     # The largest entry is taken out: powers of small numbers would underflow.
     largest = eps.abs().amax(1, keepdim=True).clamp_min(torch.finfo(eps.dtype).tiny)
     return largest.squeeze(1) * (eps.abs() / largest).pow(p).sum(1).pow(1 / p)
-
-
-def _own_results(module: fx.GraphModule) -> None:
-    """Copies what a program would return of its constants: the caller may write to what it gets."""
-    output = module.graph.output_node()
-    for node in set(output.all_input_nodes):
-        source = node.args[0] if node.target is aten.expand.default else node
-        if isinstance(source, fx.Node) and source.op == "get_attr":
-            with module.graph.inserting_before(output):
-                copy = module.graph.call_function(aten.clone.default, (node,))
-                copy.meta["val"] = node.meta["val"]
-            output.replace_input_with(node, copy)
-    module.recompile()
-
-
-_IDENTITIES = (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.lift_fresh.default)
-
-
-def _tidy(module: fx.GraphModule) -> None:
-    """Takes out what recording leaves behind, and views that would hold for one memory layout alone."""
-    for node in list(module.graph.nodes):
-        if node.target in _IDENTITIES:
-            node.replace_all_uses_with(node.args[0])
-    for_any_layout(module)
-    module.graph.eliminate_dead_code()
-    module.recompile()

@@ -13,22 +13,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from gaia_fast.compiled.nodes import Rewrite, copy_of, rewritten
+from gaia_fast.compiled.ir.rewriting import Rewrite, rewritten
 
 aten = torch.ops.aten
 
 _CANCELS = 4.0  # below it 1 - 2 / (1 + exp(2 |x|)) loses digits that Tanh has
 
 
-def whole_exponentials(module: fx.GraphModule) -> fx.GraphModule:
-    """Returns a copy of a program with its float32 sigmoids, SiLUs and tanhs in the form above; weights are shared."""
-    copied = copy_of(module)
-    for old, new in rewritten(copied.graph, _FORMS):
+def whole_exponentials(module: fx.GraphModule) -> None:
+    """Writes float32 sigmoids, SiLUs and tanhs in the form above."""
+    for old, new in rewritten(module.graph, _FORMS):
         old.replace_all_uses_with(new)
-    copied.graph.eliminate_dead_code()
-    copied.graph.lint()
-    copied.recompile()
-    return copied
 
 
 def _sigmoid(graph: fx.Graph, node: fx.Node) -> fx.Node | None:

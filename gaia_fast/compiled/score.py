@@ -5,8 +5,8 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor, fx, nn
 
-from gaia_fast.compiled.fold import constant_value
-from gaia_fast.compiled.nodes import alike, call_kernel, calls, only_user
+from gaia_fast.compiled.ir.constants import constant_value
+from gaia_fast.compiled.ir.rewriting import alike, call_kernel, calls, only_user
 from gaia_fast.ops.frobenius.cpu import frobenius_cpu
 
 aten = torch.ops.aten
@@ -33,7 +33,7 @@ class Score(nn.Module):
 
 
 def with_own_score(module: fx.GraphModule) -> None:
-    """Has `Score` compute the norm of the packed sums, and the division by the output component. In place."""
+    """Has `Score` compute the norm of the packed sums, and the division by the output component."""
     graph = module.graph
     for node in [node for node in graph.nodes if node.target is aten.linalg_vector_norm.default]:
         scaled = node.args[0]

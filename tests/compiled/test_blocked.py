@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from graphs import blocked
 from torch import nn
 
 from gaia_fast import GaiaA, GaiaZ
-from gaia_fast.compiled.blocked import blocked
 
 import zoo
 

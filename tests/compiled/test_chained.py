@@ -6,15 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import captured, targets
+from graphs import captured, fold, fused, native, targets
 from torch import Tensor, fx, nn
 
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.compiled.capture import capture
 from gaia_fast.compiled.chain import Chain
-from gaia_fast.compiled.chained import chained
-from gaia_fast.compiled.fold import fold
-from gaia_fast.compiled.fused import Convolution, fused
+from gaia_fast.compiled.kernels import Convolution
 
 import zoo
 
@@ -29,7 +27,7 @@ def pair(detector: Any, name: str, images: int = 3) -> tuple[fx.GraphModule, fx.
     prepared = detector(model, engine="compiled", mode="eager").prepare(x).program(x)
     assert prepared is not None
     one_by_one = fused(prepared.program.graph)
-    return one_by_one, chained(fused(prepared.program.graph)), x.contiguous(memory_format=torch.channels_last)
+    return one_by_one, native(prepared.program.graph), x.contiguous(memory_format=torch.channels_last)
 
 
 def chains(module: fx.GraphModule) -> list[Chain]:
@@ -131,7 +129,7 @@ def test_what_is_of_pytorchs_own_stands_between_chains() -> None:
     model, x = Twice().eval(), zoo.images(2)
     graph = captured(model, x, ["norm"], with_head=False).graph
     fold(graph)
-    made = chained(fused(graph))
+    made = native(graph)
     assert len(chains(made)) == 1
     assert [len(each.instructions) for each in chains(made)] == [3]
     with torch.no_grad():
@@ -172,7 +170,7 @@ class Averages(nn.Module):
 def test_what_is_to_be_done_meanwhile_is_done_once_with_and_without_a_chain(name: str | None) -> None:
     if name is None:
         x = zoo.images(2)
-        together = chained(fused(capture(Averages(), x, [], False, None).graph))
+        together = native(capture(Averages(), x, [], None).graph)
         assert not chains(together)
     else:
         _, together, x = pair(partial(GaiaA, fusion="top1"), name)

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from graphs import with_channels_last
 from torch import Tensor
 
 from gaia_fast import GaiaA, GaiaZ
-from gaia_fast.compiled.channels_last import channels_last
 
 import zoo
 
@@ -15,7 +15,7 @@ def test_layout_changes_rounding_alone(name: str, make: type[GaiaZ] | type[GaiaA
     graph = make(model, engine="compiled", mode="eager").prepare(x).program(x).program.graph
     before = {key: value for key, value in vars(graph).items() if isinstance(value, Tensor)}
     with torch.no_grad():
-        for one, other in zip(graph(x), channels_last(graph)(x), strict=True):
+        for one, other in zip(graph(x), with_channels_last(graph)(x), strict=True):
             assert torch.allclose(one, other, rtol=1e-9)
     for key, value in before.items():
         assert getattr(graph, key) is value
@@ -34,6 +34,6 @@ def test_maps_lie_channels_last() -> None:
             return value
 
     with torch.no_grad():
-        Look(channels_last(graph.graph)).run(x)
+        Look(with_channels_last(graph.graph)).run(x)
     assert seen
     assert all(seen)

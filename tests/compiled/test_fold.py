@@ -1,9 +1,9 @@
 import pytest
 import torch
-from graphs import captured, targets
+from graphs import captured, fold, targets
 from torch import nn
 
-from gaia_fast.compiled.fold import fold, fold_constants
+from gaia_fast.compiled.pipeline import FOLD_CONSTANTS
 
 import zoo
 
@@ -53,7 +53,7 @@ def test_what_weights_alone_decide_is_computed_once() -> None:
     """BiT standardises its weights at every call."""
     found = captured(zoo.build("small_bit"), zoo.images(2, 32))
     before = len(targets(found.graph))
-    fold_constants(found.graph)
+    FOLD_CONSTANTS(found.graph)
     left = targets(found.graph)
     assert len(left) < before
     assert aten.var_mean.correction not in left

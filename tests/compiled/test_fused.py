@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from graphs import captured, targets
+from graphs import captured, fold, fused, targets
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
-from gaia_fast.compiled.fold import fold
-from gaia_fast.compiled.fused import Convolution, Pointwise, fused, operations
+from gaia_fast.compiled.cost import operations
+from gaia_fast.compiled.kernels import Convolution, Pointwise
 from gaia_fast.ops.convolution.packing import WINDOWS
 from gaia_fast.ops.open_everywhere import open_everywhere
 

@@ -2,11 +2,10 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import targets
+from graphs import fused, targets
 from torch import Tensor, fx, nn
 
 from gaia_fast import GaiaA, GaiaZ
-from gaia_fast.compiled.fused import fused
 from gaia_fast.compiled.head import OutputComponent, PooledLogits
 from gaia_fast.compiled.score import Score
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from graphs import with_whole_exponentials
 from torch import Tensor, nn
 
 from gaia_fast import GaiaZ
 from gaia_fast.compiled.loading import load
 from gaia_fast.compiled.onnx import missing
-from gaia_fast.compiled.saturation import whole_exponentials
 
 if reason := missing():
     pytest.skip(reason, allow_module_level=True)
@@ -68,7 +68,7 @@ def test_the_same_numbers(target: torch._ops.OpOverload, function: Callable[[Ten
     images.meta["val"] = called.meta["val"] = x
     graph.output((called,))
     module = torch.fx.GraphModule(torch.nn.Module(), graph)
-    form = whole_exponentials(module)
+    form = with_whole_exponentials(module)
     assert target not in {node.target for node in form.graph.nodes} or target is aten.tanh.default
     (found,) = form(x)
     torch.testing.assert_close(found, function(x), rtol=5e-7, atol=1e-37)

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from graphs import fold
 from torch import Tensor, nn
 
 from gaia_fast import layers, reference
 from gaia_fast.compiled.capture import capture
-from gaia_fast.compiled.fold import fold
 from gaia_fast.compiled.geometry import Geometry
 from gaia_fast.compiled.program import build
 from gaia_fast.compiled.zero_density import Density, analyse

@@ -5,7 +5,7 @@ from torch import Tensor, fx
 
 from gaia_fast.backends import Choice
 from gaia_fast.compiled.checked import Checks
-from gaia_fast.compiled.fused import operations
+from gaia_fast.compiled.cost import operations
 from gaia_fast.compiled.modes import native
 from gaia_fast.compiled.modes.cudagraph import CudaGraph
 from gaia_fast.compiled.modes.eager import Eager

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiled.batch import repeated
-from gaia_fast.compiled.channels_last import channels_last
 from gaia_fast.compiled.checked import Checked, Checks
+from gaia_fast.compiled.ir.rewriting import copy_of
 from gaia_fast.compiled.modes.eager import Eager
 from gaia_fast.compiled.modes.recorded import Recorded
 from gaia_fast.compiled.modes.sizes import FixedSizes
+from gaia_fast.compiled.pipeline import CUDA, run_passes
 from gaia_fast.errors import BackendError, CompilationError, first_line
 
 # Channels last is taken unless it is so much slower: else chance would decide, and with it the rounding.
@@ -34,7 +35,7 @@ class CudaGraph(FixedSizes):
             raise BackendError(f"mode='cudagraph' needs a CUDA device; the images are on {example.device}")
 
         def record(images: int) -> Recorded:
-            return _faster([channels_last(graph), graph], repeated(example, images), checks)
+            return _faster([run_passes(CUDA, copy_of(graph)), graph], repeated(example, images), checks)
 
         eager = Eager(graph)
         super().__init__(record, otherwise=eager if checks is None else Checked(eager, checks))

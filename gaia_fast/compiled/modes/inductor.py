@@ -4,11 +4,12 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiled.batch import repeated
-from gaia_fast.compiled.channels_last import channels_last
 from gaia_fast.compiled.checked import Checks
+from gaia_fast.compiled.ir.rewriting import copy_of
 from gaia_fast.compiled.modes.recorded import Recorded
 from gaia_fast.compiled.modes.runner import Meanwhile, Runner, nothing
 from gaia_fast.compiled.modes.sizes import FixedSizes
+from gaia_fast.compiled.pipeline import CUDA, run_passes
 from gaia_fast.errors import CompilationError, first_line
 
 
@@ -32,7 +33,7 @@ class Inductor(FixedSizes):
         def make(images: int) -> Runner:
             x = repeated(example, images)
             if x.device.type == "cuda":
-                return Recorded(Frozen(channels_last(graph), x), x, checks)
+                return Recorded(Frozen(run_passes(CUDA, copy_of(graph)), x), x, checks)
             return Frozen(graph, x)
 
         super().__init__(make)

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast import backends
-from gaia_fast.compiled.chained import chained
-from gaia_fast.compiled.fused import fused
+from gaia_fast.compiled.ir.rewriting import copy_of
 from gaia_fast.compiled.modes.runner import Meanwhile, nothing
+from gaia_fast.compiled.pipeline import NATIVE, run_passes
 from gaia_fast.errors import BackendError
 
 
@@ -25,7 +25,7 @@ class Native:
                 f"mode='native' takes float32 images on the CPU, not {example.dtype} on {example.device}; use "
                 "mode='inductor'"
             )
-        self._graph = chained(fused(graph))
+        self._graph = run_passes(NATIVE, copy_of(graph))
 
     @torch.no_grad()
     def __call__(self, x: Tensor, meanwhile: Meanwhile = nothing) -> tuple[Tensor, ...]:

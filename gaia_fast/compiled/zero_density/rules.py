@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiled.capture import MARK
-from gaia_fast.compiled.fold import CONVOLUTIONS, constant_value
+from gaia_fast.compiled.fold import CONVOLUTIONS
 from gaia_fast.compiled.geometry import Geometry
-from gaia_fast.compiled.nodes import pair, same_shape, same_size
+from gaia_fast.compiled.ir.constants import constant_value
+from gaia_fast.compiled.ir.rewriting import pair, same_shape, same_size
 from gaia_fast.compiled.zero_density.conditions import Above, Live, LiveGroups, OtherClass, Same
 from gaia_fast.compiled.zero_density.density import Density, Unknown
 from gaia_fast.compiled.zero_density.patterns import (

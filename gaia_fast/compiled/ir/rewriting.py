@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from gaia_fast.compiled.fold import constant_value
+from gaia_fast.compiled.ir.constants import constant_value
 
 
 def copy_of(module: fx.GraphModule) -> fx.GraphModule:
     """A graph of its own, with the same weights."""
     fresh = fx.Graph()
     fresh.output(fresh.graph_copy(module.graph, {}))
-    return fx.GraphModule(module, fresh)
+    copied = fx.GraphModule(module, fresh)
+    copied.meta["passes"] = list(module.meta.get("passes", []))
+    return copied
 
 
 Rewrite = Callable[[fx.Graph, fx.Node], fx.Node | None]

@@ -1,0 +1,1 @@
+"""What all passes share: the pass itself, the types of nodes, constants, and what rewrites ask of a graph."""
