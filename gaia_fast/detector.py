@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from gaia_fast import backends, calibration, checks, fingerprint, layers
 from gaia_fast._version import __version__
 from gaia_fast.capture import in_grad_mode
-from gaia_fast.compiled import modes
 from gaia_fast.compiled.preparation import Prepared
-from gaia_fast.engines import ENGINES, Subject, export_program, make_engine
-from gaia_fast.errors import ArgumentError, CalibrationError, InputError
+from gaia_fast.engines import Subject, export_program, make_engine
+from gaia_fast.errors import CalibrationError, InputError
 from gaia_fast.feature_maps import feature_maps
 from gaia_fast.method import Method
+from gaia_fast.options import EngineName, Measure, Runtime
 from gaia_fast.plan import Plan
 
 
@@ -55,9 +55,8 @@ class _Detector:
     """What GaiaA and GaiaZ share: checks of what is given, an engine, and the threshold."""
 
     def __init__(self, model: nn.Module, method: Method, options: _Options) -> None:
-        if options.engine not in ("auto", *ENGINES):
-            raise ArgumentError(f"engine={options.engine!r} does not exist; choose from {('auto', *ENGINES)}")
-        modes.check(options.mode)
+        EngineName.check_or_auto(options.engine, "engine")
+        Runtime.check_or_auto(options.mode, "mode")
         self.model = checks.unwrap(model)
         self.method = method
         self.threshold: float | None = None
@@ -280,7 +279,7 @@ class GaiaZ(_Detector):
         backend: str = "auto",
         mode: str = "auto",
     ) -> None:
-        super().__init__(model, Method("gaia-z", p=p), _Options(layers, None, engine, backend, mode))
+        super().__init__(model, Method(Measure.GAIA_Z, p=p), _Options(layers, None, engine, backend, mode))
 
 
 class GaiaA(_Detector):
@@ -309,5 +308,5 @@ class GaiaA(_Detector):
         backend: str = "auto",
         mode: str = "auto",
     ) -> None:
-        method = Method("gaia-a", fusion, statistic, p)
+        method = Method(Measure.GAIA_A, fusion, statistic, p)
         super().__init__(model, method, _Options(layers, head, engine, backend, mode))

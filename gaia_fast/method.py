@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 
 from gaia_fast.errors import ArgumentError
-
-FUSIONS = ("division", "inner", "output", "top1")
-STATISTICS = ("abs_mean", "mean_abs")
+from gaia_fast.options import Fusion, Measure, Statistic
 
 
 @dataclass(frozen=True)
@@ -25,28 +23,27 @@ class Method:
     """
 
     name: str
-    fusion: str = "division"
-    statistic: str = "abs_mean"
+    fusion: str = Fusion.DIVISION
+    statistic: str = Statistic.ABS_MEAN
     p: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.fusion not in FUSIONS:
-            raise ArgumentError(f"fusion={self.fusion!r} does not exist; choose from {FUSIONS}")
-        if self.statistic not in STATISTICS:
-            raise ArgumentError(f"statistic={self.statistic!r} does not exist; choose from {STATISTICS}")
+        object.__setattr__(self, "name", Measure.parse(self.name, "method"))
+        object.__setattr__(self, "fusion", Fusion.parse(self.fusion, "fusion"))
+        object.__setattr__(self, "statistic", Statistic.parse(self.statistic, "statistic"))
         if not isinstance(self.p, (int, float)) or not self.p >= 1:
             raise ArgumentError(f"p={self.p!r} gives no norm; it must be a number of at least 1")
 
     @property
     def needs_output_component(self) -> bool:
-        return self.name == "gaia-a" and self.fusion in ("division", "output")
+        return self.name == Measure.GAIA_A and self.fusion in (Fusion.DIVISION, Fusion.OUTPUT)
 
     @property
     def needs_inner_component(self) -> bool:
         """Whether d Phi / dA is taken, so that the head must be known."""
-        return self.name == "gaia-a" and self.fusion in ("division", "inner")
+        return self.name == Measure.GAIA_A and self.fusion in (Fusion.DIVISION, Fusion.INNER)
 
     @property
     def needs_maps(self) -> bool:
         """Whether the gradient at the inspected maps is taken at all."""
-        return not (self.name == "gaia-a" and self.fusion == "output")
+        return not (self.name == Measure.GAIA_A and self.fusion == Fusion.OUTPUT)

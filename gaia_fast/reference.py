@@ -22,6 +22,7 @@ from gaia_fast.head import Head, find_head
 from gaia_fast.kept import undisturbed
 from gaia_fast.layers import InspectedLayer, MapNames, inspected_layers, is_feature_map
 from gaia_fast.method import Method
+from gaia_fast.options import Fusion, Measure, Statistic
 from gaia_fast.survey import Passes
 
 P = ParamSpec("P")
@@ -99,7 +100,7 @@ def gaia_a(
     Raises:
         GaiaError: of the kind that fits; bad input never gives a number.
     """
-    method = Method("gaia-a", fusion, statistic, p)
+    method = Method(Measure.GAIA_A, fusion, statistic, p)
     where = None
     if method.needs_inner_component or method.needs_output_component:
         checks.check_model(model)
@@ -118,21 +119,21 @@ def gaia_a(
             raise LayerError(checks.unusable_last(where.last_name, model))  # type: ignore[union-attr]
         out = g.to(torch.promote_types(g.dtype, torch.float32)).mean((2, 3)).abs().mean(1).sqrt()
         checks.check_output_component(out, trace.logits)
-    if fusion == "output":
+    if method.fusion == Fusion.OUTPUT:
         abnormality = [1 / out.unsqueeze(1)]  # type: ignore[union-attr]
         return Reference(_norm(abnormality, p), abnormality, trace.logits.detach())
 
-    if fusion == "top1":
+    if method.fusion == Fusion.TOP1:
         gradients = _gradients(trace.logits.max(dim=1).values.sum(), trace)
     elif trace.phi is None:
         raise LayerError(checks.unreached(trace.names))
     else:
         gradients = _gradients([trace.phi[0]], trace, [trace.phi[1]])
-    if statistic == "abs_mean":
+    if method.statistic == Statistic.ABS_MEAN:
         abnormality = [h.mean((2, 3)).abs() for h in gradients]
     else:
         abnormality = [h.abs().mean((2, 3)) for h in gradients]
-    if fusion == "division":
+    if method.fusion == Fusion.DIVISION:
         abnormality = [inner / out.unsqueeze(1) for inner in abnormality]  # type: ignore[union-attr]
     return Reference(_norm(abnormality, p), abnormality, trace.logits.detach())
 
@@ -149,7 +150,7 @@ def run(
     Raises:
         GaiaError: of the kind that fits; bad input never gives a number.
     """
-    if method.name == "gaia-z":
+    if method.name == Measure.GAIA_Z:
         return gaia_z(model, x, layers, p=method.p)
     return gaia_a(model, x, layers, head, method.fusion, method.statistic, p=method.p)
 

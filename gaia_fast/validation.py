@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from gaia_fast import backends, checks, reference
 from gaia_fast.compiled.export import FORMATS
 from gaia_fast.compiled.loading import load
-from gaia_fast.compiled.modes import MODES
-from gaia_fast.detector import ENGINES, GaiaOutput
+from gaia_fast.detector import GaiaOutput
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError, DataError, GaiaError
 from gaia_fast.evaluation import METHODS, Detector, make_detector
 from gaia_fast.method import Method
+from gaia_fast.options import EngineName, Runtime
 from gaia_fast.reference import Reference
 from gaia_fast.truth import copy_in, relative_error
 
@@ -23,7 +23,7 @@ from gaia_fast.truth import copy_in, relative_error
 TOLERANCE = {"gaia-a": 1e-5, "gaia-z": 1e-4}
 
 # What can be checked: the engines, and the files that the compiled one writes.
-SUBJECTS = (*ENGINES, "export")
+SUBJECTS = (*EngineName, "export")
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,12 @@ def _rows(
     engines: Sequence[str],
 ) -> list[_Row]:
     # The reference uses no kernels, so it has but one backend.
-    variants = {"reference": ("torch",), "hooks": tuple(backends.available()), "compiled": MODES, "export": FORMATS}
+    variants: dict[str, Sequence[str]] = {
+        EngineName.REFERENCE: ("torch",),
+        EngineName.HOOKS: tuple(backends.available()),
+        EngineName.COMPILED: Runtime.values(),
+        "export": FORMATS,
+    }
     rows = []
     for engine in engines:
         for variant in variants[engine]:

@@ -6,11 +6,11 @@ from torch import nn
 
 from gaia_fast import GaiaZ, backends, reference, validation
 from gaia_fast.compiled.export import FORMATS
-from gaia_fast.compiled.modes import MODES
 from gaia_fast.data.digits import held_out_digits
 from gaia_fast.detector import GaiaA
 from gaia_fast.errors import DataError, ModelError, NonFiniteError
 from gaia_fast.models import digits_resnet
+from gaia_fast.options import Runtime
 from gaia_fast.validation import validate
 
 import zoo
@@ -39,7 +39,7 @@ def test_every_engine_and_backend_passes_or_says_why_not(model, batches):
     assert found.passed
     assert (found.images, found.dtype, found.channels) == (5, "float32", 5 * 360)
     rows = {(check.engine, check.backend) for check in found.checks if check.method == "gaia-a"}
-    compiled = {("compiled", mode) for mode in MODES} | {("export", ending) for ending in FORMATS}
+    compiled = {("compiled", mode) for mode in Runtime} | {("export", ending) for ending in FORMATS}
     assert rows == {("reference", "torch")} | {("hooks", name) for name in backends.available()} | compiled
     for check in found.checks:
         if check.passed is None:

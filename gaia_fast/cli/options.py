@@ -14,12 +14,10 @@ from torch import nn
 from gaia_fast.backends import BACKENDS
 from gaia_fast.cli.loading import load_model
 from gaia_fast.cli.output import note
-from gaia_fast.compiled.modes import MODES
 from gaia_fast.data import MAX_PIXELS, PRESETS
-from gaia_fast.detector import ENGINES
 from gaia_fast.evaluation import METHODS, Detector, make_detector
-from gaia_fast.method import FUSIONS, STATISTICS
 from gaia_fast.models import ARCHITECTURES
+from gaia_fast.options import AUTO, EngineName, Fusion, Runtime, Statistic
 
 Command = Callable[..., Any]
 
@@ -207,18 +205,20 @@ def detector_options(
                 "Repeatable; gaia-a=layer3,layer4 is for that method alone. Default: all normalisation layers.",
             ),
             click.option(
-                "--fusion", type=click.Choice(FUSIONS), help="gaia-a: the row of Table 3.  [default: division]"
+                "--fusion", type=click.Choice(Fusion.values()), help="gaia-a: the row of Table 3.  [default: division]"
             ),
-            click.option("--statistic", type=click.Choice(STATISTICS), help="gaia-a.  [default: abs_mean]"),
+            click.option("--statistic", type=click.Choice(Statistic.values()), help="gaia-a.  [default: abs_mean]"),
             click.option("--head", metavar="NAME", help="gaia-a: the final linear or 1x1-convolution module."),
         ]
         if engines:
             options += [
-                click.option("--engine", type=click.Choice(("auto", *ENGINES)), default="auto", show_default=True),
+                click.option(
+                    "--engine", type=click.Choice((AUTO, *EngineName.values())), default="auto", show_default=True
+                ),
                 click.option("--backend", type=click.Choice(("auto", *BACKENDS)), default="auto", show_default=True),
                 click.option(
                     "--mode",
-                    type=click.Choice(("auto", *MODES)),
+                    type=click.Choice((AUTO, *Runtime.values())),
                     default="auto",
                     show_default=True,
                     help="How the compiled engine runs.",

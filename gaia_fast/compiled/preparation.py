@@ -21,6 +21,7 @@ from gaia_fast.errors import CompilationError, GaiaError, ModelError, first_line
 from gaia_fast.head import Head, find_head
 from gaia_fast.layers import InspectedLayer, explicit_names, inspected_layers
 from gaia_fast.method import Method
+from gaia_fast.options import AUTO, Measure, Runtime
 from gaia_fast.reference import Reference
 from gaia_fast.survey import Passes, nothing
 from gaia_fast.truth import copy_in
@@ -97,7 +98,7 @@ def prepare(source: Source, x: Tensor, mode: str, thorough: bool = False, dtype:
     Args:
         source: what it is made of; left as it was.
         x: (N, C, H, W) images, checked, N at least 1.
-        mode: a name of `gaia_fast.compiled.modes.MODES`, or "auto".
+        mode: of `gaia_fast.options.Runtime`, or "auto".
         thorough: as in `zero_density.analyse`.
         dtype: to compute in; None for what the mode does.
 
@@ -120,7 +121,7 @@ def prepare(source: Source, x: Tensor, mode: str, thorough: bool = False, dtype:
             copied = source.in_dtype(widened, plain)
             return _Preparation(copied, plain.to(widened), mode, thorough).prepared(source.head, state)
         except ModelError as error:
-            if mode != "auto":
+            if mode != AUTO:
                 who = f"mode={mode!r}" if dtype is None else "the file"
                 raise CompilationError(
                     f"{who} computes in {widened}, and the model, widened to it, cannot be compiled: {error}"
@@ -151,7 +152,7 @@ class _Preparation:
     def _attempt(self, dynamic: bool, head: Head | None, state: fingerprint.Fingerprint) -> Prepared:
         captured = self.source.capture(self.x, dynamic)
         own = self.own  # refuses, by name, what cannot be scored at all: a map that nothing reads
-        if captured.saturating and self.source.method.name == "gaia-z":
+        if captured.saturating and self.source.method.name == Measure.GAIA_Z:
             raise CompilationError(
                 f"{type(self.source.model).__name__} has {', '.join(captured.saturating)}, in place: its gradient is "
                 "zero where its result is rounded to the bound, and a program would count it. Use inplace=False "
@@ -159,7 +160,7 @@ class _Preparation:
             )
         run_passes(CAPTURED, captured.graph)
         chosen = modes.choose(self.mode, self.x, captured.graph)
-        if self.source.method.name == "gaia-z":
+        if self.source.method.name == Measure.GAIA_Z:
             program, ways = self._counting(captured)
         else:
             program = build(captured, self.source.method, self.source.head)
@@ -172,9 +173,9 @@ class _Preparation:
                 runner = modes.make_runner(chosen.name, program, self.x, dynamic, checks)
                 break
             except CompilationError as error:
-                if self.mode != "auto" or chosen.name != "cudagraph":
+                if self.mode != AUTO or chosen.name != Runtime.CUDAGRAPH:
                     raise
-                chosen = Choice("eager", first_line(error))
+                chosen = Choice(Runtime.EAGER, first_line(error))
         self._check(program, runner, chosen, [(self.x, own), *self.others])
         now = state.renewed()
         return Prepared(program, runner, chosen, self.x.dtype, dynamic, tuple(ways), head, now, checks is not None)

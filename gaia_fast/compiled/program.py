@@ -25,6 +25,7 @@ from gaia_fast.head import Head
 from gaia_fast.measurement import FeatureMap
 from gaia_fast.method import Method
 from gaia_fast.ops.maps import accumulator_dtype
+from gaia_fast.options import Measure, Statistic
 
 aten = torch.ops.aten
 
@@ -232,9 +233,9 @@ class _Recorder(fx.Interpreter):
         if g is None:
             return self.counter.count(index)
         wide = accumulator_dtype(g.dtype)
-        if self.method.name == "gaia-z":
+        if self.method.name == Measure.GAIA_Z:
             return (g != 0).to(wide).sum((2, 3))
-        return (g if self.method.statistic == "abs_mean" else g.abs()).sum((2, 3), dtype=wide)
+        return (g if self.method.statistic == Statistic.ABS_MEAN else g.abs()).sum((2, 3), dtype=wide)
 
 
 def _leaf(x: Tensor) -> Tensor:

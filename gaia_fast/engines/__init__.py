@@ -5,25 +5,24 @@ from gaia_fast.engines.base import Engine, EnginePlan, Subject
 from gaia_fast.engines.compiled import CompiledEngine, export_program
 from gaia_fast.engines.hooks import HooksEngine
 from gaia_fast.engines.reference import ReferenceEngine
+from gaia_fast.options import EngineName
 
-ENGINES = ("reference", "hooks", "compiled")
-
-__all__ = ["ENGINES", "Engine", "EnginePlan", "Subject", "export_program", "make_engine"]
+__all__ = ["Engine", "EnginePlan", "Subject", "export_program", "make_engine"]
 
 
 def make_engine(name: str, subject: Subject, backend: str, mode: str) -> Engine:
     """Makes an engine.
 
     Args:
-        name: of `ENGINES`, or "auto".
+        name: of `gaia_fast.options.EngineName`, or "auto".
         subject: what is measured.
         backend: the kernels of hooks; see `gaia_fast.backends`.
-        mode: how compiled programs run: a name of `gaia_fast.compiled.modes.MODES`, or "auto".
+        mode: how compiled programs run: of `gaia_fast.options.Runtime`, or "auto".
     """
-    if name == "reference":
+    if name == EngineName.REFERENCE:
         return ReferenceEngine(subject, backend)
     hooks = HooksEngine(subject, backend)
-    if name == "hooks":
+    if name == EngineName.HOOKS:
         return hooks
     compiled = CompiledEngine(subject, mode, hooks)
-    return compiled if name == "compiled" else AutoEngine(hooks, compiled)
+    return compiled if name == EngineName.COMPILED else AutoEngine(hooks, compiled)

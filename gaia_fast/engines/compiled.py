@@ -36,7 +36,7 @@ class CompiledEngine:
 
     Args:
         subject: what is measured.
-        mode: a name of `gaia_fast.compiled.modes.MODES`, or "auto".
+        mode: of `gaia_fast.options.Runtime`, or "auto".
         hooks: for images that a program cannot score.
     """
 

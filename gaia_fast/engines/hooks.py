@@ -29,6 +29,7 @@ from gaia_fast.ops import maps
 from gaia_fast.ops.channel_moments import channel_moments
 from gaia_fast.ops.frobenius import frobenius
 from gaia_fast.ops.relu_backward_moments import relu_backward_moments
+from gaia_fast.options import Fusion, Measure, Statistic
 from gaia_fast.survey import Passes
 
 
@@ -318,7 +319,7 @@ class _Recording:
 
         moments = self._moments(logits, method)
         checks.check_finite(moments[maps.ABS_SUM], "the gradient", "it overflows; use a wider dtype")
-        return self._result(logits, moments[_moment(method)], out if method.fusion == "division" else None, method)
+        return self._result(logits, moments[_moment(method)], out if method.fusion == Fusion.DIVISION else None, method)
 
     def _output_component(self, logits: Tensor, method: Method, head: Head) -> Tensor:
         with torch.enable_grad():
@@ -360,9 +361,9 @@ class _Recording:
 
 def _moment(method: Method) -> int:
     """Which of the three moments the method's eps is made of."""
-    if method.name == "gaia-z":
+    if method.name == Measure.GAIA_Z:
         return maps.NONZERO
-    return maps.SUM if method.statistic == "abs_mean" else maps.ABS_SUM
+    return maps.SUM if method.statistic == Statistic.ABS_MEAN else maps.ABS_SUM
 
 
 def _is_untouched(module: nn.Module) -> bool:

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
-from gaia_fast.compiled.modes import MODES, FixedSizes, Meanwhile, computes_in, nothing
+from gaia_fast.compiled.modes import FixedSizes, Meanwhile, computes_in, nothing
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError
+from gaia_fast.options import Runtime
 
 import zoo
 
-HERE = [mode for mode in MODES if mode != "cudagraph"]
+HERE = [mode for mode in Runtime if mode != "cudagraph"]
 
 
 @pytest.mark.parametrize("mode", HERE)

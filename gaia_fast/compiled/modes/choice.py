@@ -16,17 +16,10 @@ from gaia_fast.compiled.modes.runner import Runner
 from gaia_fast.compiled.modes.sizes import FixedSizes
 from gaia_fast.compiled.onnx import missing
 from gaia_fast.compiled.program import Program
-from gaia_fast.errors import ArgumentError
+from gaia_fast.options import AUTO, Runtime
 
-MODES = ("eager", "native", "inductor", "onnxruntime", "cudagraph")
-FLOAT32_ALONE = ("native", "onnxruntime")
-GRAPHS = ("inductor", "cudagraph")  # the modes that replay CUDA graphs, on a CUDA device
-
-
-def check(requested: str) -> None:
-    """Raises ArgumentError unless `requested` is a name of `MODES`, or "auto"."""
-    if requested not in ("auto", *MODES):
-        raise ArgumentError(f"mode={requested!r} does not exist; choose from {('auto', *MODES)}")
+FLOAT32_ALONE = (Runtime.NATIVE, Runtime.ONNXRUNTIME)
+GRAPHS = (Runtime.INDUCTOR, Runtime.CUDAGRAPH)  # the modes that replay CUDA graphs, on a CUDA device
 
 
 # GAIA-Z in float32 on 2 cores (AMD Zen 5), one run, by hand, milliseconds in native and onnxruntime. Where native's
@@ -52,7 +45,7 @@ def computes_in(requested: str, x: Tensor) -> torch.dtype:
     if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
         return x.dtype
     tiles = x.dtype == torch.bfloat16 and x.shape[0] >= _MANY_IN_TILES and torch.cpu._is_amx_tile_supported()
-    if requested in FLOAT32_ALONE or (requested == "auto" and not tiles):
+    if requested in FLOAT32_ALONE or (requested == AUTO and not tiles):
         return torch.float32
     return x.dtype
 
@@ -61,23 +54,24 @@ def choose(requested: str, x: Tensor, graph: fx.GraphModule) -> Choice:
     """Returns the mode for a graph captured in the dtype of `x`, and for images like it.
 
     Args:
-        requested: a name of `MODES`, or "auto".
+        requested: a name of `gaia_fast.options.Runtime`, or "auto".
     """
-    if requested != "auto":
+    if requested != AUTO:
         return Choice(requested, "asked for")
     if x.device.type == "cuda":
         # GAIA-Z's program on an H200 in eager, in a CUDA graph, and in one of the compiler's kernels
         # (benchmarks/results/nvidia-h200/engines.json), milliseconds. ResNet34 in bfloat16: 15.2, 1.16 and 0.73 with
         # one 32x32 image, 16.1, 2.6 and 1.6 with 128; ResNet-50: 19.8, 10.2 and 4.0 with 64 of 224x224. The compiler
         # works for tens of seconds, and anew for each number of images: only who asks for that gets it.
-        return Choice("cudagraph", "one launch, and nothing is compiled; mode='inductor' is faster, and compiles")
+        return Choice(Runtime.CUDAGRAPH, "one launch, and nothing is compiled; mode='inductor' is faster, and compiles")
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return _choose_float32(graph)
     if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
         return Choice(
-            "inductor", "what computes in float32 is slower for so many images here, or the model cannot be widened"
+            Runtime.INDUCTOR,
+            "what computes in float32 is slower for so many images here, or the model cannot be widened",
         )
-    return Choice("eager", f"the others take no {x.dtype} on {x.device}")
+    return Choice(Runtime.EAGER, f"the others take no {x.dtype} on {x.device}")
 
 
 def _choose_float32(graph: fx.GraphModule) -> Choice:
@@ -85,13 +79,13 @@ def _choose_float32(graph: fx.GraphModule) -> Choice:
     total, ours = operations(graph)
     no_onnx, no_kernels = missing(), native.missing()
     if not no_kernels and ours >= _MOST * total:
-        return Choice("native", "fastest measured for float32 on the CPU where its kernels take the convolutions")
+        return Choice(Runtime.NATIVE, "fastest measured for float32 on the CPU where its kernels take the convolutions")
     if not no_onnx:
         return Choice(
-            "onnxruntime",
+            Runtime.ONNXRUNTIME,
             no_kernels or f"faster than native, whose kernels take {ours / total:.0%} of the convolutions' operations",
         )
-    return Choice("inductor", f"onnxruntime would be faster: {no_onnx}")
+    return Choice(Runtime.INDUCTOR, f"onnxruntime would be faster: {no_onnx}")
 
 
 def checks_itself(mode: str, x: Tensor) -> bool:
@@ -103,7 +97,7 @@ def make_runner(mode: str, program: Program, example: Tensor, dynamic: bool, che
     """Makes a program ready to run on images like `example`.
 
     Args:
-        mode: a name of `MODES`.
+        mode: a name of `gaia_fast.options.Runtime`.
         program: what to run.
         example: images, of which the first is enough.
         dynamic: whether the program takes any number of images; else it takes as many as `example` has.
@@ -113,13 +107,13 @@ def make_runner(mode: str, program: Program, example: Tensor, dynamic: bool, che
         BackendError, ModelError: the mode cannot run here, or not this program.
     """
     runner: Runner
-    if mode == "inductor":
+    if mode == Runtime.INDUCTOR:
         runner = Inductor(program.graph, example, checks)
-    elif mode == "cudagraph":
+    elif mode == Runtime.CUDAGRAPH:
         runner = CudaGraph(program.graph, example, checks)
-    elif mode == "native":
+    elif mode == Runtime.NATIVE:
         runner = Native(program.graph, example)
-    elif mode == "onnxruntime":
+    elif mode == Runtime.ONNXRUNTIME:
         runner = OnnxRuntime(program.graph, program.outputs, example, dynamic)
     else:
         runner = Eager(program.graph)
