@@ -15,8 +15,8 @@ from gaia_fast.compiled.capture import Captured, capture
 from gaia_fast.compiled.checked import Checks
 from gaia_fast.compiled.fold import fold
 from gaia_fast.compiled.program import Program, build
+from gaia_fast.compiled.sparsity import Density, analyse
 from gaia_fast.compiled.verification import Verifier, rounding
-from gaia_fast.compiled.zero_density import Density, analyse
 from gaia_fast.errors import CompilationError, GaiaError, ModelError, first_line
 from gaia_fast.layers import Head, InspectedLayer, find_head, inspected_layers
 from gaia_fast.method import Method
@@ -99,7 +99,7 @@ def prepare(
         subject: what it is made of; left as it was.
         x: (N, C, H, W) images, checked, N at least 1.
         mode: a name of `gaia_fast.compiled.modes.MODES`, or "auto".
-        thorough: as in `zero_density.analyse`.
+        thorough: as in `sparsity.analyse`.
         dtype: to compute in; None for what the mode does.
 
     Raises:

@@ -1,7 +1,7 @@
 """Logits and score as one forward-only tensor program, with no autograd when it runs.
 
 The captured model is run once more on tensors that hold no numbers, with gradients taken where the method wants them,
-and everything that happens is recorded: the forward pass, the densities counted beside it (`zero_density`), the
+and everything that happens is recorded: the forward pass, the densities counted beside it (`sparsity`), the
 backward pass as far as the earliest map that needs it (`adjoint`), and the score.
 """
 
@@ -19,7 +19,7 @@ from gaia_fast.compiled.adjoint import DECOMPOSITIONS, as_forward_operators
 from gaia_fast.compiled.broadcast import fold_rows, spread_last
 from gaia_fast.compiled.capture import LAST, MAP, MARK, PHI, Captured
 from gaia_fast.compiled.fold import fold_constants, for_any_layout
-from gaia_fast.compiled.zero_density import Condition, Counter, Density
+from gaia_fast.compiled.sparsity import Condition, Counter, Density
 from gaia_fast.errors import CompilationError, GaiaError, LayerError, first_line
 from gaia_fast.layers import Head
 from gaia_fast.measurement import FeatureMap

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiled.geometry import Geometry
-from gaia_fast.compiled.zero_density.patterns import Pattern, Values, any_channel, largest_tells
+from gaia_fast.compiled.sparsity.patterns import Pattern, Values, any_channel, largest_tells
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from gaia_fast.compiled.zero_density.conditions import Condition
-from gaia_fast.compiled.zero_density.density import Density
-from gaia_fast.compiled.zero_density.patterns import Everywhere, Pattern, Values
+from gaia_fast.compiled.sparsity.conditions import Condition
+from gaia_fast.compiled.sparsity.density import Density
+from gaia_fast.compiled.sparsity.patterns import Everywhere, Pattern, Values
 
 
 class Counter:

@@ -11,7 +11,7 @@ from gaia_fast.compiled.capture import capture
 from gaia_fast.compiled.fold import fold
 from gaia_fast.compiled.geometry import Geometry
 from gaia_fast.compiled.program import build
-from gaia_fast.compiled.zero_density import Density, analyse
+from gaia_fast.compiled.sparsity import Density, analyse
 from gaia_fast.method import Method
 
 import zoo

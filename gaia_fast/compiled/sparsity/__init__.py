@@ -21,9 +21,9 @@ it needs to be true of the images ("each window has an open channel") is compute
 `Counter.live`. A map whose pattern is not known gets none, and its gradient is computed.
 """
 
-from gaia_fast.compiled.zero_density.analysis import analyse
-from gaia_fast.compiled.zero_density.conditions import Condition
-from gaia_fast.compiled.zero_density.counter import Counter
-from gaia_fast.compiled.zero_density.density import Density
+from gaia_fast.compiled.sparsity.analysis import analyse
+from gaia_fast.compiled.sparsity.conditions import Condition
+from gaia_fast.compiled.sparsity.counter import Counter
+from gaia_fast.compiled.sparsity.density import Density
 
 __all__ = ["Condition", "Counter", "Density", "analyse"]

@@ -19,9 +19,9 @@ from gaia_fast.compiled.capture import MARK
 from gaia_fast.compiled.fold import CONVOLUTIONS, constant_value
 from gaia_fast.compiled.geometry import Geometry
 from gaia_fast.compiled.nodes import pair, same_shape, same_size
-from gaia_fast.compiled.zero_density.conditions import Above, Live, LiveGroups, OtherClass, Same
-from gaia_fast.compiled.zero_density.density import Density, Unknown
-from gaia_fast.compiled.zero_density.patterns import (
+from gaia_fast.compiled.sparsity.conditions import Above, Live, LiveGroups, OtherClass, Same
+from gaia_fast.compiled.sparsity.density import Density, Unknown
+from gaia_fast.compiled.sparsity.patterns import (
     Both,
     Chosen,
     Everywhere,

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from gaia_fast.compiled.zero_density.conditions import Condition
-from gaia_fast.compiled.zero_density.patterns import Everywhere, Pattern
+from gaia_fast.compiled.sparsity.conditions import Condition
+from gaia_fast.compiled.sparsity.patterns import Everywhere, Pattern
 
 
 @dataclass(frozen=True)

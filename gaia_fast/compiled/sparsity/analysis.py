@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiled.capture import MAP, logits_node, marks
-from gaia_fast.compiled.zero_density.density import Density, Unknown
-from gaia_fast.compiled.zero_density.patterns import Everywhere, OfClasses, Top1, Union
-from gaia_fast.compiled.zero_density.rules import STOPS, Factor, factors_through, name_of, through
+from gaia_fast.compiled.sparsity.density import Density, Unknown
+from gaia_fast.compiled.sparsity.patterns import Everywhere, OfClasses, Top1, Union
+from gaia_fast.compiled.sparsity.rules import STOPS, Factor, factors_through, name_of, through
 
 
 def analyse(graph: fx.Graph, thorough: bool = False) -> list[Density | str]:
