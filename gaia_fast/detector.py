@@ -241,7 +241,7 @@ class _Detector:
             engine,
             backend,
             prepared.mode if prepared else None,
-            prepared.ways if prepared else (),
+            prepared.derivations if prepared else (),
             self._compiled.kept if prepared else "",
         )
 

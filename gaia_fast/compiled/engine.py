@@ -100,7 +100,7 @@ class Compiled:
     def measure(self, x: Tensor, prepared: Prepared, look: bool = False) -> Measurement:
         """Scores one batch with a program for such images.
 
-        Images for which the structure's promise does not hold (`Counter.live`) are scored again by hooks.
+        Images that violate a precondition of the sparsity analysis are scored again by hooks.
 
         Args:
             look: whether to see, while the program runs, if the model has changed since it was made; then raises
@@ -148,7 +148,7 @@ class Compiled:
         found["logits"] = found["logits"].to(plain.dtype)
         component = found.get("component")
         if not prepared.checked:
-            fine.append(soundness.sound(found["logits"], found["score"], found.get("live"), component))
+            fine.append(soundness.sound(found["logits"], found["score"], found.get("preconditions"), component))
         if not soundness.together(fine):
             if look and not prepared.state.holds():
                 raise _ChangedError
@@ -159,14 +159,14 @@ class Compiled:
         """Raises what `measure` does; has hooks score the images that the program cannot."""
         checks.check_pixels(x)
         checks.check_logits(found["logits"])
-        live, component = found.get("live"), found.get("component")
-        if live is not None and not (live > 0).all():
-            dead = (~(live > 0)).any(1).nonzero().flatten()
+        preconditions, component = found.get("preconditions"), found.get("component")
+        if preconditions is not None and not (preconditions > 0).all():
+            violating = (~(preconditions > 0)).any(1).nonzero().flatten()
             exact = hooks.measure(
-                self.model, x[dead], self.method, self.layers, self.asked_for, head, self.backend, self.passes
+                self.model, x[violating], self.method, self.layers, self.asked_for, head, self.backend, self.passes
             )
-            found["score"] = found["score"].index_copy(0, dead, exact.score)
-            found["packed"] = found["packed"].index_copy(0, dead, exact.packed.to(found["packed"]))
+            found["score"] = found["score"].index_copy(0, violating, exact.score)
+            found["packed"] = found["packed"].index_copy(0, violating, exact.packed.to(found["packed"]))
         if component is not None:
             checks.check_output_component(component, found["logits"])
         checks.check_score(found["score"])
@@ -222,7 +222,7 @@ def _check_file(written: Path, path: Path, verifier: Verifier, x: Tensor, dynami
                 f"{path} is not written, since its logits would be in {logits.dtype} and its score in {score.dtype}, "
                 f"not in {x.dtype} and torch.float32; use the other format, or engine='hooks' in Python"
             )
-        found = {"logits": logits, "score": score, "live": (~score.isnan()).unsqueeze(1)}
+        found = {"logits": logits, "score": score, "preconditions": (~score.isnan()).unsqueeze(1)}
         off, allowed = verifier.error(found, images, own)
         if not off <= allowed:
             raise CompilationError(

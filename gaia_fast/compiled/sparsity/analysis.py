@@ -1,35 +1,34 @@
-"""Derives the pattern of every inspected map, backwards through a captured graph."""
-
-from collections.abc import Mapping
+"""The sparsity of the gradient at every inspected map: a dataflow analysis, backwards through a captured graph."""
 
 import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiled.capture import MAP, logits_node, marks
-from gaia_fast.compiled.sparsity.density import Density, Unknown
-from gaia_fast.compiled.sparsity.patterns import Everywhere, OfClasses, Top1, Union
-from gaia_fast.compiled.sparsity.rules import STOPS, Factor, factors_through, name_of, through
+from gaia_fast.compiled.sparsity.cancellation import check_independent, first_factors
+from gaia_fast.compiled.sparsity.patterns import Dense, ImagesOfClasses, Top1Row, Union
+from gaia_fast.compiled.sparsity.result import Sparsity, Unproven
+from gaia_fast.compiled.sparsity.transfer import NO_GRADIENT, transfer
 
 
-def analyse(graph: fx.Graph, thorough: bool = False) -> list[Density | str]:
-    """Returns the density of every inspected map of a captured graph, or why there is none.
+def analyse(graph: fx.Graph, thorough: bool = False) -> list[Sparsity | str]:
+    """Returns the sparsity of the top-1 logit's gradient at every inspected map, or why none is proven.
 
     Args:
         graph: as captured, constants and norms folded.
-        thorough: whether conditions fail for as few images as possible, rather than take as little time as possible.
+        thorough: whether preconditions fail for as few images as possible, rather than take as little time as possible.
     """
-    found: list[Density | str] = []
+    found: list[Sparsity | str] = []
     images = next(node for node in graph.nodes if node.op == "placeholder").meta["val"]
     if images.dtype == torch.float16:  # its smallest number is 6e-8: gradients underflow, wherever they like
         return ["gradients underflow in float16"] * len(marks(graph, MAP))
     analysis = _Analysis(graph, thorough)
     for mark in marks(graph, MAP):
         try:
-            density = analysis.behind(mark)
-            if isinstance(density.pattern, OfClasses):
-                raise Unknown("whether a gradient comes back at all hangs on the top-1 class")
-            found.append(density)
-        except Unknown as why:
+            sparsity = analysis.of(mark)
+            if isinstance(sparsity.pattern, ImagesOfClasses):
+                raise Unproven("whether the gradient is zero everywhere depends on the top-1 class")
+            found.append(sparsity)
+        except Unproven as why:
             found.append(str(why))
     return found
 
@@ -37,97 +36,73 @@ def analyse(graph: fx.Graph, thorough: bool = False) -> list[Density | str]:
 class _Analysis:
     def __init__(self, graph: fx.Graph, thorough: bool) -> None:
         self._thorough = thorough
-        self._result = logits_node(graph)
-        self._factors = _factors(graph, self._result)
-        self._known: dict[fx.Node, Density | Unknown] = {}
-        for node in reversed(graph.nodes):  # readers first, so that no recursion is deep
+        self._logits = logits_node(graph)
+        self._factors = first_factors(graph, self._logits)
+        self._known: dict[fx.Node, Sparsity | Unproven] = {}
+        for node in reversed(graph.nodes):  # users first, so that no recursion is deep
             if isinstance(node.meta.get("val"), (Tensor, tuple, list)):
                 try:
                     self._known[node] = self._derive(node)
-                except Unknown as why:
+                except Unproven as why:
                     self._known[node] = why
 
-    def behind(self, node: fx.Node) -> Density:
-        """The pattern of the gradient at a node's result."""
+    def of(self, node: fx.Node) -> Sparsity:
+        """The sparsity of the gradient at a node's output."""
         found = self._known.get(node)
         if found is None:
-            raise Unknown(f"{node} is no tensor")
-        if isinstance(found, Unknown):
+            raise Unproven(f"{node} is no tensor")
+        if isinstance(found, Unproven):
             raise found
         return found
 
-    def _derive(self, node: fx.Node) -> Density:
-        if node is self._result:
+    def _derive(self, node: fx.Node) -> Sparsity:
+        if node is self._logits:
             value = node.meta["val"]
             if value.ndim != 2:
-                raise Unknown("the result is no matrix of logits")
-            return Density(Top1(node, 0, int(value.shape[1])))
-        readers = [user for user in node.users if user.op != "output" and user.target not in STOPS]
-        if not readers:
-            raise Unknown("nothing reads it")
-        self._check_independent(node, readers)
-        found: list[Density] = []
-        unknown: Unknown | None = None
-        for user in readers:
+                raise Unproven("the model's output is no matrix of logits")
+            return Sparsity(Top1Row(node, 0, int(value.shape[1])))
+        users = [user for user in node.users if user.op != "output" and user.target not in NO_GRADIENT]
+        if not users:
+            raise Unproven("no gradient comes back")
+        check_independent(node, users, self._factors)
+        found: list[Sparsity] = []
+        unproven: Unproven | None = None
+        for user in users:
             try:
-                found.append(through(user, node, self.behind(user), self._thorough))
-            except Unknown as why:
-                unknown = why
-        found = _joined(found)
-        dense = [each for each in found if isinstance(each.pattern, Everywhere)]
-        if dense:  # whatever else comes, sums of such gradients are not zero
-            return min(dense, key=lambda each: len(each.conditions))
-        if unknown is not None:
-            raise unknown
-        if len(found) > 1 and any(isinstance(each.pattern, OfClasses) for each in found):
-            raise Unknown("which gradients come back hangs on the top-1 class")
-        patterns = tuple(dict.fromkeys(each.pattern for each in found))
-        conditions = frozenset().union(*(each.conditions for each in found))
-        return Density(patterns[0] if len(patterns) == 1 else Union(patterns), conditions)
-
-    def _check_independent(self, node: fx.Node, readers: list[fx.Node]) -> None:
-        """Raises Unknown where the gradients that come back from several readers may cancel each other.
-
-        Two sums of products are opposite by accident alone if each has weights as factors that the other has not: the
-        first that each path meets are looked at. `x - relu(x)` has none, and is zero where x is positive.
-        """
-        met: set[Factor] = set()
-        for user in readers if len(readers) > 1 else ():
-            factors = factors_through(user, node, self._factors[user])
-            if any(one.overlaps(other) for one in factors for other in met):
-                raise Unknown(f"{name_of(user)} reads what is read elsewhere and meets it again: gradients may cancel")
-            met |= factors
+                found.append(transfer(user, node, self.of(user), self._thorough))
+            except Unproven as why:
+                unproven = why
+        return _joined(_with_all_classes(found), unproven)
 
 
-def _factors(graph: fx.Graph, result: fx.Node) -> Mapping[fx.Node, frozenset[Factor]]:
-    """For each node, the general weights that the gradient at its result has as factors: the first on each path."""
-    found: dict[fx.Node, frozenset[Factor]] = {}
-    for node in reversed(graph.nodes):
-        readers = [user for user in node.users if not (user.op == "output" or _is_number(user) or _is_number(node))]
-        paths = [factors_through(user, node, found[user]) for user in readers]
-        found[node] = frozenset([Factor("logits")] if node is result else ()).union(*paths)
-    return found
+def _joined(found: list[Sparsity], unproven: Unproven | None) -> Sparsity:
+    """The sparsity of a sum of gradients that do not cancel: dense if one of them is, else the union."""
+    dense = [each for each in found if isinstance(each.pattern, Dense)]
+    if dense:
+        return min(dense, key=lambda each: len(each.preconditions))
+    if unproven is not None:
+        raise unproven
+    if len(found) > 1 and any(isinstance(each.pattern, ImagesOfClasses) for each in found):
+        raise Unproven("which paths have a gradient depends on the top-1 class")
+    patterns = tuple(dict.fromkeys(each.pattern for each in found))
+    preconditions = frozenset().union(*(each.preconditions for each in found))
+    return Sparsity(patterns[0] if len(patterns) == 1 else Union(patterns), preconditions)
 
 
-def _is_number(node: fx.Node) -> bool:
-    """Whether a result is no tensor, as a number of images is: no gradient passes it."""
-    return isinstance(node.meta.get("val"), (int, float, torch.SymInt, torch.SymFloat, torch.SymBool))
-
-
-def _joined(found: list[Density]) -> list[Density]:
-    """The densities, where those of all classes, each some classes' alone, become one of every image."""
+def _with_all_classes(found: list[Sparsity]) -> list[Sparsity]:
+    """The same, with one dense gradient for those of the images of some classes each, if these are all classes."""
     parts = sorted(
-        (each for each in found if isinstance(each.pattern, OfClasses)),
+        (each for each in found if isinstance(each.pattern, ImagesOfClasses)),
         key=lambda each: each.pattern.begin,  # type: ignore[attr-defined]
     )
     reached = 0
     for each in parts:
         pattern = each.pattern
-        assert isinstance(pattern, OfClasses)
+        assert isinstance(pattern, ImagesOfClasses)
         if pattern.begin > reached:
             return found
         reached = max(reached, pattern.end)
         if reached == int(pattern.logits.meta["val"].shape[1]):
             others = [each for each in found if each not in parts]
-            return [*others, Density(Everywhere(), frozenset().union(*(each.conditions for each in parts)))]
+            return [*others, Sparsity(Dense(), frozenset().union(*(each.preconditions for each in parts)))]
     return found

@@ -1,14 +1,14 @@
-"""Which entries of a gradient are non-zero, as a function of values of the forward pass.
+"""Sparsity patterns: which entries of a gradient are non-zero, as a function of values of the forward pass.
 
-Each pattern names the nodes whose values it needs, and makes its (N, K, H, W) mask of them. Patterns are values: equal
-ones are counted once.
+Each pattern names the nodes whose values it needs, and computes its (N, K, H, W) mask from them. Patterns compare by
+value: equal ones are counted once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf, prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -19,60 +19,90 @@ Values = dict[fx.Node, Any]
 
 
 class Pattern:
-    """A set of entries of a (N, K, H, W) map, image by image."""
+    """A set of entries of a (N, K, H, W) map, image by image. Prints as its label."""
+
+    label: ClassVar[str]
+
+    def __str__(self) -> str:
+        return self.label
 
     def nodes(self) -> set[fx.Node]:
-        """The nodes whose values tell the set."""
+        """The nodes whose values the mask is computed from."""
         return set()
 
     def mask(self, values: Values) -> Tensor:
-        """The set as bools; `Everywhere` alone has no need of it."""
+        """Returns the set as bools of the map's shape; `Dense` and `ImagesOfClasses` are never asked for it."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Everywhere(Pattern):
+class Dense(Pattern):
     """Every entry is non-zero."""
+
+    label = "dense"
 
 
 @dataclass(frozen=True)
-class Open(Pattern):
-    """The entries at which a unit is open: low < its output < high."""
+class ActiveUnits(Pattern):
+    """The entries at which a unit is active: low < its output < high."""
 
     unit: fx.Node
     low: float = 0.0
     high: float = inf
+
+    label = "active units"
 
     def nodes(self) -> set[fx.Node]:
         return {self.unit}
 
     def mask(self, values: Values) -> Tensor:
         y = values[self.unit].detach()
-        open_ = y > self.low
-        return open_ if self.high == inf else open_ & (y < self.high)
+        active = y > self.low
+        return active if self.high == inf else active & (y < self.high)
 
 
 @dataclass(frozen=True)
-class Slice(Pattern):
-    """A slice of channels of another pattern."""
+class InInterval(Pattern):
+    """The entries at which a node's value is in [low, high], bounds included: where the derivative of a clamp is 1."""
 
-    of: Pattern
-    begin: int
-    end: int
+    of: fx.Node
+    low: float
+    high: float
+
+    label = "values in an interval"
 
     def nodes(self) -> set[fx.Node]:
-        return self.of.nodes()
+        return {self.of}
 
     def mask(self, values: Values) -> Tensor:
-        return self.of.mask(values)[:, self.begin : self.end]
+        x = values[self.of].detach()
+        return (x >= self.low) & (x <= self.high)
 
 
 @dataclass(frozen=True)
-class Both(Pattern):
+class NonZero(Pattern):
+    """The entries at which a node's value is not zero."""
+
+    of: fx.Node
+
+    label = "non-zero values"
+
+    def nodes(self) -> set[fx.Node]:
+        return {self.of}
+
+    def mask(self, values: Values) -> Tensor:
+        return values[self.of].detach() != 0
+
+
+@dataclass(frozen=True)
+class Intersection(Pattern):
     """The entries that are in both patterns."""
 
     one: Pattern
     other: Pattern
+
+    def __str__(self) -> str:
+        return f"{self.one} & {self.other}"
 
     def nodes(self) -> set[fx.Node]:
         return self.one.nodes() | self.other.nodes()
@@ -87,6 +117,8 @@ class Union(Pattern):
 
     of: tuple[Pattern, ...]
 
+    label = "union"
+
     def nodes(self) -> set[fx.Node]:
         return set().union(*(each.nodes() for each in self.of))
 
@@ -98,11 +130,49 @@ class Union(Pattern):
 
 
 @dataclass(frozen=True)
-class Chosen(Pattern):
-    """The positions that the windows of a max-pooling chose, of those windows that are in a pattern."""
+class ChannelSlice(Pattern):
+    """The channels [begin, end) of another pattern."""
+
+    of: Pattern
+    begin: int
+    end: int
+
+    label = "channel slice"
+
+    def nodes(self) -> set[fx.Node]:
+        return self.of.nodes()
+
+    def mask(self, values: Values) -> Tensor:
+        return self.of.mask(values)[:, self.begin : self.end]
+
+
+@dataclass(frozen=True)
+class ExcludeChannels(Pattern):
+    """Another pattern without some of its channels."""
+
+    of: Pattern
+    channels: tuple[int, ...]
+
+    label = "excluded channels"
+
+    def nodes(self) -> set[fx.Node]:
+        return self.of.nodes()
+
+    def mask(self, values: Values) -> Tensor:
+        mask = self.of.mask(values)
+        kept = torch.ones((1, mask.shape[1], 1, 1), dtype=torch.bool)
+        kept[:, list(self.channels)] = False
+        return mask & kept.to(mask.device)
+
+
+@dataclass(frozen=True)
+class MaxPoolArgmax(Pattern):
+    """The positions of the maxima of a max-pooling's windows, of those windows that are in a pattern."""
 
     pool: fx.Node
     windows: Pattern
+
+    label = "max-pooling argmax"
 
     def nodes(self) -> set[fx.Node]:
         return {self.pool} | self.windows.nodes()
@@ -110,21 +180,23 @@ class Chosen(Pattern):
     def mask(self, values: Values) -> Tensor:
         pooled, indices = values[self.pool]
         shape = self.pool.args[0].meta["val"].shape
-        chosen = torch.ones_like(pooled, dtype=torch.float32)
-        if not isinstance(self.windows, Everywhere):
-            chosen = self.windows.mask(values).to(torch.float32)
+        nonzero = torch.ones_like(pooled, dtype=torch.float32)
+        if not isinstance(self.windows, Dense):
+            nonzero = self.windows.mask(values).to(torch.float32)
         images = pooled.shape[0]
-        flat = chosen.new_zeros((images, shape[1], prod(shape[2:])))
-        flat = flat.scatter_add(2, indices.reshape(images, shape[1], -1), chosen.reshape(images, shape[1], -1))
+        flat = nonzero.new_zeros((images, shape[1], prod(shape[2:])))
+        flat = flat.scatter_add(2, indices.reshape(images, shape[1], -1), nonzero.reshape(images, shape[1], -1))
         return flat.reshape(images, *shape[1:]) > 0
 
 
 @dataclass(frozen=True)
-class Windows(Pattern):
-    """Which positions a convolution's windows reach that hold a non-zero channel of a pattern, group by group."""
+class ReceptiveField(Pattern):
+    """The input positions of a convolution's windows that have a channel in a pattern, group by group."""
 
     of: Pattern
     geometry: Geometry
+
+    label = "receptive field"
 
     def nodes(self) -> set[fx.Node]:
         return self.of.nodes()
@@ -142,40 +214,13 @@ class Windows(Pattern):
 
 
 @dataclass(frozen=True)
-class Within(Pattern):
-    """The entries at which a node's value is in [low, high], ends included: where a clamp lets a gradient through."""
-
-    of: fx.Node
-    low: float
-    high: float
-
-    def nodes(self) -> set[fx.Node]:
-        return {self.of}
-
-    def mask(self, values: Values) -> Tensor:
-        x = values[self.of].detach()
-        return (x >= self.low) & (x <= self.high)
-
-
-@dataclass(frozen=True)
-class NonZero(Pattern):
-    """The entries at which a node's value is not zero."""
-
-    of: fx.Node
-
-    def nodes(self) -> set[fx.Node]:
-        return {self.of}
-
-    def mask(self, values: Values) -> Tensor:
-        return values[self.of].detach() != 0
-
-
-@dataclass(frozen=True)
-class Reduced(Pattern):
-    """Where another pattern has an entry along some axes, which keep a size of 1: what a broadcast value gets back."""
+class AnyPosition(Pattern):
+    """Whether another pattern has an entry along some axes, kept with size 1: the gradient of a broadcast operand."""
 
     of: Pattern
     axes: tuple[int, ...]
+
+    label = "any position"
 
     def nodes(self) -> set[fx.Node]:
         return self.of.nodes()
@@ -186,10 +231,12 @@ class Reduced(Pattern):
 
 @dataclass(frozen=True)
 class Reshaped(Pattern):
-    """Another pattern of (N, K, ...), with axes of size 1 added or dropped behind the channels."""
+    """Another pattern of (N, K, ...), with axes of size 1 added or dropped after the channels."""
 
     of: Pattern
     sizes: tuple[int, ...]
+
+    label = "reshaped"
 
     def nodes(self) -> set[fx.Node]:
         return self.of.nodes()
@@ -200,7 +247,7 @@ class Reshaped(Pattern):
 
 
 @dataclass(frozen=True)
-class Top1(Pattern):
+class Top1Row(Pattern):
     """The row of the top-1 class, of the rows [begin, end) of the logits: (N, end - begin, *positions)."""
 
     logits: fx.Node
@@ -208,12 +255,14 @@ class Top1(Pattern):
     end: int
     positions: tuple[int, ...] = ()
 
+    label = "row of the top-1 class"
+
     def nodes(self) -> set[fx.Node]:
         return {self.logits}
 
     @property
-    def of_all(self) -> bool:
-        """Whether the row is among them for every image."""
+    def has_all_classes(self) -> bool:
+        """Whether the row of the top-1 class is among them for every image."""
         return self.begin == 0 and self.end == int(self.logits.meta["val"].shape[1])
 
     def mask(self, values: Values) -> Tensor:
@@ -224,40 +273,21 @@ class Top1(Pattern):
 
 
 @dataclass(frozen=True)
-class OfClasses(Pattern):
+class ImagesOfClasses(Pattern):
     """Every entry of the images whose top-1 class is one of [begin, end), and none of the others."""
 
     logits: fx.Node
     begin: int
     end: int
 
-
-@dataclass(frozen=True)
-class Without(Pattern):
-    """A pattern less some channels."""
-
-    of: Pattern
-    channels: tuple[int, ...]
-
-    def nodes(self) -> set[fx.Node]:
-        return self.of.nodes()
-
-    def mask(self, values: Values) -> Tensor:
-        mask = self.of.mask(values)
-        kept = torch.ones((1, mask.shape[1], 1, 1), dtype=torch.bool)
-        kept[:, list(self.channels)] = False
-        return mask & kept.to(mask.device)
+    label = "images of some classes"
 
 
-def largest_tells(pattern: Pattern, values: Values) -> Tensor | None:
-    """A tensor that is positive just where the pattern is, which saves making the pattern; None where there is none."""
-    if isinstance(pattern, Slice):
-        whole = largest_tells(pattern.of, values)
+def positive_where(pattern: Pattern, values: Values) -> Tensor | None:
+    """Returns a tensor that is positive exactly where the pattern is, if the values have one; it spares the mask."""
+    if isinstance(pattern, ChannelSlice):
+        whole = positive_where(pattern.of, values)
         return None if whole is None else whole[:, pattern.begin : pattern.end]
-    if isinstance(pattern, Open) and pattern.low == 0 and pattern.high == inf:
+    if isinstance(pattern, ActiveUnits) and pattern.low == 0 and pattern.high == inf:
         return values[pattern.unit].detach()
     return None
-
-
-def any_channel(mask: Tensor) -> Tensor:
-    return mask.to(torch.float32).amax(1, keepdim=True)
