@@ -202,7 +202,7 @@ class _Detector:
             found.engine,
             found.backend,
             found.mode,
-            found.ways,
+            found.derivations,
             found.programs,
         )
 

@@ -19,7 +19,7 @@ class Plan:
         head, last: module names of the head and of the source of A_last; None where the method needs none.
         engine, backend: what was picked, and why.
         mode: how the compiled program runs, and why; None in the other engines.
-        ways: for each map, how the compiled program gets its entries of Lambda; empty in the other engines.
+        derivations: for each map, how the compiled program gets its entries of Lambda; empty in the other engines.
         programs: how many programs are kept, and at most; the one used least recently goes. Empty in the other engines.
     """
 
@@ -32,7 +32,7 @@ class Plan:
     engine: Choice
     backend: Choice
     mode: Choice | None = None
-    ways: tuple[str, ...] = ()
+    derivations: tuple[str, ...] = ()
     programs: str = ""
 
     @property
@@ -52,11 +52,11 @@ class Plan:
         if self.head is not None:
             lines += [f"head     {self.head}: Phi is its input", f"A_last   output of {self.last}"]
         width = max([len(each.name) for each in self.maps] + [len("layer")])
-        ways = self.ways or ("",) * len(self.maps)
-        lines.append(f"{'layer':<{width}}  channels  {'map':<9}{'  how' if self.ways else ''}".rstrip())
+        derivations = self.derivations or ("",) * len(self.maps)
+        lines.append(f"{'layer':<{width}}  channels  {'map':<9}{'  derivation' if self.derivations else ''}".rstrip())
         lines += [
-            f"{each.name:<{width}}  {each.channels:>8}  {f'{each.height}x{each.width}':<9}  {way}".rstrip()
-            for each, way in zip(self.maps, ways, strict=True)
+            f"{each.name:<{width}}  {each.channels:>8}  {f'{each.height}x{each.width}':<9}  {derivation}".rstrip()
+            for each, derivation in zip(self.maps, derivations, strict=True)
         ]
         lines.append(f"{len(self.maps)} layers, {self.channels} channels")
         return "\n".join(lines)

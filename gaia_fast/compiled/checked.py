@@ -38,7 +38,9 @@ class Checks:
     def after(self, outputs: Sequence[Tensor]) -> Tensor:
         """Returns (N,) bools: which images' results mean something."""
         found = dict(zip(self.outputs, outputs, strict=True))
-        return soundness.sound_images(found["logits"], found["score"], found.get("live"), found.get("component"))
+        return soundness.sound_images(
+            found["logits"], found["score"], found.get("preconditions"), found.get("component")
+        )
 
 
 class Checked:

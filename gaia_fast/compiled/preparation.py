@@ -15,8 +15,8 @@ from gaia_fast.compiled.capture import Captured, capture
 from gaia_fast.compiled.checked import Checks
 from gaia_fast.compiled.pipeline import CAPTURED, run_passes
 from gaia_fast.compiled.program import Program, build
+from gaia_fast.compiled.sparsity import Sparsity, analyse
 from gaia_fast.compiled.verification import Verifier, rounding
-from gaia_fast.compiled.zero_density import Density, analyse
 from gaia_fast.errors import CompilationError, GaiaError, ModelError, first_line
 from gaia_fast.head import Head, find_head
 from gaia_fast.layers import InspectedLayer, explicit_names, inspected_layers
@@ -37,7 +37,7 @@ class Prepared:
         program, runner, mode: what runs, and how.
         dtype: what it computes in, and takes images in.
         dynamic: whether it was captured for any number of images.
-        ways: for each inspected map, how its entries of Lambda come about, and why not otherwise.
+        derivations: for each inspected map, how its entries of Lambda come about, and why not otherwise.
         head: where Phi and A_last are; None where the method needs neither.
         state: of the model, when it was captured.
         checked: whether the runner gives one output more: (N,) bools, whether an image's results mean something.
@@ -48,7 +48,7 @@ class Prepared:
     mode: Choice
     dtype: torch.dtype
     dynamic: bool
-    ways: tuple[str, ...]
+    derivations: tuple[str, ...]
     head: Head | None
     state: fingerprint.Fingerprint
     checked: bool
@@ -99,7 +99,7 @@ def prepare(source: Source, x: Tensor, mode: str, thorough: bool = False, dtype:
         source: what it is made of; left as it was.
         x: (N, C, H, W) images, checked, N at least 1.
         mode: of `gaia_fast.options.Runtime`, or "auto".
-        thorough: as in `zero_density.analyse`.
+        thorough: as in `sparsity.analyse`.
         dtype: to compute in; None for what the mode does.
 
     Raises:
@@ -161,10 +161,10 @@ class _Preparation:
         run_passes(CAPTURED, captured.graph)
         chosen = modes.choose(self.mode, self.x, captured.graph)
         if self.source.method.name == Measure.GAIA_Z:
-            program, ways = self._counting(captured)
+            program, derivations = self._counting(captured)
         else:
             program = build(captured, self.source.method, self.source.head)
-            ways = ["adjoint"] * len(captured.maps)
+            derivations = ["adjoint"] * len(captured.maps)
         if dynamic:
             self._check(program, program.graph, chosen, self.others)
         while True:
@@ -178,43 +178,46 @@ class _Preparation:
                 chosen = Choice(Runtime.EAGER, first_line(error))
         self._check(program, runner, chosen, [(self.x, own), *self.others])
         now = state.renewed()
-        return Prepared(program, runner, chosen, self.x.dtype, dynamic, tuple(ways), head, now, checks is not None)
+        return Prepared(
+            program, runner, chosen, self.x.dtype, dynamic, tuple(derivations), head, now, checks is not None
+        )
 
     def _counting(self, captured: Captured) -> tuple[Program, list[str]]:
-        """GAIA-Z: the densities that the structure tells, but for those that are wrong on the example."""
+        """GAIA-Z: counts in the forward pass the maps for which the analysis holds on the example."""
         found = analyse(captured.graph.graph, self.thorough)
-        ways = [str(each) if isinstance(each, Density) else f"adjoint, {each}" for each in found]
-        densities = [each if isinstance(each, Density) else None for each in found]
+        derivations = [str(each) if isinstance(each, Sparsity) else f"adjoint, {each}" for each in found]
+        sparsity = [each if isinstance(each, Sparsity) else None for each in found]
         while True:
-            program = build(captured, self.source.method, self.source.head, densities)
+            program = build(captured, self.source.method, self.source.head, sparsity)
             outputs = self._outputs(program, program.graph, self.x)
-            wrong = dict(self._wrong(program, outputs, densities))
+            wrong = dict(self._wrong(program, outputs, sparsity))
             if not wrong:
-                return program, ways
+                return program, derivations
             for index, why in wrong.items():
-                densities[index], ways[index] = None, f"adjoint, {why}"
+                sparsity[index], derivations[index] = None, f"adjoint, {why}"
 
     def _wrong(
-        self, program: Program, outputs: dict[str, Tensor], densities: list[Density | None]
+        self, program: Program, outputs: dict[str, Tensor], sparsity: list[Sparsity | None]
     ) -> Iterator[tuple[int, str]]:
-        """The maps whose densities do not hold on the example, and why."""
-        live = outputs.get("live")
-        dead = set()
-        if live is not None:
-            failed = (live <= 0).any(0).tolist()
-            dead = {condition for condition, fails in zip(program.conditions, failed, strict=True) if fails}
+        """The maps whose sparsity is another on the example, and why."""
+        preconditions = outputs.get("preconditions")
+        violated = set()
+        if preconditions is not None:
+            holds = (preconditions > 0).all(0).tolist()
+            violated = {each for each, held in zip(program.preconditions, holds, strict=True) if not held}
         columns = outputs["packed"].split([each.channels for each in program.maps], dim=1)
         flips = min(0.02, 256 * rounding(self.own.logits))  # the share of units that are zero to rounding
-        for index, (density, counts, expected) in enumerate(zip(densities, columns, self.own.abnormality, strict=True)):
-            if density is None:
+        for index, (each, counts, expected) in enumerate(zip(sparsity, columns, self.own.abnormality, strict=True)):
+            if each is None:
                 continue
-            if density.conditions & dead:
-                yield index, "the example has windows in which every channel is closed"
+            failed = sorted(str(precondition) for precondition in each.preconditions & violated)
+            if failed:
+                yield index, f"the example violates a precondition: {failed[0]}"
                 continue
             area = program.maps[index].area
             different = float((counts - expected * area).abs().sum())
             if different > 1 + flips * counts.numel() * area:
-                yield index, "the reference counts otherwise on the example"
+                yield index, "the reference counts differently on the example"
 
     def _outputs(self, program: Program, run: Run, x: Tensor) -> dict[str, Tensor]:
         try:

@@ -1,7 +1,7 @@
 """Logits and score as one forward-only tensor program, with no autograd when it runs.
 
 The captured model is run once more on tensors that hold no numbers, with gradients taken where the method wants them,
-and everything that happens is recorded: the forward pass, the densities counted beside it (`zero_density`), the
+and everything that happens is recorded: the forward pass, the non-zeros counted beside it (`sparsity`), the
 backward pass as far as the earliest map that needs it (`adjoint`), and the score.
 """
 
@@ -19,7 +19,7 @@ from gaia_fast.compiled.adjoint import DECOMPOSITIONS
 from gaia_fast.compiled.capture import LAST, MAP, MARK, PHI, Captured
 from gaia_fast.compiled.ir.passes import clean_up
 from gaia_fast.compiled.pipeline import FOLD_CONSTANTS, RECORDED, RESHAPE_VIEWS, run_passes
-from gaia_fast.compiled.zero_density import Condition, Counter, Density
+from gaia_fast.compiled.sparsity import NonZeroCounter, Precondition, Sparsity
 from gaia_fast.errors import CompilationError, GaiaError, LayerError, first_line
 from gaia_fast.head import Head
 from gaia_fast.measurement import FeatureMap
@@ -37,19 +37,19 @@ class Program:
     Attributes:
         graph: ATen operators from the images to a tuple of `outputs`.
         outputs: names, of: "logits" (N, C); "score" (N,) float32; "packed" (N, sum of K_l) and "component" (N,), as in
-            `Measurement`; "live" (N, conditions), positive where what the densities counted forward need is true.
+            `Measurement`; "preconditions" (N, P), positive where what the counts rest on holds.
         maps: the inspected maps; none where the output component is all.
-        conditions: what the columns of "live" stand for.
+        preconditions: what the columns of "preconditions" stand for.
     """
 
     graph: fx.GraphModule
     outputs: tuple[str, ...]
     maps: tuple[FeatureMap, ...]
-    conditions: tuple[Condition, ...] = ()
+    preconditions: tuple[Precondition, ...] = ()
 
 
 def build(
-    captured: Captured, method: Method, head: Head | None, densities: Sequence[Density | None] | None = None
+    captured: Captured, method: Method, head: Head | None, sparsity: Sequence[Sparsity | None] | None = None
 ) -> Program:
     """Records the program of a method.
 
@@ -57,7 +57,7 @@ def build(
         captured: the model, its constants and norms folded.
         method: what to measure.
         head: for messages; None where the method needs none.
-        densities: for GAIA-Z, what is counted forward in place of each map's gradient; None for the gradient itself.
+        sparsity: for GAIA-Z, of each map, what is counted in the forward pass; None for the gradient itself.
 
     Raises:
         LayerError: no gradient reaches a map, or A_last.
@@ -65,7 +65,7 @@ def build(
     """
     # A mark is a copy in the captured graph, and none here: what is behind it may not be contiguous.
     RESHAPE_VIEWS(captured.graph)
-    recorder = _Recorder(captured, method, head, densities)
+    recorder = _Recorder(captured, method, head, sparsity)
     record = make_fx(
         lambda x: recorder.run(x),
         decomposition_table=DECOMPOSITIONS,
@@ -80,13 +80,13 @@ def build(
         raise CompilationError(
             f"PyTorch cannot record the model's gradients ({first_line(error)}); engine='hooks' scores it as it is"
         ) from error
-    return Program(run_passes(RECORDED, graph), tuple(recorder.outputs), captured.maps, recorder.counter.conditions)
+    return Program(run_passes(RECORDED, graph), tuple(recorder.outputs), captured.maps, recorder.counter.preconditions)
 
 
 def without_recourse(program: Program) -> Program:
     """The program as it stands alone, where nothing can score an image again: logits and score, nothing else.
 
-    The score of an image whose densities cannot be told forward is NaN: no number is better than a wrong one. So is an
+    The score of an image that violates a precondition is NaN: no number is better than a wrong one. So is an
     infinite score, of an image whose output component is zero, which a detector refuses.
     """
     graph = fx.Graph()
@@ -94,10 +94,10 @@ def without_recourse(program: Program) -> Program:
     score = results["score"]
     value = program.graph.graph.output_node().args[0][program.outputs.index("score")].meta["val"]
     unknown = graph.call_function(aten.eq.Scalar, (graph.call_function(aten.abs.default, (score,)), float("inf")))
-    if "live" in results:
-        worst = graph.call_function(aten.amin.default, (results["live"], [1]))
-        dead = graph.call_function(aten.le.Scalar, (worst, 0))
-        unknown = graph.call_function(aten.logical_or.default, (dead, unknown))
+    if "preconditions" in results:
+        worst = graph.call_function(aten.amin.default, (results["preconditions"], [1]))
+        violated = graph.call_function(aten.le.Scalar, (worst, 0))
+        unknown = graph.call_function(aten.logical_or.default, (violated, unknown))
     nan = graph.call_function(
         aten.scalar_tensor.default, (float("nan"),), {"dtype": value.dtype, "device": value.device}
     )
@@ -125,20 +125,20 @@ def with_images_in(dtype: torch.dtype, program: Program) -> Program:
     graph.output(tuple(results.values()))
     module = fx.GraphModule(program.graph, graph)
     clean_up(module)
-    return Program(module, program.outputs, program.maps, program.conditions)
+    return Program(module, program.outputs, program.maps, program.preconditions)
 
 
 class _Recorder(fx.Interpreter):
     """One run of the captured model, and of what the method makes of it."""
 
     def __init__(
-        self, captured: Captured, method: Method, head: Head | None, densities: Sequence[Density | None] | None
+        self, captured: Captured, method: Method, head: Head | None, sparsity: Sequence[Sparsity | None] | None
     ) -> None:
         super().__init__(captured.graph)
         self.captured, self.method, self.head = captured, method, head
         maps = captured.maps
         sizes = [(each.channels, each.area) for each in maps]
-        self.counter = Counter([None] * len(maps) if densities is None else densities, sizes)
+        self.counter = NonZeroCounter([None] * len(maps) if sparsity is None else sparsity, sizes)
         self.outputs: list[str] = []
         self.towards: dict[int, Tensor] = {}
         self.last_seen: Tensor | None = None
@@ -189,9 +189,9 @@ class _Recorder(fx.Interpreter):
             found["packed"] = packed
             if component is not None:
                 found["component"] = component.detach()
-            live = self.counter.live()
-            if live is not None:
-                found["live"] = live
+            preconditions = self.counter.precondition_values()
+            if preconditions is not None:
+                found["preconditions"] = preconditions
         self.outputs = list(found)
         return tuple(found.values())
 

@@ -48,12 +48,14 @@ class Verifier:
         """Returns how far a program's outputs for a batch are off, and how far they may be, relative to the largest.
 
         Args:
-            found: "logits" and "score", with "live" where it is among the outputs: the scores of images that are not
-                live are not the program's.
+            found: "logits" and "score", with "preconditions" where it is among the outputs: the scores of images that
+                violate one are not the program's.
             x: the batch.
             own: what `reference` gives for it.
         """
-        told = (found["live"] > 0).all(1) if "live" in found else torch.ones_like(own.score, dtype=torch.bool)
+        told = torch.ones_like(own.score, dtype=torch.bool)
+        if "preconditions" in found:
+            told = (found["preconditions"] > 0).all(1)
         errors = _errors(found["logits"], found["score"], own, told)
         allowed = torch.full_like(errors, max(1e-3, lost(own.logits)))
         if not bool((errors <= allowed).all()):

@@ -32,7 +32,7 @@ def check_file(written: Path, path: Path, verifier: Verifier, x: Tensor, dynamic
                 f"{path} is not written, since its logits would be in {logits.dtype} and its score in {score.dtype}, "
                 f"not in {x.dtype} and torch.float32; use the other format, or engine='hooks' in Python"
             )
-        found = {"logits": logits, "score": score, "live": (~score.isnan()).unsqueeze(1)}
+        found = {"logits": logits, "score": score, "preconditions": (~score.isnan()).unsqueeze(1)}
         off, allowed = verifier.error(found, images, own)
         if not off <= allowed:
             raise CompilationError(

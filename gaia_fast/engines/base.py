@@ -53,7 +53,7 @@ class EnginePlan:
     engine: Choice
     backend: Choice
     mode: Choice | None = None
-    ways: tuple[str, ...] = ()
+    derivations: tuple[str, ...] = ()
     programs: str = ""
 
 

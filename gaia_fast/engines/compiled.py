@@ -57,7 +57,7 @@ class CompiledEngine:
         """Returns the plan for images that have a program; `why` the engine is this one."""
         programs = f"{len(self._prepared)} of at most {self._prepared.most}, one a size of images"
         backend = self._hooks.plan(x).backend
-        return EnginePlan(Choice("compiled", why), backend, prepared.mode, prepared.ways, programs)
+        return EnginePlan(Choice("compiled", why), backend, prepared.mode, prepared.derivations, programs)
 
     def prepare(self, x: Tensor) -> None:
         self._prepare(x)
@@ -92,7 +92,7 @@ class CompiledEngine:
     def measure(self, x: Tensor, prepared: Prepared, look: bool = False) -> Measurement:
         """Scores one batch with a program for such images.
 
-        Images for which the structure's promise does not hold (`Counter.live`) are scored again by hooks.
+        Images that violate a precondition of the sparsity analysis are scored again by hooks.
 
         Args:
             look: whether to see, while the program runs, if the model has changed since it was made; then raises
@@ -140,7 +140,7 @@ class CompiledEngine:
         found["logits"] = found["logits"].to(plain.dtype)
         component = found.get("component")
         if not prepared.checked:
-            fine.append(soundness.sound(found["logits"], found["score"], found.get("live"), component))
+            fine.append(soundness.sound(found["logits"], found["score"], found.get("preconditions"), component))
         if not soundness.together(fine):
             if look and not prepared.state.holds():
                 raise _ChangedError
@@ -151,12 +151,12 @@ class CompiledEngine:
         """Raises what `measure` does; has hooks score the images that the program cannot."""
         checks.check_pixels(x)
         checks.check_logits(found["logits"])
-        live, component = found.get("live"), found.get("component")
-        if live is not None and not (live > 0).all():
-            dead = (~(live > 0)).any(1).nonzero().flatten()
-            exact = self._hooks.measure(x[dead], head)
-            found["score"] = found["score"].index_copy(0, dead, exact.score)
-            found["packed"] = found["packed"].index_copy(0, dead, exact.packed.to(found["packed"]))
+        preconditions, component = found.get("preconditions"), found.get("component")
+        if preconditions is not None and not (preconditions > 0).all():
+            violating = (~(preconditions > 0)).any(1).nonzero().flatten()
+            exact = self._hooks.measure(x[violating], head)
+            found["score"] = found["score"].index_copy(0, violating, exact.score)
+            found["packed"] = found["packed"].index_copy(0, violating, exact.packed.to(found["packed"]))
         if component is not None:
             checks.check_output_component(component, found["logits"])
         checks.check_score(found["score"])

@@ -17,16 +17,18 @@ def all_finite(x: Tensor) -> bool | Tensor:
     return torch.isfinite(x).all()
 
 
-def sound(logits: Tensor, score: Tensor, live: Tensor | None = None, component: Tensor | None = None) -> bool | Tensor:
+def sound(
+    logits: Tensor, score: Tensor, preconditions: Tensor | None = None, component: Tensor | None = None
+) -> bool | Tensor:
     """Whether all of a batch's results mean something: a bool, or where a device has to tell, a 0-d tensor.
 
     Args:
         logits: (N, C), to be finite.
         score: (N,), to be finite.
-        live: (N, conditions), to be positive; None for no conditions.
+        preconditions: (N, P), to be positive; None for none.
         component: (N,), to be `divisible`; None where nothing is divided.
     """
-    given = [each for each in (logits, score, live, component) if each is not None]
+    given = [each for each in (logits, score, preconditions, component) if each is not None]
     if all(_readable(each) and each.is_contiguous() for each in given):
         images, classes = logits.shape
         return kernels.sound(  # type: ignore[union-attr]
@@ -34,14 +36,14 @@ def sound(logits: Tensor, score: Tensor, live: Tensor | None = None, component: 
             images,
             classes,
             score.data_ptr(),
-            0 if live is None else live.data_ptr(),
-            0 if live is None else live.shape[1],
+            0 if preconditions is None else preconditions.data_ptr(),
+            0 if preconditions is None else preconditions.shape[1],
             0 if component is None else component.data_ptr(),
             _flat(classes, torch.float32),
         )
     fine = [torch.isfinite(logits).all(), torch.isfinite(score).all()]
-    if live is not None:
-        fine.append((live > 0).all())
+    if preconditions is not None:
+        fine.append((preconditions > 0).all())
     if component is not None:
         fine.append(divisible(component, logits).all())
     return torch.stack(fine).all()
@@ -53,12 +55,14 @@ def finite_images(x: Tensor) -> Tensor:
     return total - total == 0
 
 
-def sound_images(logits: Tensor, score: Tensor, live: Tensor | None = None, component: Tensor | None = None) -> Tensor:
+def sound_images(
+    logits: Tensor, score: Tensor, preconditions: Tensor | None = None, component: Tensor | None = None
+) -> Tensor:
     """Returns (N,) bools: which images' results mean something, of results as in `sound`; few launches on a device."""
     total = logits.sum(1, dtype=torch.float64) + score
     fine = total - total == 0
-    if live is not None and live.shape[1]:
-        fine = fine & (live.amin(1) > 0)
+    if preconditions is not None and preconditions.shape[1]:
+        fine = fine & (preconditions.amin(1) > 0)
     return fine if component is None else fine & divisible(component, logits)
 
 

@@ -131,8 +131,8 @@ def native_error(compiled: GaiaA | GaiaZ, x: torch.Tensor, truth: torch.Tensor) 
     """The same program on the package's own kernels: the largest relative error, of images that need no hooks."""
     program = compiled.program(x).program
     found = dict(zip(program.outputs, make_runner("native", program, x, True)(x), strict=True))
-    live = (found["live"] > 0).all(1) if "live" in found else torch.ones(len(x), dtype=torch.bool)
-    return relative_error(found["score"][live], truth[live])
+    holds = (found["preconditions"] > 0).all(1) if "preconditions" in found else torch.ones(len(x), dtype=torch.bool)
+    return relative_error(found["score"][holds], truth[holds])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,10 +141,10 @@ def test_compiled_scores_equal_the_reference(name: str) -> None:
     channels = next(iter(model.parameters())).shape[1]
     x = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
     double = copy.deepcopy(model).double()
-    ways = {}
+    derivations = {}
     for detector, method, limit in ((GaiaZ, reference.gaia_z, 1e-4), (GaiaA, reference.gaia_a, 1e-5)):
         compiled = detector(model, engine="compiled", mode="eager").prepare(x)
-        ways[detector] = compiled.plan(x).ways
+        derivations[detector] = compiled.plan(x).derivations
         truth = method(double, x.double()).score
         plain = relative_error(method(model, x).score, truth)
         error = relative_error(compiled(x), truth)
@@ -152,15 +152,16 @@ def test_compiled_scores_equal_the_reference(name: str) -> None:
         error = native_error(compiled, x, truth)  # F(4 x 4, 3 x 3) rounds more
         assert error <= max(limit, 4 * plain) or error <= 2 * sensitivity(method, double, x, truth, 4e-6)
 
-    assert set(ways[GaiaA]) == {"adjoint"}
-    if any("counts otherwise" in way for way in ways[GaiaZ]):  # a unit that float32 rounds to zero on some processors
+    assert set(derivations[GaiaA]) == {"adjoint"}
+    # A unit that float32 rounds to zero on some processors.
+    if any("counts differently" in each for each in derivations[GaiaZ]):
         compiled = GaiaZ(double, engine="compiled", mode="eager").prepare(x.double())
-        ways[GaiaZ] = compiled.plan(x.double()).ways
-    whys = Counter(way.partition(", ")[2] for way in ways[GaiaZ] if way.startswith("adjoint"))
-    forward, adjoint = len(ways[GaiaZ]) - sum(whys.values()), sum(whys.values())
+        derivations[GaiaZ] = compiled.plan(x.double()).derivations
+    whys = Counter(each.partition(", ")[2] for each in derivations[GaiaZ] if each.startswith("adjoint"))
+    forward, adjoint = len(derivations[GaiaZ]) - sum(whys.values()), sum(whys.values())
     counted = " + ".join(f"{n} {what}" for n, what in ((forward, "forward"), (adjoint, "adjoint")) if n)
     why = whys.most_common(1)[0][0] if whys else ""
-    ROWS[name] = f"| {name} | {size}x{size} | {len(ways[GaiaZ])} | adjoint | {counted} | {why} |"
+    ROWS[name] = f"| {name} | {size}x{size} | {len(derivations[GaiaZ])} | adjoint | {counted} | {why} |"
     if not WRITE:
         assert ROWS[name] in DOCUMENT.read_text(), "docs/architectures.md is of another version; see above"
 

@@ -50,11 +50,11 @@ def test_the_blocked_form_computes_the_same(detector: type[GaiaA] | type[GaiaZ],
     with torch.no_grad():
         expected = dict(zip(program.outputs, program.graph(x), strict=True))
         found = dict(zip(program.outputs, form(x), strict=True))
-    live, other = expected.pop("live", None), found.pop("live", None)
+    holds, other = expected.pop("preconditions", None), found.pop("preconditions", None)
     for output, value in expected.items():
         torch.testing.assert_close(found[output], value, rtol=2e-5, atol=1e-6 * float(value.abs().max()))
-    if live is not None:
-        assert torch.equal((live > 0).all(1), (other > 0).all(1))
+    if holds is not None:
+        assert torch.equal((holds > 0).all(1), (other > 0).all(1))
 
 
 def test_nothing_but_convolutions_poolings_sums_and_products_reads_a_map() -> None:
@@ -79,7 +79,7 @@ def test_a_dead_position_shows() -> None:
     values = {}
     for name, graph in (("plain", program.graph), ("blocked", form)):
         with torch.no_grad():
-            values[name] = (dict(zip(program.outputs, graph(closed), strict=True))["live"] > 0).all(1)
+            values[name] = (dict(zip(program.outputs, graph(closed), strict=True))["preconditions"] > 0).all(1)
     assert torch.equal(values["plain"], values["blocked"])
 
 

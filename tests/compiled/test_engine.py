@@ -18,7 +18,7 @@ import zoo
 def test_closed_windows_are_scored_again_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     model, good, bad = zoo.sometimes_closed()
     detector = GaiaZ(model, engine="compiled", mode="eager").prepare(good)
-    assert set(detector.plan(good).ways) == {"open units"}
+    assert set(detector.plan(good).derivations) == {"active units"}
     again: list[int] = []
 
     def measure(model: nn.Module, x: Tensor, *rest: object) -> object:
@@ -40,14 +40,18 @@ def test_auto_is_hooks_until_prepared() -> None:
     model, x = zoo.build("parallel"), zoo.images(3)
     detector = GaiaZ(model, mode="eager")
     plan = detector.plan(x)
-    assert (plan.engine.name, plan.mode, plan.ways) == ("hooks", None, ())
+    assert (plan.engine.name, plan.mode, plan.derivations) == ("hooks", None, ())
     assert "prepare(...)" in plan.engine.why
     before = detector(x)
     assert detector.prepare(x) is detector
     plan = detector.plan(x)
-    assert (plan.engine.name, plan.mode.name, plan.ways) == ("compiled", "eager", ("open units", "open units"))
+    assert (plan.engine.name, plan.mode.name, plan.derivations) == (
+        "compiled",
+        "eager",
+        ("active units", "active units"),
+    )
     assert "mode     eager: asked for" in str(plan)
-    assert "open units" in str(plan)
+    assert "active units" in str(plan)
     assert torch.allclose(detector(x), before, rtol=1e-6)
     assert detector.plan(zoo.images(3, 20)).engine.name == "hooks"  # another size is another program
 

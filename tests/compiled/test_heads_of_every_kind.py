@@ -126,6 +126,6 @@ def test_scores_of_all_classes_equal_the_reference(name: str, pruned: bool, tmp_
 def test_what_is_told_forward(name: str) -> None:
     model, example, x = built(name, True)
     detector = GaiaZ(model, engine="compiled", mode="eager").prepare(example)
-    assert detector.plan(example).ways == ("open units", "open units")
+    assert detector.plan(example).derivations == ("active units", "active units")
     with torch.no_grad():
         assert int((model(x).argmax(1) == PRUNED).sum()) > 5  # the case is a case

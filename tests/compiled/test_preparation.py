@@ -14,9 +14,9 @@ import zoo
 def test_a_map_whose_density_fails_on_the_example_gets_its_adjoint() -> None:
     model, _, bad = zoo.sometimes_closed()
     detector = GaiaZ(model, engine="compiled", mode="eager").prepare(bad)
-    first, second = detector.plan(bad).ways
-    assert first == "adjoint, the example has windows in which every channel is closed"
-    assert second == "open units"
+    first, second = detector.plan(bad).derivations
+    assert first == "adjoint, the example violates a precondition: every window has a non-zero channel"
+    assert second == "active units"
     assert torch.allclose(detector(bad), reference.gaia_z(model, bad).score, rtol=1e-6)
 
 
@@ -26,9 +26,9 @@ def test_a_wrong_pattern_is_found_on_the_example(monkeypatch: pytest.MonkeyPatch
     # The second and third map have one shape, and each other's patterns now.
     monkeypatch.setattr(preparation, "analyse", lambda *arguments: [(d := analyse(*arguments))[0], d[2], d[1], d[3]])
     detector = GaiaZ(model, engine="compiled", mode="eager").prepare(x)
-    ways = detector.plan(x).ways
-    assert ways[1] == ways[2] == "adjoint, the reference counts otherwise on the example"
-    assert ways[0] == ways[3] == "open units"
+    derivations = detector.plan(x).derivations
+    assert derivations[1] == derivations[2] == "adjoint, the reference counts differently on the example"
+    assert derivations[0] == derivations[3] == "active units"
     assert torch.allclose(detector(x), reference.gaia_z(model, x).score, rtol=1e-6)
 
 

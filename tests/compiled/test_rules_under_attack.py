@@ -173,14 +173,19 @@ def test_hand_made_filters_are_not_taken_for_weights() -> None:
     """What is left of a map less its blur is rounding where it is even: no pattern holds, the gradient is computed."""
     torch.manual_seed(5)
     model = Inside(lambda x, c, b: (y := c(x)) - b(y), conv_norm(K, K), fixed(BLUR)).double().eval()
-    ways = GaiaZ(model, engine="compiled", mode="eager").prepare(zoo.images(4, 12, torch.float64)).plan(others()).ways
-    assert [each.partition(",")[0] for each in ways] == ["adjoint", "adjoint", "open units"]
+    derivations = (
+        GaiaZ(model, engine="compiled", mode="eager")
+        .prepare(zoo.images(4, 12, torch.float64))
+        .plan(others())
+        .derivations
+    )
+    assert [each.partition(",")[0] for each in derivations] == ["adjoint", "adjoint", "active units"]
 
 
 def test_slices_of_weights_are_weights_of_their_own_unless_channels_mix() -> None:
-    ways = {}
+    derivations = {}
     for name in ("both signs", "less its positive part, by a mean of channels"):
         compiled = GaiaZ(built(name, False), engine="compiled", mode="eager").prepare(zoo.images(4, 12, torch.float64))
-        ways[name] = compiled.plan(others()).ways[1]
-    assert ways["both signs"] == "pattern"
-    assert "gradients may cancel" in ways["less its positive part, by a mean of channels"]
+        derivations[name] = compiled.plan(others()).derivations[1]
+    assert derivations["both signs"] == "union"
+    assert "gradients may cancel" in derivations["less its positive part, by a mean of channels"]

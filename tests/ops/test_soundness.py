@@ -33,15 +33,15 @@ def test_what_the_kernel_cannot_read_is_asked_of_torch() -> None:
 
 def results(dtype: torch.dtype) -> dict[str, Tensor]:
     logits = torch.arange(12.0).reshape(4, 3) ** 1.5
-    found = {"logits": logits, "score": ONES[:4], "live": torch.ones(4, 2), "component": ONES[:4] * 1e-3}
+    found = {"logits": logits, "score": ONES[:4], "preconditions": torch.ones(4, 2), "component": ONES[:4] * 1e-3}
     return {name: each.to(dtype).clone() for name, each in found.items()}
 
 
 FAULTS = {
     "a logit": ("logits", (3, 2), INF),
     "a score": ("score", (2,), NAN),
-    "a closed window": ("live", (1, 1), 0.0),
-    "a condition that is not a number": ("live", (3, 0), NAN),
+    "a closed window": ("preconditions", (1, 1), 0.0),
+    "a condition that is not a number": ("preconditions", (3, 0), NAN),
     "a component of zero": ("component", (0,), 0.0),
     "a component that is not a number": ("component", (3,), NAN),
     "equal logits": ("logits", (1,), 2.5),

@@ -11,20 +11,21 @@ from gaia_fast import layers, reference
 from gaia_fast.compiled.capture import capture
 from gaia_fast.compiled.geometry import Geometry
 from gaia_fast.compiled.program import build
-from gaia_fast.compiled.zero_density import Density, analyse
+from gaia_fast.compiled.sparsity import Sparsity, analyse
+from gaia_fast.compiled.sparsity.transfer.registry import transfer_rule
 from gaia_fast.method import Method
 
 import zoo
 
 
-def counted(model: nn.Module, x: Tensor, thorough: bool = False) -> tuple[list[Density | str], dict[str, Tensor]]:
+def counted(model: nn.Module, x: Tensor, thorough: bool = False) -> tuple[list[Sparsity | str], dict[str, Tensor]]:
     """What the analysis says of each map, and what the program that believes it gives."""
     found = capture(model, x, layers.inspected_layers(model), None)
     fold(found.graph)
-    densities = analyse(found.graph.graph, thorough)
-    program = build(found, Method("gaia-z"), None, [each if isinstance(each, Density) else None for each in densities])
+    sparsity = analyse(found.graph.graph, thorough)
+    program = build(found, Method("gaia-z"), None, [each if isinstance(each, Sparsity) else None for each in sparsity])
     with torch.no_grad():
-        return densities, dict(zip(program.outputs, program.graph(x), strict=True))
+        return sparsity, dict(zip(program.outputs, program.graph(x), strict=True))
 
 
 def trunk(*modules: nn.Module, channels: int = 8) -> nn.Module:
@@ -49,38 +50,44 @@ class Excited(nn.Module):
         return x * self.inner(x)
 
 
-# What the analysis is meant to see, and a network for each rule; "how" of every map.
+# What the analysis is meant to see, and a network for each rule; what plans print of every map.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
-    "relu": (lambda: trunk(*block(3), nn.ReLU()), ["open units"]),
-    "relu6": (lambda: trunk(*block(3), nn.ReLU6()), ["open units"]),
-    "leaky": (lambda: trunk(*block(3), nn.LeakyReLU(), *block(), nn.ReLU()), ["dense", "open units"]),
-    "no activation": (lambda: trunk(*block(3), *block(), nn.ReLU()), ["dense", "open units"]),
+    "relu": (lambda: trunk(*block(3), nn.ReLU()), ["active units"]),
+    "relu6": (lambda: trunk(*block(3), nn.ReLU6()), ["active units"]),
+    "leaky": (lambda: trunk(*block(3), nn.LeakyReLU(), *block(), nn.ReLU()), ["dense", "active units"]),
+    "no activation": (lambda: trunk(*block(3), *block(), nn.ReLU()), ["dense", "active units"]),
     "max-pooling": (
         lambda: trunk(*block(3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), *block(), nn.ReLU()),
-        ["pattern", "open units"],
+        ["active units & max-pooling argmax", "active units"],
     ),
     "pooled before": (
         lambda: trunk(*block(3), nn.MaxPool2d(2), nn.ReLU(), *block(), nn.ReLU()),
-        ["chosen by max-pooling", "open units"],
+        ["max-pooling argmax", "active units"],
     ),
-    "strided": (lambda: trunk(*block(3), nn.ReLU(), *block(stride=2), nn.ReLU()), ["open units", "open units"]),
-    "grouped": (lambda: trunk(*block(3), nn.ReLU(), *block(groups=4), nn.ReLU()), ["pattern", "open units"]),
+    "strided": (lambda: trunk(*block(3), nn.ReLU(), *block(stride=2), nn.ReLU()), ["active units", "active units"]),
+    "grouped": (
+        lambda: trunk(*block(3), nn.ReLU(), *block(groups=4), nn.ReLU()),
+        ["active units & receptive field", "active units"],
+    ),
     "depthwise, strided": (
         lambda: trunk(*block(3), nn.ReLU(), *block(groups=8, stride=2), nn.ReLU()),
-        ["pattern", "open units"],
+        ["active units & receptive field", "active units"],
     ),
     "average pooling": (
         lambda: trunk(*block(3), nn.ReLU(), nn.AvgPool2d(2), *block(), nn.ReLU()),
-        ["open units", "open units"],
+        ["active units", "active units"],
     ),
     "group norm": (
         lambda: trunk(
             nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.ReLU()
         ),
-        ["open units", "open units"],
+        ["active units", "active units"],
     ),
-    "excitation": (lambda: trunk(*block(3), Excited(), nn.ReLU(), *block(), nn.ReLU()), ["dense", "open units"]),
-    "smooth": (lambda: trunk(*block(3), nn.SiLU(), *block(), nn.ReLU()), ["silu", "open units"]),
+    "excitation": (lambda: trunk(*block(3), Excited(), nn.ReLU(), *block(), nn.ReLU()), ["dense", "active units"]),
+    "smooth": (
+        lambda: trunk(*block(3), nn.SiLU(), *block(), nn.ReLU()),
+        ["the derivative of silu has a zero, and rounds to zero for large negative inputs", "active units"],
+    ),
 }
 
 
@@ -89,36 +96,36 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
 def test_counts_are_those_of_the_gradient(name: str, thorough: bool) -> None:
     make, expected = NETWORKS[name]
     model, x = make(), zoo.images(6, 12, torch.float64)
-    densities, outputs = counted(model, x, thorough)
-    assert [str(each).partition(".")[0] if isinstance(each, str) else str(each) for each in densities] == expected
-    live = (outputs["live"] > 0).all(1) if "live" in outputs else torch.ones(6, dtype=torch.bool)
-    assert live.sum() >= 3
+    sparsity, outputs = counted(model, x, thorough)
+    assert [str(each).partition(".")[0] if isinstance(each, str) else str(each) for each in sparsity] == expected
+    holds = (outputs["preconditions"] > 0).all(1) if "preconditions" in outputs else torch.ones(6, dtype=torch.bool)
+    assert holds.sum() >= 3
     truth = reference.gaia_z(model, x).score
-    assert torch.allclose(outputs["score"].double()[live], truth[live], rtol=1e-6)
+    assert torch.allclose(outputs["score"].double()[holds], truth[holds], rtol=1e-6)
 
 
-def test_images_with_a_closed_window_are_told() -> None:
-    """One position of one map is closed in every channel, and the convolution before it reads no other there."""
+def test_images_with_an_inactive_window_are_told() -> None:
+    """One position of one map is inactive in every channel, and the convolution before it reads no other there."""
     model = trunk(*block(3, 4), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
     norm = model.trunk[4]
     nn.init.zeros_(model.trunk[3].bias)
     norm.bias.data.fill_(-0.05)
     x = zoo.images(4, 12, torch.float64)
     _, outputs = counted(model, x)
-    live = (outputs["live"] > 0).all(1)
+    holds = (outputs["preconditions"] > 0).all(1)
     truth = reference.gaia_z(model, x).score
     same = (outputs["score"].double() / truth - 1).abs() < 1e-9
     assert not bool(same.all())  # the case is a case
-    assert bool(same[live].all())
-    assert not bool(live.all())
+    assert bool(same[holds].all())
+    assert not bool(holds.all())
 
 
 def test_weights_that_are_exactly_zero_are_not_relied_upon() -> None:
     model = trunk(*block(3), nn.ReLU(), *block(), nn.ReLU())
     model.trunk[3].weight.data[:, 2] = 0  # nothing reads channel 2: its gradient is zero
     x = zoo.images(3, 12, torch.float64)
-    densities, outputs = counted(model, x)
-    assert densities[0] == "conv2d.default has weights that are exactly zero"
+    sparsity, outputs = counted(model, x)
+    assert sparsity[0] == "conv2d.default has weights that are exactly zero"
     assert torch.allclose(outputs["score"].double(), reference.gaia_z(model, x).score, rtol=1e-6)
 
 
@@ -127,11 +134,11 @@ def test_single_zero_weights_are_borne() -> None:
     model = trunk(*block(3), nn.ReLU(), *block(), nn.ReLU())
     model.trunk[3].weight.data[5, 2, 1, 1] = 0
     x = zoo.images(3, 12, torch.float64)
-    densities, outputs = counted(model, x)
-    assert isinstance(densities[0], Density)
-    live = (outputs["live"] > 0).all(1)
-    assert live.any()
-    assert torch.allclose(outputs["score"].double()[live], reference.gaia_z(model, x).score[live], rtol=1e-6)
+    sparsity, outputs = counted(model, x)
+    assert isinstance(sparsity[0], Sparsity)
+    holds = (outputs["preconditions"] > 0).all(1)
+    assert holds.any()
+    assert torch.allclose(outputs["score"].double()[holds], reference.gaia_z(model, x).score[holds], rtol=1e-6)
 
 
 def test_a_class_whose_weights_in_the_head_are_zero_is_told() -> None:
@@ -140,7 +147,27 @@ def test_a_class_whose_weights_in_the_head_are_zero_is_told() -> None:
     model.fc.bias.data[1] = 100
     x = zoo.images(3, 12, torch.float64)
     _, outputs = counted(model, x)
-    assert not (outputs["live"] > 0).any()
+    assert not (outputs["preconditions"] > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("activation", "why"),
+    [
+        (nn.Hardswish(), "the derivative of hardswish can be zero on an interval"),
+        (nn.GELU(), "the derivative of gelu has a zero, and rounds to zero for large negative inputs"),
+        (nn.Tanh(), "the derivative of tanh rounds to zero where it saturates"),
+        (nn.Softmax(1), "there is no transfer rule for softmax.int"),
+    ],
+    ids=["hardswish", "gelu", "tanh", "softmax"],
+)
+def test_why_nothing_is_proven_is_said(activation: nn.Module, why: str) -> None:
+    sparsity, _ = counted(trunk(*block(3), activation, *block(), nn.ReLU()), zoo.images(3, 12, torch.float64))
+    assert sparsity[0] == why
+
+
+def test_an_operator_has_one_transfer_rule() -> None:
+    with pytest.raises(AssertionError, match=r"aten\.relu\.default has two transfer rules"):
+        transfer_rule(torch.ops.aten.relu.default)(lambda op, operand, upstream, thorough: upstream)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
