@@ -64,17 +64,29 @@ const gaia::cpu::KernelTable* active = nullptr;
 // place.
 using Pointer = std::pair<int64_t, int64_t>;
 
-// stage, the pointers and the sizes of gaia::cpu::Convolution in their order, tile, relu, statistic. With tile -1, of
-// gaia::cpu::OpenEverywhere: its own.
+// stage, the pointers and the sizes of gaia::cpu::Convolution in their order and the number of packed weights, tile,
+// relu, statistic. With tile -1, of gaia::cpu::OpenEverywhere: its own.
 using StepArguments = std::tuple<int64_t, std::vector<Pointer>, std::vector<int64_t>, int, bool, int>;
 
 // Steps on memory that each run names anew; safe to run from several threads.
 class Chain {
  public:
   explicit Chain(const std::vector<StepArguments>& steps) : steps_(steps) {
+    int64_t last = -1;
     for (const auto& [stage, pointers, sizes, tile, relu, statistic] : steps_) {
-      if (pointers.size() != (tile < 0 ? 2 : 10) || sizes.size() != (tile < 0 ? 9 : 22))
+      if (pointers.size() != (tile < 0 ? 2 : 10) || sizes.size() != (tile < 0 ? 9 : 23))
         throw std::invalid_argument("a step of another build of the extension");
+      if (stage < 0) throw std::invalid_argument("a step of stage " + std::to_string(stage) + "; the first is 0");
+      // A stage without steps is never done: the threads would wait for it for ever.
+      if (stage != last && stage != last + 1)
+        throw std::invalid_argument("a step of stage " + std::to_string(stage) + " behind one of stage " +
+                                    std::to_string(last) + "; stages are numbered from 0, in order and without gaps");
+      last = stage;
+      if (tile < 0) continue;
+      if (statistic < 0 || statistic > gaia::cpu::kPositive)
+        throw std::invalid_argument("a step with unknown statistic " + std::to_string(statistic));
+      if (tile > 4 || tile == 3) throw std::invalid_argument("a step of unknown form " + std::to_string(tile));
+      check_packing(sizes, tile);
     }
   }
 
@@ -101,6 +113,17 @@ class Chain {
       }
     }
   };
+
+  // sizes[22] floats were packed: for each position of the form, as many as there are inputs and outputs.
+  static void check_packing(const std::vector<int64_t>& sizes, int tile) {
+    if (tile == 0) return;
+    const int64_t inputs = sizes[3], outputs = sizes[6], side = tile + 2;
+    const int64_t positions = tile == 1 ? sizes[7] * sizes[8] : side * side;
+    if (outputs % gaia::cpu::kPackedGroup != 0 || sizes[22] != positions * inputs * outputs)
+      throw std::invalid_argument("a step of form " + std::to_string(tile) + " with " + std::to_string(inputs) +
+                                  " inputs and " + std::to_string(outputs) + " outputs, and " +
+                                  std::to_string(sizes[22]) + " packed weights");
+  }
 
   bool run_unlocked(const std::vector<uintptr_t>& given, int threads, const gaia::cpu::Meanwhile& meanwhile) const {
     py::gil_scoped_release unlocked;
@@ -292,6 +315,12 @@ PYBIND11_MODULE(_kernels, m) {
                               reinterpret_cast<const float*>(weight), factor, reinterpret_cast<float*>(slopes),
                               reinterpret_cast<float*>(out)});
   });
+
+  m.attr("PACKED_GROUP") = gaia::cpu::kPackedGroup;
+  m.attr("PACKED_DEPTH") = gaia::cpu::kPackedDepth;
+  m.attr("STATISTICS") = py::dict(py::arg("sum") = static_cast<int>(gaia::cpu::kSum),
+                                  py::arg("abs_sum") = static_cast<int>(gaia::cpu::kAbsSum),
+                                  py::arg("positive") = static_cast<int>(gaia::cpu::kPositive));
 
   m.def("all_finite", [](uintptr_t x, int64_t count) {
     py::gil_scoped_release unlocked;

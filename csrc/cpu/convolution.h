@@ -13,11 +13,11 @@ namespace {
 
 using gaia::cpu::Convolution;
 
-constexpr int kGroup = 16;                     // output channels that are packed together
+constexpr int kGroup = gaia::cpu::kPackedGroup;
 constexpr int kVecs = kGroup / kLanes;         // vectors of such a group
 constexpr int kGroups = kLanes == 16 ? 2 : 1;  // groups that one call of `multiply` makes
 constexpr int kRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 3;
-constexpr int64_t kDepth = 256;              // input channels multiplied before the next rows' turn
+constexpr int64_t kDepth = gaia::cpu::kPackedDepth;
 constexpr int64_t kScratch = 224 * 1024;     // floats of V and M that a chunk should not exceed
 constexpr int64_t kGap = 16;                 // floats
 constexpr double kWhole = 5e5;               // operations below which an item is not shared out

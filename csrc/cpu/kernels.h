@@ -7,6 +7,11 @@ namespace gaia::cpu {
 
 enum Statistic { kSum = 0, kAbsSum = 1, kPositive = 2 };
 
+// How weights are packed: for each position of the form parts of so many inputs, in each groups of so many outputs.
+// Python reads both from the extension (gaia_fast/ops/convolution/packing.py).
+constexpr int kPackedGroup = 16;
+constexpr int64_t kPackedDepth = 256;  // inputs that are multiplied before the next rows' turn
+
 // A convolution and what stands behind it; maps are float32, contiguous in N, H, W, channels.
 //   z = convolution of x with the packed weights + bias + residual
 //   z = relu ? max(z, 0) : z;  z = gate <= 0 ? 0 : z

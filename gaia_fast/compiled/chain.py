@@ -136,7 +136,13 @@ class Chain(nn.Module):
             outputs.append((sizes[output.values[0]][0], total))  # a program may cut images into more
         arena = _arrange(self.instructions, sizes, places)
         steps = [step for each in self.instructions for step in _steps(each, sizes, places, rows)]
-        return _Plan(kernels.Chain(steps).run, arena, outputs, copies)  # type: ignore[union-attr]
+        try:
+            chain = kernels.Chain(steps)  # type: ignore[union-attr]
+        except ValueError as error:
+            raise BackendError(
+                f"the compiled extension refuses {error}. It is of another version than the package: install both anew"
+            ) from error
+        return _Plan(chain.run, arena, outputs, copies)
 
 
 def _empty(size: tuple[int, ...]) -> Tensor:

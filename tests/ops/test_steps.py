@@ -8,8 +8,8 @@ from torch import Tensor
 
 from gaia_fast import ops
 from gaia_fast.backends import kernels
-from gaia_fast.ops.convolution import Part, Weights, convolution
-from gaia_fast.ops.convolution.steps import Ending, address, convolution_steps, open_step, pointwise_step
+from gaia_fast.ops.convolution import Part, Weights, convolution, packing
+from gaia_fast.ops.convolution.steps import STATISTICS, Ending, address, convolution_steps, open_step, pointwise_step
 from gaia_fast.ops.open_everywhere import open_everywhere
 
 from cases import INTERPRETED, TARGETS, Target
@@ -133,3 +133,35 @@ def test_a_long_chain_of_small_steps(level: Target, set_threads: Callable[[int],
 def test_steps_of_another_build_are_refused() -> None:
     with pytest.raises(ValueError, match="another build"):
         kernels.Chain([(0, [(-1, 0)], [1], 1, False, 0)])
+
+
+@pytest.mark.parametrize("stages", [(1,), (-1,), (0, 2), (0, 1, 0)])
+def test_stages_that_are_not_numbered_one_by_one_are_refused(stages: tuple[int, ...]) -> None:
+    shape = torch.Size((1, CHANNELS, 2, 2))
+    with pytest.raises(ValueError, match="a step of stage"):
+        kernels.Chain([pointwise_step(stage, (0, 0), (0, 0), shape, Ending(y=(0, 0))) for stage in stages])
+
+
+@pytest.mark.parametrize(("at", "value", "message"), [(3, 3, "unknown form 3"), (5, 7, "unknown statistic 7")])
+def test_unknown_forms_and_statistics_are_refused(at: int, value: int, message: str) -> None:
+    step = list(pointwise_step(0, (0, 0), (0, 0), torch.Size((1, CHANNELS, 2, 2)), Ending(y=(0, 0))))
+    step[at] = value
+    with pytest.raises(ValueError, match=message):
+        kernels.Chain([tuple(step)])
+
+
+def test_packed_weights_of_another_form_or_size_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1, CHANNELS, 8, 8).contiguous(memory_format=torch.channels_last)
+    part = Part(Weights(torch.zeros(CHANNELS, CHANNELS, 3, 3)), (1, 1), (1, 1), (1, 1))
+    packed = Weights.packed
+    for form, other in ((1, 2), (2, 4), (4, 1)):
+        monkeypatch.setattr(Weights, "packed", lambda self, _, other=other: packed(self, other))
+        steps = convolution_steps(0, [part], form, address(x), x.shape, (8, 8), Ending(y=address(x)))
+        with pytest.raises(ValueError, match=f"form {form} with {CHANNELS} inputs and {CHANNELS} outputs, and"):
+            kernels.Chain(steps)
+
+
+def test_packing_and_statistics_are_the_extensions() -> None:
+    assert (packing.GROUP, packing.DEPTH) == (kernels.PACKED_GROUP, kernels.PACKED_DEPTH)
+    assert kernels.STATISTICS == STATISTICS
+    assert set(STATISTICS) == {"sum", "abs_sum", "positive"}

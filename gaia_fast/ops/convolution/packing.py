@@ -16,10 +16,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from gaia_fast.backends import kernels
+
 WINDOWS, F2, F4 = 1, 2, 4  # the forms, named by the side of the outputs that are made together
 
-GROUP = 16  # output channels that are packed together
-DEPTH = 256  # inputs that are multiplied before the next outputs' turn
+# Output channels that are packed together, and inputs that are multiplied before the next outputs' turn: what the
+# extension was compiled for. Without it nothing is packed, and the op takes the same weights.
+GROUP: int = getattr(kernels, "PACKED_GROUP", 16)
+DEPTH: int = getattr(kernels, "PACKED_DEPTH", 256)
 
 # Reading one weight from memory costs as much as multiplying it with so many rows.
 _READING = 20
@@ -43,7 +47,7 @@ class Weights:
         return self.weight.shape
 
     def packed(self, form: int) -> Tensor:
-        """For each position of the form, in the order of use: 256 inputs, of those 16 outputs, of those each input."""
+        """For each position of the form, in order of use: DEPTH inputs, of those GROUP outputs, of those each input."""
         if form not in self._packed:
             outputs, inputs = self.shape[:2]
             if form == WINDOWS:

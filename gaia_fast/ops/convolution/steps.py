@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gaia_fast.backends import kernels
 from gaia_fast.ops.convolution.packing import WINDOWS, cheapest_form
 from gaia_fast.ops.convolution.parts import Pair, Part
 
-STATISTICS = {"sum": 0, "abs_sum": 1, "positive": 2}
+STATISTICS: dict[str, int] = getattr(kernels, "STATISTICS", {})  # by name, as the extension was compiled
 
 # An address, as (-1, address), or so many floats into an array that is named at each run, as (place, floats).
 Pointer = tuple[int, int]
@@ -53,7 +54,7 @@ def convolution_steps(
             part_form = cheapest_form(tuple(part.weights.shape), part.stride, part.dilation, shape[0], positions)
         window = (*kernel, *part.stride, *part.padding, *part.dilation)
         placed = (*out, *part.begin, *part.step)
-        packed = address(part.weights.packed(part_form))
+        packed = part.weights.packed(part_form)
         made.append(_step(stage, part_form, x, packed, NOTHING, shape, positions, outputs, window, placed, ending))
     return made
 
@@ -62,7 +63,7 @@ def pointwise_step(stage: int, factor: Pointer, x: Pointer, shape: torch.Size, e
     """The step that takes x * factor, channel by channel, for the convolution."""
     size = (shape[2], shape[3])
     window, placed = (1, 1, 1, 1, 0, 0, 1, 1), (*size, 0, 0, 1, 1)
-    return _step(stage, 0, x, NOTHING, factor, shape, size, shape[1], window, placed, ending)
+    return _step(stage, 0, x, None, factor, shape, size, shape[1], window, placed, ending)
 
 
 def open_step(
@@ -86,7 +87,7 @@ def _step(
     stage: int,
     form: int,
     x: Pointer,
-    packed: Pointer,
+    packed: Tensor | None,
     factor: Pointer,
     shape: torch.Size,
     positions: Pair,
@@ -97,6 +98,17 @@ def _step(
 ) -> tuple[Any, ...]:
     images, channels, height, width = shape
     end = ending
-    pointers = [x, packed, end.bias, end.residual, end.gate, factor, end.scale, end.skip, end.y, end.sums]
-    sizes = [images, height, width, channels, *positions, outputs, *window, *placed, end.sums_step]
+    pointers = [x, address(packed), end.bias, end.residual, end.gate, factor, end.scale, end.skip, end.y, end.sums]
+    sizes = [
+        images,
+        height,
+        width,
+        channels,
+        *positions,
+        outputs,
+        *window,
+        *placed,
+        end.sums_step,
+        0 if packed is None else packed.numel(),
+    ]
     return stage, pointers, sizes, form, end.relu, STATISTICS[end.statistic or "sum"]
