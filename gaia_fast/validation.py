@@ -23,7 +23,7 @@ from gaia_fast.truth import copy_in, relative_error
 TOLERANCE = {"gaia-a": 1e-5, "gaia-z": 1e-4}
 
 # What can be checked: the engines, and the files that the compiled one writes.
-SUBJECTS = (*EngineName, "export")
+SUBJECTS = (*EngineName.values(), "export")
 
 
 @dataclass(frozen=True)
