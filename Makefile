@@ -8,8 +8,8 @@ VENV := .venv
 # Busy-waiting OpenMP threads stall each other by the factor of 100 as soon as anything else runs on the machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
-# Tests run in a process for each processor, the tests of a file in one.
-PYTEST = $(BIN)/pytest -n auto --dist loadfile
+# Tests run in a process for each processor; one that is done takes tests from the others, whichever file they are of.
+PYTEST = $(BIN)/pytest -n auto --dist worksteal
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt Makefile \
 	$(shell find csrc gaia_fast -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.safetensors') \

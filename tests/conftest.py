@@ -1,5 +1,6 @@
 """Fixtures for all tests: memory that is poisoned before use, one parameter list of backends, settings put back."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 
@@ -22,6 +23,11 @@ hypothesis.settings.register_profile(
     "explore", hypothesis.settings.get_profile("repeatable"), derandomize=False, max_examples=2000, print_blob=True
 )
 hypothesis.settings.load_profile("repeatable")
+
+# A worker of pytest-xdist has one processor to itself, and so has what it starts. Tests of many threads set their number.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
