@@ -7,8 +7,8 @@ networks without in-place ReLUs, which would change the maps whose gradients are
 import torch
 from torch import Tensor, nn
 
-from gaia_fast.head import find_head
-from gaia_fast.layers import inspected_layers
+from gaia_fast.inspection.head import find_head
+from gaia_fast.inspection.layers import inspected_layers
 
 
 class Authors:

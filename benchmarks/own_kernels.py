@@ -1,7 +1,7 @@
 """A compiled program on the kernels of `gaia_fast.ops`, as calls that PyTorch's compiler leaves as they are.
 
 A ReLU that is counted becomes `relu_forward_count`, a masked gradient that is summed `relu_backward_moments`. On a GPU
-the compiler fuses these by itself: gpu/engines.py times one beside the other. No mode does this.
+the compiler fuses these by itself: gpu/engines.py times one beside the other. No runtime does this.
 """
 
 import operator
@@ -9,10 +9,10 @@ import operator
 import torch
 from torch import fx
 
-from gaia_fast.compiled.fused import closed, erase, scaled, summed
-from gaia_fast.compiled.ir.constants import constant
-from gaia_fast.compiled.ir.passes import clean_up
-from gaia_fast.compiled.ir.rewriting import calls, copy_of, same_shape
+from gaia_fast.compiler.ir.constants import constant
+from gaia_fast.compiler.ir.passes import clean_up
+from gaia_fast.compiler.ir.rewriting import calls, copy_of, same_shape
+from gaia_fast.compiler.native.fusion import closed, erase, scaled, summed
 from gaia_fast.ops import maps
 
 aten = torch.ops.aten

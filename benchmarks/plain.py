@@ -2,14 +2,14 @@
 
 from torch import Tensor, nn
 
-from gaia_fast.compiled.capture import capture
-from gaia_fast.compiled.modes import Runner, make_runner
-from gaia_fast.compiled.pipeline import CAPTURED, run_passes
-from gaia_fast.compiled.program import Program
+from gaia_fast.compiler.frontend.capture import capture
+from gaia_fast.compiler.pipeline import CAPTURED, run_passes
+from gaia_fast.compiler.program import Program
+from gaia_fast.compiler.runtimes import Runner, make_runner
 
 
-def plain(model: nn.Module, mode: str, x: Tensor) -> Runner:
+def plain(model: nn.Module, runtime: str, x: Tensor) -> Runner:
     """Returns a function of images like `x` that gives the logits alone."""
     captured = capture(model, x, [], None)
     run_passes(CAPTURED, captured.graph)
-    return make_runner(mode, Program(captured.graph, ("logits",), ()), x, captured.dynamic)
+    return make_runner(runtime, Program(captured.graph, ("logits",), ()), x, captured.dynamic)

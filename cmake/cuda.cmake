@@ -31,7 +31,7 @@ enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 set(CMAKE_CUDA_STANDARD 17)
 add_library(gaia_cuda OBJECT ${GAIA_CUDA_SOURCES})
-target_include_directories(gaia_cuda PRIVATE csrc csrc/include)
+target_include_directories(gaia_cuda PRIVATE csrc)
 # No -use_fast_math: it flushes subnormals. No contraction: a product and a sum are rounded one after the other.
 target_compile_options(gaia_cuda PRIVATE -fmad=false -Xfatbin=-compress-all)
 string(REPLACE "-real" "" targets "${CMAKE_CUDA_ARCHITECTURES}")

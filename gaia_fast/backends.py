@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
@@ -19,13 +18,12 @@ from gaia_fast.errors import ArgumentError, BackendError
 BACKENDS = ("torch", "cpu", "triton", "cuda")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-kernels: ModuleType | None
 try:
-    from gaia_fast import _kernels as kernels  # type: ignore[attr-defined, no-redef]
+    from gaia_fast import _kernels as kernels
 
     _kernels_missing = ""
 except ImportError as error:
-    kernels = None
+    kernels = None  # type: ignore[assignment]
     if os.environ.get("GAIA_FAST_CPU_LEVEL"):
         _advice = "change GAIA_FAST_CPU_LEVEL"
     elif (Path(__file__).parents[1] / "CMakeLists.txt").exists():
@@ -124,7 +122,7 @@ def _cpu_missing() -> str:
 
 
 def _cpu_what() -> str:
-    return f"C++ kernels, instruction-set level {kernels.cpu_level()}"  # type: ignore[union-attr]
+    return f"C++ kernels, instruction-set level {kernels.cpu_level()}"
 
 
 def _interpreted() -> bool:
@@ -160,7 +158,7 @@ def _emulated() -> bool:
 
 
 def _cuda_what() -> str:
-    return "CUDA kernels built for the CPU" if _emulated() else f"CUDA kernels, {kernels.cuda_build()}"  # type: ignore[union-attr]
+    return "CUDA kernels built for the CPU" if _emulated() else f"CUDA kernels, {kernels.cuda_build()}"
 
 
 @dataclass(frozen=True)

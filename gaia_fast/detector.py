@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaia_fast import backends, calibration, checks, fingerprint, layers
+from gaia_fast import backends, calibration
 from gaia_fast._version import __version__
-from gaia_fast.capture import in_grad_mode
-from gaia_fast.compiled.preparation import Prepared
+from gaia_fast.compiler.preparation import Prepared
 from gaia_fast.engines import Subject, export_program, make_engine
 from gaia_fast.errors import CalibrationError, InputError
-from gaia_fast.feature_maps import feature_maps
+from gaia_fast.inspection import checks, guards, layers
+from gaia_fast.inspection.feature_maps import feature_maps
+from gaia_fast.inspection.forward_hooks import in_grad_mode
 from gaia_fast.method import Method
 from gaia_fast.options import EngineName, Measure, Runtime
 from gaia_fast.plan import Plan
@@ -48,7 +49,7 @@ class _Options:
     head: str | nn.Module | None
     engine: str
     backend: str
-    mode: str
+    runtime: str
 
 
 class _Detector:
@@ -56,7 +57,7 @@ class _Detector:
 
     def __init__(self, model: nn.Module, method: Method, options: _Options) -> None:
         EngineName.check_or_auto(options.engine, "engine")
-        Runtime.check_or_auto(options.mode, "mode")
+        Runtime.check_or_auto(options.runtime, "runtime")
         self.model = checks.unwrap(model)
         self.method = method
         self.threshold: float | None = None
@@ -96,7 +97,7 @@ class _Detector:
         return self.predict(x)
 
     def prepare(self, example: Tensor) -> "_Detector":
-        """Compiles the model for images like `example`: same size, dtype and device. Seconds, in some modes minutes.
+        """Compiles the model for images like `example`: same size, dtype and device. Seconds, in some runtimes minutes.
 
         With engine="compiled" the first call does it unasked; it is done once for each size of image, and again where
         a weight has changed. With engine="auto" it is what makes the engine "compiled", where the model allows: where
@@ -104,14 +105,14 @@ class _Detector:
 
         Args:
             example: (N, C, H, W) images, N at least 1, on which the program is compared with the reference: real ones
-                show more than noise. In modes that are made for a number of images, N is that number; call again for
+                show more than noise. In runtimes that are made for a number of images, N is that number; call again for
                 further ones. A call with another number is filled up to the next, or split.
 
         Returns:
             The detector itself.
 
         Raises:
-            ModelError, BackendError: engine="compiled" and the model, or the mode, cannot do it.
+            ModelError, BackendError: engine="compiled" and the model, or the runtime, cannot do it.
             ArgumentError: the engine has nothing to prepare.
         """
         self._check_example(example)
@@ -127,9 +128,9 @@ class _Detector:
 
         Input "images" (N, C, H, W), any N unless the model fixes it; outputs "logits" (N, C) and "score" (N,) float32.
         The file's metadata holds the threshold, where there is one, the method and its options, the layers, and the
-        images' sizes and dtype (`gaia_fast.compiled.export.read_metadata`): look at them, a package itself does not. A
-        file cannot score an image again: where GAIA-Z's densities cannot be told from the forward pass, the score is
-        NaN.
+        images' sizes and dtype (`gaia_fast.compiler.package.metadata.read_metadata`): look at them, a package itself
+        does not. A file cannot score an image again: where a precondition of GAIA-Z's forward densities is violated,
+        the score is NaN.
 
         Args:
             path: "model.onnx", for onnxruntime: standard operators alone; or "model.pt2", an AOTInductor package.
@@ -201,7 +202,7 @@ class _Detector:
             head.last_name if head else None,
             found.engine,
             found.backend,
-            found.mode,
+            found.runtime,
             found.derivations,
             found.programs,
         )
@@ -210,15 +211,15 @@ class _Detector:
         """Looks the layers up; again where the model's modules are no longer the same."""
         checks.check_model(self.model)
         options, modules = self._options, list(self.model.modules())
-        self._structure = fingerprint.structure(modules)
+        self._structure = guards.structure(modules)
         inspected = layers.inspected_layers(self.model, options.layers) if self.method.needs_maps else []
         if isinstance(options.head, str):
             layers.find_module(self.model, options.head)
         self._subject = Subject(self.model, modules, self.method, inspected, options.head)
-        self._engine = make_engine(options.engine, self._subject, options.backend, options.mode)
+        self._engine = make_engine(options.engine, self._subject, options.backend, options.runtime)
 
     def _check(self, x: Tensor) -> None:
-        if self._structure != fingerprint.structure(self._subject.modules):
+        if self._structure != guards.structure(self._subject.modules):
             self._resolve()
         checks.check_kind(x, self.model)
 
@@ -262,8 +263,8 @@ class GaiaZ(_Detector):
         p: order of the norm that aggregates (Fig. 4).
         engine: "hooks", "compiled", "reference", or "auto": hooks until `prepare` was called, compiled from then on.
         backend: "cpu", "triton", "cuda", "torch", or "auto"; see `gaia_fast.backends`.
-        mode: how a compiled program runs: "eager", "native" (the package's own CPU kernels), "inductor", "onnxruntime",
-            "cudagraph", or "auto".
+        runtime: how a compiled program runs: "eager", "native" (the package's own CPU kernels), "inductor",
+            "onnxruntime", "cudagraph", or "auto".
 
     Raises:
         LayerError, ModelError, ArgumentError, BackendError: see the messages.
@@ -277,16 +278,16 @@ class GaiaZ(_Detector):
         p: float = 2.0,
         engine: str = "auto",
         backend: str = "auto",
-        mode: str = "auto",
+        runtime: str = "auto",
     ) -> None:
-        super().__init__(model, Method(Measure.GAIA_Z, p=p), _Options(layers, None, engine, backend, mode))
+        super().__init__(model, Method(Measure.GAIA_Z, p=p), _Options(layers, None, engine, backend, runtime))
 
 
 class GaiaA(_Detector):
     """GAIA-A: the channel-wise average gradient, inner component over output component (Eq. 8, 9, 11 and 12).
 
     Args:
-        model, layers, p, engine, backend, mode: as in `GaiaZ`.
+        model, layers, p, engine, backend, runtime: as in `GaiaZ`.
         head: the final linear or 1x1-convolution module, or its name; None finds it on the first call.
         fusion: "division", "inner", "output" or "top1" (Table 3).
         statistic: "abs_mean" (Eq. 11) or "mean_abs".
@@ -306,7 +307,7 @@ class GaiaA(_Detector):
         p: float = 2.0,
         engine: str = "auto",
         backend: str = "auto",
-        mode: str = "auto",
+        runtime: str = "auto",
     ) -> None:
         method = Method(Measure.GAIA_A, fusion, statistic, p)
-        super().__init__(model, method, _Options(layers, head, engine, backend, mode))
+        super().__init__(model, method, _Options(layers, head, engine, backend, runtime))

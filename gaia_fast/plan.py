@@ -18,7 +18,7 @@ class Plan:
         maps: the inspected maps, in the order in which the model makes them.
         head, last: module names of the head and of the source of A_last; None where the method needs none.
         engine, backend: what was picked, and why.
-        mode: how the compiled program runs, and why; None in the other engines.
+        runtime: how the compiled program runs, and why; None in the other engines.
         derivations: for each map, how the compiled program gets its entries of Lambda; empty in the other engines.
         programs: how many programs are kept, and at most; the one used least recently goes. Empty in the other engines.
     """
@@ -31,7 +31,7 @@ class Plan:
     last: str | None
     engine: Choice
     backend: Choice
-    mode: Choice | None = None
+    runtime: Choice | None = None
     derivations: tuple[str, ...] = ()
     programs: str = ""
 
@@ -47,8 +47,8 @@ class Plan:
             f"engine   {self.engine.name}: {self.engine.why}",
             f"backend  {self.backend.name}: {self.backend.why}",
         ]
-        if self.mode is not None:
-            lines += [f"mode     {self.mode.name}: {self.mode.why}", f"programs {self.programs}"]
+        if self.runtime is not None:
+            lines += [f"runtime  {self.runtime.name}: {self.runtime.why}", f"programs {self.programs}"]
         if self.head is not None:
             lines += [f"head     {self.head}: Phi is its input", f"A_last   output of {self.last}"]
         width = max([len(each.name) for each in self.maps] + [len("layer")])

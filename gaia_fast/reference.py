@@ -5,6 +5,7 @@ every gradient kept. Symbols are the paper's: S logits, A feature maps, Phi the 
 abnormality matrix, eps its entries.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
@@ -14,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from gaia_fast import checks
-from gaia_fast.capture import ForwardHooks, in_grad_mode
-from gaia_fast.errors import LayerError
-from gaia_fast.graph import check_norms
-from gaia_fast.head import Head, find_head
-from gaia_fast.kept import undisturbed
-from gaia_fast.layers import InspectedLayer, MapNames, inspected_layers, is_feature_map
+from gaia_fast.errors import LayerError, ModelError
+from gaia_fast.inspection import checks
+from gaia_fast.inspection.forward_hooks import ForwardHooks, in_grad_mode
+from gaia_fast.inspection.graph import check_norms
+from gaia_fast.inspection.head import Head, find_head
+from gaia_fast.inspection.kept import undisturbed
+from gaia_fast.inspection.layers import InspectedLayer, MapNames, inspected_layers, is_feature_map
+from gaia_fast.inspection.survey import Passes
 from gaia_fast.method import Method
 from gaia_fast.options import Fusion, Measure, Statistic
-from gaia_fast.survey import Passes
 
 P = ParamSpec("P")
 
@@ -60,7 +61,7 @@ def gaia_z(model: nn.Module, x: Tensor, layers: Sequence[str] | None = None, *, 
     Args:
         model: the classifier, in eval mode.
         x: (N, C, H, W) images of the model's dtype.
-        layers: as in `gaia_fast.layers.inspected_layers`.
+        layers: as in `gaia_fast.inspection.layers.inspected_layers`.
         p: order of the norm.
 
     Raises:
@@ -241,3 +242,24 @@ def _norm(abnormality: list[Tensor], p: float) -> Tensor:
     score = torch.linalg.vector_norm(torch.cat(abnormality, dim=1), ord=p, dim=1)
     checks.check_finite(score, "the score", "the gradients overflow or the logits are not finite; use float32 or wider")
     return score
+
+
+def copy_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Returns a copy of the model in another dtype: float64 for the reference.
+
+    Raises:
+        ModelError: the model cannot be copied, or not converted.
+    """
+    try:
+        return copy.deepcopy(model).to(dtype)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied to {dtype} ({type(error).__name__}: {error}); give a model that "
+            f"copy.deepcopy(model).to({dtype}) takes"
+        ) from error
+
+
+def relative_error(score: Tensor, truth: Tensor) -> float:
+    """Returns the largest |score - truth| / |truth| of (N,) scores, computed in float64; 0.0 for none."""
+    error = (score.double() - truth.double()).abs() / truth.double().abs().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(error.max()) if error.numel() else 0.0

@@ -24,7 +24,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("repeatable")
 
-# A worker of pytest-xdist has one processor to itself, and so has what it starts. Tests of many threads set their number.
+# A worker of pytest-xdist has one processor to itself, and so has what it starts.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)

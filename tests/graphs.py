@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from gaia_fast.compiled.capture import Captured, capture
-from gaia_fast.compiled.ir.passes import Pass
-from gaia_fast.compiled.ir.rewriting import copy_of
-from gaia_fast.compiled.pipeline import CAPTURED, CUDA, KERNELS, NATIVE, ONNX, WHOLE_EXPONENTIALS, run_passes
-from gaia_fast.head import find_head
-from gaia_fast.layers import inspected_layers
+from gaia_fast.compiler.frontend.capture import Captured, capture
+from gaia_fast.compiler.ir.passes import Pass
+from gaia_fast.compiler.ir.rewriting import copy_of
+from gaia_fast.compiler.pipeline import CAPTURED, CUDA, KERNELS, NATIVE, ONNX, WHOLE_EXPONENTIALS, run_passes
+from gaia_fast.inspection.head import find_head
+from gaia_fast.inspection.layers import inspected_layers
 
 
 def captured(model: nn.Module, x: Tensor, names: list[str] | None = None, with_head: bool = True) -> Captured:

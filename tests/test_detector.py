@@ -107,7 +107,7 @@ def test_non_finite_images_are_named(detector: type, bad: float) -> None:
         detector(build("strided_shortcut"))(x)
 
 
-def test_a_model_in_training_mode(detector: type) -> None:
+def test_a_model_in_training_runtime(detector: type) -> None:
     model = build("vgg_like")
     scorer = detector(model)
     model.classifier[2].train()
@@ -117,7 +117,7 @@ def test_a_model_in_training_mode(detector: type) -> None:
         detector(build("vgg_like").train())(images(2))
 
 
-def test_a_norm_over_the_batch_even_in_eval_mode(detector: type) -> None:
+def test_a_norm_over_the_batch_even_in_eval_runtime(detector: type) -> None:
     trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU())
     with pytest.raises(ModelError, match=r"'trunk.1' .* no running statistics"):
         detector(Pooled(trunk, 4).eval())(images(2))
@@ -139,7 +139,7 @@ def test_an_output_component_of_zero_is_not_divided_by() -> None:
     assert GaiaA(model, fusion="inner")(images(2)).isfinite().all()
 
 
-def test_what_the_model_returns() -> None:
+def test_what_the_runtimel_returns() -> None:
     class Wrapped(nn.Module):
         def __init__(self, kind: str) -> None:
             super().__init__()
@@ -214,7 +214,7 @@ def test_a_quantised_head_has_no_gradient(detector: type) -> None:
 def test_a_detector_can_be_copied(detector: type, way: str, prepared: bool) -> None:
     model, x = build("strided_shortcut"), images(20)
     options = {"head": model.fc, "fusion": "inner", "statistic": "mean_abs"} if detector is GaiaA else {}
-    scorer = detector(model, layers=["residual", "shortcut"], p=3.0, mode="eager", **options).calibrate(x)
+    scorer = detector(model, layers=["residual", "shortcut"], p=3.0, runtime="eager", **options).calibrate(x)
     if prepared:
         scorer.prepare(x)
     if way == "torch.save":
@@ -242,7 +242,7 @@ def test_a_detector_can_be_copied(detector: type, way: str, prepared: bool) -> N
         assert twin.model.fc.weight.any()
 
 
-def test_a_model_set_to_training_is_no_detector_s_to_keep(detector: type) -> None:
+def test_a_runtimel_set_to_training_is_no_detector_s_to_keep(detector: type) -> None:
     scorer = detector(build("vgg_like"))
     scorer.model.train()
     with pytest.raises(ModelError, match="eval"):
@@ -257,7 +257,7 @@ def test_data_parallel_is_unwrapped(detector: type) -> None:
     assert torch.equal(detector(nn.DataParallel(model))(x), detector(model)(x))
 
 
-def test_compiled_models_are_unwrapped_or_refused(detector: type) -> None:
+def test_compiled_runtimels_are_unwrapped_or_refused(detector: type) -> None:
     model, x = build("strided_shortcut"), images(2)
     assert torch.equal(detector(torch.compile(model))(x), detector(model)(x))
     partly = build("strided_shortcut")

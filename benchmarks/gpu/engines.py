@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import gaia_fast
 from gaia_fast import GaiaA, GaiaZ
-from gaia_fast.compiled.modes.inductor import Inductor
+from gaia_fast.compiler.runtimes.inductor import Inductor
 from gaia_fast.errors import GaiaError
 from gaia_fast.files import write_text
 from gaia_fast.models import resnet34
@@ -76,20 +76,20 @@ def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> d
                 getattr(Authors(model, layers, x), way), x
             )
 
-        def compiled(mode: str, make: type[GaiaZ] = detector, layers: list[str] | None = layers) -> GaiaZ:
-            return make(model, layers=layers, engine="compiled", mode=mode).prepare(x)
+        def compiled(runtime: str, make: type[GaiaZ] = detector, layers: list[str] | None = layers) -> GaiaZ:
+            return make(model, layers=layers, engine="compiled", runtime=runtime).prepare(x)
 
-        for mode in ("inductor", "cudagraph"):
+        for runtime in ("inductor", "cudagraph"):
             kept: list[GaiaZ] = []
 
             def prepared(
-                compiled: Callable = compiled, mode: str = mode, kept: list[GaiaZ] = kept
+                compiled: Callable = compiled, runtime: str = runtime, kept: list[GaiaZ] = kept
             ) -> Callable[[], object]:
-                kept.append(compiled(mode))
+                kept.append(compiled(runtime))
                 return bind(kept[0].score, x)
 
-            wanted[f"{title}, compiled, {mode}"] = prepared
-            wanted[f"{title}, its program alone, {mode}"] = lambda kept=kept: bind(kept[0].program(x).runner, x)
+            wanted[f"{title}, compiled, {runtime}"] = prepared
+            wanted[f"{title}, its program alone, {runtime}"] = lambda kept=kept: bind(kept[0].program(x).runner, x)
         if (name, x.dtype, x.shape[0]) == THOROUGH:
             for backend in BACKENDS[1:]:
                 more[f"{title}, its program alone, own kernels, {backend}"] = lambda kept=kept, backend=backend: bind(

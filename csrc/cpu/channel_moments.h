@@ -1,19 +1,17 @@
 // Reads a gradient as it is. Only for level.cpp.
 #pragma once
 
-#include "reduce.h"
+#include "cpu/reduce.h"
 
 namespace {
-
-constexpr int64_t kAhead = 1024;  // elements
 
 template <class T>
 struct Plain {
   const typename T::Storage* g;
 
   Vec vector(int64_t i) const {
-    // Small maps are read faster than the hardware looks ahead. Beyond the end a prefetch does nothing.
-    __builtin_prefetch(g + i + kAhead);
+    // Beyond the end a prefetch does nothing.
+    __builtin_prefetch(g + i + kPrefetchElements);
     return T::load(g + i);
   }
   Vec part(int64_t i, int64_t count) const { return load_part<T>(g + i, count); }

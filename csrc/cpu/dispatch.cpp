@@ -1,5 +1,5 @@
 // Which instruction-set levels this processor runs.
-#include "kernels.h"
+#include "cpu/kernels.h"
 
 namespace gaia::cpu {
 

@@ -1,7 +1,7 @@
 // The score: the p-norm of each image's packed abnormality matrix (Eq. 12; p = 2 is the Frobenius norm).
 #include <cmath>
 
-#include "kernels.h"
+#include "cpu/kernels.h"
 
 namespace gaia::cpu {
 namespace {

@@ -1,62 +1,66 @@
 // The CPU implementations behind one table per instruction-set level.
 #pragma once
 
-#include "gaia_kernels.h"
+#include "maps.h"
 
 namespace gaia::cpu {
 
 enum Statistic { kSum = 0, kAbsSum = 1, kPositive = 2 };
 
-// How weights are packed: for each position of the form parts of so many inputs, in each groups of so many outputs.
+// How weights are packed: for each position of the algorithm parts of so many inputs, in each panels of so many
+// outputs.
 // Python reads both from the extension (gaia_fast/ops/convolution/packing.py).
-constexpr int kPackedGroup = 16;
-constexpr int64_t kPackedDepth = 256;  // inputs that are multiplied before the next rows' turn
+constexpr int kPackedNr = 16;
+constexpr int64_t kPackedKc = 256;  // inputs that are multiplied before the next rows' turn
+
+// How a convolution is computed: not at all, as a product with its windows, or by F(2 x 2, 3 x 3) or F(4 x 4, 3 x 3).
+enum Algorithm { kPointwise = 0, kIm2col = 1, kWinogradF2 = 2, kWinogradF4 = 4 };
 
 // A convolution and what stands behind it; maps are float32, contiguous in N, H, W, channels.
 //   z = convolution of x with the packed weights + bias + residual
-//   z = relu ? max(z, 0) : z;  z = gate <= 0 ? 0 : z
+//   z = relu ? max(z, 0) : z;  z = relu_mask <= 0 ? 0 : z
 //   sums = sum over space of z, |z| or [z > 0]
 //   y = z * scale + skip
-// Without weights (tile 0), x * factor takes the convolution's place.
+// Without weights (kPointwise), x * factor takes the convolution's place.
 struct Convolution {
   const float* x;
   const float* packed;
-  const float* bias;      // K of them, or null
-  const float* residual;  // like y, added; or null
-  const float* gate;      // like y, or null
-  const float* factor;    // K of them, or null; for tile 0
-  const float* scale;     // K of them, or null
-  const float* skip;      // like y, or null
+  const float* bias;       // K of them, or null
+  const float* residual;   // like y, added; or null
+  const float* relu_mask;  // like y, or null
+  const float* factor;     // K of them, or null; for kPointwise
+  const float* scale;      // K of them, or null
+  const float* skip;       // like y, or null
   float* y;
-  float* sums;  // (N, K), rows `sums_step` apart, or null; shared by the steps of a stage that make one map together
+  float* sums;  // (N, K), rows `sums_stride` apart, or null; shared by the steps of a wave that make one map together
   int64_t n, h, w, c;
   int64_t out_h, out_w, k;                                                               // k a multiple of 16
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;  // pads may be negative
-  // Output (i, j) is position (begin_h + i * step_h, begin_w + j * step_w) of y; other steps than 1 for tile 1 alone.
+  // Output (i, j) is position (begin_h + i * step_h, begin_w + j * step_w) of y; other steps than 1 for kIm2col alone.
   int64_t y_h, y_w, begin_h, begin_w, step_h, step_w;
-  int64_t sums_step;
-  int tile;  // 0 for none, 1 for windows, 2 and 4 for F(2x2, 3x3) and F(4x4, 3x3), which need c a multiple of 16
+  int64_t sums_stride;
+  Algorithm algorithm;  // Winograd needs c a multiple of 16
   bool relu;
-  int statistic;
+  Statistic statistic;
 };
 
-// out[i * out_step] = 1 where each position of y (n, h, w, k) from `begin` on in `step`s, on both axes, has a positive
-// channel among those from `first` to `last`.
-struct OpenEverywhere {
+// out[i * out_stride] = 1 where each position of y (n, h, w, k) from `begin` on in `step`s, on both axes, has a
+// positive channel among those from `first` to `last`.
+struct ActiveEverywhere {
   const float* y;
   float* out;
   int64_t n, h, w, k;
   int64_t begin, step;
   int64_t first, last;
-  int64_t out_step;
+  int64_t out_stride;
 };
 
-// One step of a chain: a convolution, or where `open.out` is set, a question. Those of one stage (numbered from 0 on,
-// in order) do not need each other.
+// One step of an executable: a convolution, or where `active.out` is set, a check. Those of one wave (numbered from 0
+// on, in order) do not need each other. No std::variant: what level.cpp includes may not use standard templates.
 struct Step {
-  int64_t stage;
+  int64_t wave;
   Convolution convolution;
-  OpenEverywhere open;
+  ActiveEverywhere active;
 };
 
 // logits[n][c] = sum over k of mean over space of x[n] * weight[c] + bias[c]; k a multiple of 16.
@@ -80,7 +84,7 @@ struct OutputComponent {
 };
 
 // What the calling thread does first, while the others wake up and begin. Must not throw.
-struct Meanwhile {
+struct HostCallback {
   void (*run)(void* context);  // or null
   void* context;
 };
@@ -93,8 +97,8 @@ struct KernelTable {
   // masked; scale has K values or is null. The maps share shape and dtype, not strides.
   void (*relu_backward_moments)(const gaia_map& g, const gaia_map* y, const float* scale, const gaia_map& grad_in,
                                 const gaia_moments& out, int threads);
-  // Runs steps, stage after stage. False where memory is short.
-  bool (*chain)(const Step* steps, int64_t count, int threads, const Meanwhile& meanwhile);
+  // Runs steps, wave after wave. False where memory is short.
+  bool (*execute)(const Step* steps, int64_t count, int threads, const HostCallback& callback);
   // Writes y = relu(x * scale + shift + residual) and counts its non-zeros; scale and shift have K values or are null.
   void (*relu_forward_count)(const gaia_map& x, const gaia_map* residual, const float* scale, const float* shift,
                              const gaia_map& y, const gaia_moments& out, int threads);
@@ -114,22 +118,22 @@ const KernelTable* const* supported_tables();
 
 void frobenius(const gaia_packed& packed);
 
-void open_everywhere(const OpenEverywhere& job);
+void active_everywhere(const ActiveEverywhere& job);
 
 bool all_finite(const float* x, int64_t count);
 
-// What a program found for n images; without conditions, or a component, there is none to be looked at.
+// What a program found for n images; without preconditions, or a component, there is none to be looked at.
 struct Results {
   const float* logits;
   int64_t n, classes;
   const float* score;
-  const float* live;
-  int64_t conditions;
+  const float* preconditions;
+  int64_t precondition_count;
   const float* component;  // or null
-  double flat;             // the largest |1 - C softmax(S)| that is rounding alone
+  double rounding;         // the largest |1 - C softmax(S)| that is rounding alone
 };
 
-// Whether logits and scores are finite, all of live is positive, and each component can be divided by.
-bool sound(const Results& found);
+// Whether logits and scores are finite, all preconditions are positive, and each component can be divided by.
+bool results_hold(const Results& found);
 
 }  // namespace gaia::cpu

@@ -1,10 +1,10 @@
 // The kernels for one instruction-set level: compiled once per level, with that level's flags and GAIA_LEVEL naming it.
-#include "chain.h"
-#include "channel_moments.h"
-#include "kernels.h"
-#include "linear_head.h"
-#include "relu_backward_moments.h"
-#include "relu_forward_count.h"
+#include "cpu/channel_moments.h"
+#include "cpu/executor.h"
+#include "cpu/kernels.h"
+#include "cpu/linear_head.h"
+#include "cpu/relu_backward_moments.h"
+#include "cpu/relu_forward_count.h"
 
 #define GAIA_STRING_(x) #x
 #define GAIA_STRING(x) GAIA_STRING_(x)
@@ -14,7 +14,7 @@
 namespace gaia::cpu {
 
 const KernelTable& GAIA_JOIN(GAIA_LEVEL, _table)() {
-  static const KernelTable table = {GAIA_STRING(GAIA_LEVEL), channel_moments, relu_backward_moments, chain,
+  static const KernelTable table = {GAIA_STRING(GAIA_LEVEL), channel_moments, relu_backward_moments, execute,
                                     relu_forward_count,      pooled_logits,   output_component};
   return table;
 }

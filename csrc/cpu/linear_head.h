@@ -2,8 +2,7 @@
 // images; many are matrix products. Only for level.cpp.
 #pragma once
 
-#include "kernels.h"
-#include "simd.h"
+#include "cpu/tuning.h"
 
 namespace {
 
@@ -18,7 +17,6 @@ inline float add_lanes(Vec x) {
 
 void pooled_logits(const LinearHead& job) {
   const FloatMode mode;
-  constexpr int kClasses = 4;  // that are multiplied at once
   const float inverse = 1.0f / static_cast<float>(job.area);
   for (int64_t image = 0; image < job.n; ++image) {
     const float* const x = job.x + image * job.area * job.k;
@@ -27,9 +25,9 @@ void pooled_logits(const LinearHead& job) {
       for (int64_t at = 0; at < job.area; ++at) sum += Float32::load(x + at * job.k + k);
       Float32::store(job.pooled + k, sum * inverse);
     }
-    for (int64_t c = 0; c < job.classes; c += kClasses) {
-      const int64_t end = job.classes - c < kClasses ? job.classes - c : kClasses;
-      Vec sums[kClasses] = {};
+    for (int64_t c = 0; c < job.classes; c += kHeadClasses) {
+      const int64_t end = job.classes - c < kHeadClasses ? job.classes - c : kHeadClasses;
+      Vec sums[kHeadClasses] = {};
       for (int64_t k = 0; k < job.k; k += kLanes) {
         const Vec mean = Float32::load(job.pooled + k);
         for (int64_t j = 0; j < end; ++j) sums[j] += mean * Float32::load(job.weight + (c + j) * job.k + k);

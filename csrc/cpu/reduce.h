@@ -4,7 +4,7 @@
 // Only for level.cpp; see simd.h for why.
 #pragma once
 
-#include "simd.h"
+#include "cpu/tuning.h"
 
 namespace {
 
@@ -213,10 +213,6 @@ Layout common_layout(const gaia_map* const* maps, int count) {
   if (channels && (!rows || maps[0]->h * maps[0]->w == 1)) return Layout::kChannels;
   return rows ? Layout::kRows : Layout::kStrided;
 }
-
-// Below this many bytes moved, waking the other threads costs more than they save: about 100 us where they sleep
-// (OMP_WAIT_POLICY=PASSIVE), in which one thread moves 3 MB.
-constexpr int64_t kParallelBytes = 8 << 20;
 
 template <class Map>
 void reduce(const Map& map, const gaia_map& shape, Layout layout, const gaia_moments& out, int threads) {

@@ -1,7 +1,7 @@
 // The backward pass of ReLU and norm with the moments between the two. Only for level.cpp.
 #pragma once
 
-#include "reduce.h"
+#include "cpu/reduce.h"
 
 namespace {
 

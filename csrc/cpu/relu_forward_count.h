@@ -1,7 +1,7 @@
-// Norm, residual add and ReLU with the count of live units. Only for level.cpp.
+// Norm, residual add and ReLU with the count of active units. Only for level.cpp.
 #pragma once
 
-#include "reduce.h"
+#include "cpu/reduce.h"
 
 namespace {
 

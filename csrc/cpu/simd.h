@@ -8,7 +8,7 @@
 #include <immintrin.h>
 #endif
 
-#include "gaia_kernels.h"
+#include "maps.h"
 
 namespace {
 
@@ -24,6 +24,19 @@ typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t BitsVec __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t HalfVec __attribute__((vector_size(kLanes * 2)));
+
+// a * b + c, rounded once where the processor can.
+inline Vec fused(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Vec spread(float x) { return x - Vec{}; }
 
 // IEEE arithmetic while one of these lives: rounding to nearest, subnormals kept. The caller may flush subnormals, and
 // OpenMP's workers would not know of it, so that the result would depend on the number of threads.

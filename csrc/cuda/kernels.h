@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "gaia_kernels.h"
+#include "maps.h"
 
 namespace gaia::cuda {
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import click
 
-from gaia_fast import evaluation, plots
 from gaia_fast.cli import output
 from gaia_fast.cli.options import FOLDER, json_option
 from gaia_fast.data import digits
-from gaia_fast.evaluation import BASELINE, Evaluation
+from gaia_fast.evaluation import image_sets, plots
+from gaia_fast.evaluation.image_sets import BASELINE, Evaluation
+from gaia_fast.evaluation.timing import Timing, measure_times
 from gaia_fast.models import digits_resnet
 from gaia_fast.plan import Plan
-from gaia_fast.timing import Timing, measure_times
 
 _TIMED_IMAGES = 64
 
@@ -37,8 +37,8 @@ def demo(folder: Path, json_file: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model = digits_resnet(pretrained=True)
     detectors = {
-        "gaia-a": evaluation.make_detector("gaia-a", model, layers=["layer3", "layer4"]),
-        "gaia-z": evaluation.make_detector("gaia-z", model),
+        "gaia-a": image_sets.make_detector("gaia-a", model, layers=["layer3", "layer4"]),
+        "gaia-z": image_sets.make_detector("gaia-z", model),
     }
     id_source, sources = digits.digits_sources()
     x = next(id_source.batches(_TIMED_IMAGES)).images
@@ -46,13 +46,13 @@ def demo(folder: Path, json_file: Path | None) -> None:
         click.echo(_compact(method, detector.plan(x)))
 
     with output.progress("scoring", len(id_source) + sum(len(each) for each in sources.values())) as advance:
-        found = evaluation.evaluate(detectors, id_source, sources, advance=advance)
+        found = image_sets.evaluate(detectors, id_source, sources, advance=advance)
     click.echo()
     _print_summary(found)
     click.echo(output.accuracy_line(found))
     thresholds = ", ".join(f"{method} {result.threshold:.4g}" for method, result in found.results.items())
     click.echo(f"thresholds that accept 95 % of them: {thresholds}")
-    weak = evaluation.weak_spots(found)
+    weak = image_sets.weak_spots(found)
     click.echo(
         "\n" + "\n".join(["Where the methods fail:", *weak] if weak else ["No method has an AUROC below 0.8 here."])
     )

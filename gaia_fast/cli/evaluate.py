@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from gaia_fast import evaluation, plots
 from gaia_fast.cli import output
 from gaia_fast.cli.options import (
     FOLDER,
@@ -21,6 +20,7 @@ from gaia_fast.cli.options import (
 )
 from gaia_fast.data import load_images
 from gaia_fast.errors import ArgumentError
+from gaia_fast.evaluation import image_sets, plots
 
 _PLOTS = Path("gaia-evaluation")
 
@@ -69,11 +69,11 @@ def evaluate(
     sources = {name: load_images(path, preset, max_pixels) for name, path in paths.items()}
 
     with output.progress("scoring", len(id_source) + sum(len(each) for each in sources.values())) as advance:
-        found = evaluation.evaluate(chosen, id_source, sources, batch_size, advance)
+        found = image_sets.evaluate(chosen, id_source, sources, batch_size, advance)
 
     output.print_evaluation(found)
     click.echo(output.accuracy_line(found))
-    for sentence in evaluation.weak_spots(found):
+    for sentence in image_sets.weak_spots(found):
         click.echo(sentence)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)

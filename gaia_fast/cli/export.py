@@ -16,8 +16,8 @@ from gaia_fast.cli.options import (
     model_options,
     preset_option,
 )
-from gaia_fast.compiled.export import FORMATS
-from gaia_fast.evaluation import model_input
+from gaia_fast.compiler.package.writing import FORMATS
+from gaia_fast.evaluation.image_sets import model_input
 
 
 @click.command()

@@ -16,7 +16,7 @@ from gaia_fast.cli.options import (
     model_options,
     preset_option,
 )
-from gaia_fast.evaluation import model_input
+from gaia_fast.evaluation.image_sets import model_input
 
 
 @click.command()

@@ -15,7 +15,7 @@ from gaia_fast.backends import BACKENDS
 from gaia_fast.cli.loading import load_model
 from gaia_fast.cli.output import note
 from gaia_fast.data import MAX_PIXELS, PRESETS
-from gaia_fast.evaluation import METHODS, Detector, make_detector
+from gaia_fast.evaluation.image_sets import METHODS, Detector, make_detector
 from gaia_fast.models import ARCHITECTURES
 from gaia_fast.options import AUTO, EngineName, Fusion, Runtime, Statistic
 
@@ -100,7 +100,7 @@ class DetectorOptions:
     layers: dict[str, list[str] | None]
     engine: str
     backend: str
-    mode: str
+    runtime: str
     gaia_a: dict[str, Any]
 
     def build(self, model: nn.Module) -> dict[str, Detector]:
@@ -113,7 +113,7 @@ class DetectorOptions:
                 layers=self.layers[method],
                 engine=self.engine,
                 backend=self.backend,
-                mode=self.mode,
+                runtime=self.runtime,
                 **own[method],
             )
             for method in self.methods
@@ -177,7 +177,7 @@ def detector_options(
             head: str | None,
             engine: str = "auto",
             backend: str = "auto",
-            mode: str = "auto",
+            runtime: str = "auto",
             **kwargs: Any,
         ) -> Any:
             methods = (method,) if isinstance(method, str) else tuple(dict.fromkeys(method))
@@ -185,7 +185,7 @@ def detector_options(
             gaia_a = {name: value for name, value in chosen.items() if value is not None}
             if gaia_a and "gaia-a" not in methods:
                 raise click.UsageError(f"--{next(iter(gaia_a))} belongs to gaia-a, which is not among the methods")
-            options = DetectorOptions(methods, layers_by_method(layers, methods), engine, backend, mode, gaia_a)
+            options = DetectorOptions(methods, layers_by_method(layers, methods), engine, backend, runtime, gaia_a)
             return command(*args, detectors=options, **kwargs)
 
         options = [
@@ -217,7 +217,7 @@ def detector_options(
                 ),
                 click.option("--backend", type=click.Choice(("auto", *BACKENDS)), default="auto", show_default=True),
                 click.option(
-                    "--mode",
+                    "--runtime",
                     type=click.Choice((AUTO, *Runtime.values())),
                     default="auto",
                     show_default=True,

@@ -19,7 +19,7 @@ from rich.table import Table
 from gaia_fast import files
 from gaia_fast._version import __version__
 from gaia_fast.errors import printable
-from gaia_fast.evaluation import BASELINE, Evaluation
+from gaia_fast.evaluation.image_sets import BASELINE, Evaluation
 
 UNREADABLE = 3  # exit code: done, but some images could not be read
 

@@ -25,7 +25,7 @@ from gaia_fast.cli.options import (
 )
 from gaia_fast.data import load_images
 from gaia_fast.errors import ArgumentError, DataError
-from gaia_fast.evaluation import score_set, scored_batches
+from gaia_fast.evaluation.image_sets import score_set, scored_batches
 from gaia_fast.files import replacing
 
 Row = dict[str, Any]

@@ -1,4 +1,4 @@
-"""`gaia-fast validate`: every engine, backend, mode and export against float64, on the user's own model and images."""
+"""`gaia-fast validate`: every engine, backend, runtime and export against float64, on the user's model and images."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 from torch import Tensor, nn
 
-from gaia_fast import validation
 from gaia_fast.cli import output
 from gaia_fast.cli.options import (
     DetectorOptions,
@@ -21,8 +20,9 @@ from gaia_fast.cli.options import (
 )
 from gaia_fast.data import ImageSource, load_images
 from gaia_fast.errors import DataError
-from gaia_fast.evaluation import model_input
-from gaia_fast.validation import SUBJECTS, TOLERANCE, Check, Validation
+from gaia_fast.evaluation import validation
+from gaia_fast.evaluation.image_sets import model_input
+from gaia_fast.evaluation.validation import SUBJECTS, TOLERANCE, Check, Validation
 
 
 @click.command()
@@ -54,7 +54,7 @@ def validate(
     engines: tuple[str, ...],
     json_file: Path | None,
 ) -> None:
-    """Checks engines, backends, modes and exports on your model and IMAGES against plain PyTorch in float64.
+    """Checks engines, backends, runtimes and exports on your model and IMAGES against plain PyTorch in float64.
 
     A row passes if no score is off by more than its limit (relative): 1e-5 for gaia-a and 1e-4 for gaia-z, or twice
     the error that plain PyTorch itself makes in the model's own dtype, whichever is larger. For gaia-z the number of
@@ -108,7 +108,7 @@ def _first(source: ImageSource, limit: int, batch_size: int, network: nn.Module)
 def _print(found: Validation) -> None:
     output.print_table(
         f"{found.images} images, {found.dtype}, against the float64 reference",
-        ("method", "engine", "backend, mode, file", "result", "largest relative error", "limit", "wrong counts"),
+        ("method", "engine", "backend, runtime, file", "result", "largest relative error", "limit", "wrong counts"),
         [_row(check) for check in found.checks],
         texts=4,
     )

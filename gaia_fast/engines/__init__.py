@@ -10,19 +10,19 @@ from gaia_fast.options import EngineName
 __all__ = ["Engine", "EnginePlan", "Subject", "export_program", "make_engine"]
 
 
-def make_engine(name: str, subject: Subject, backend: str, mode: str) -> Engine:
+def make_engine(name: str, subject: Subject, backend: str, runtime: str) -> Engine:
     """Makes an engine.
 
     Args:
         name: of `gaia_fast.options.EngineName`, or "auto".
         subject: what is measured.
         backend: the kernels of hooks; see `gaia_fast.backends`.
-        mode: how compiled programs run: of `gaia_fast.options.Runtime`, or "auto".
+        runtime: how compiled programs run: of `gaia_fast.options.Runtime`, or "auto".
     """
     if name == EngineName.REFERENCE:
         return ReferenceEngine(subject, backend)
     hooks = HooksEngine(subject, backend)
     if name == EngineName.HOOKS:
         return hooks
-    compiled = CompiledEngine(subject, mode, hooks)
+    compiled = CompiledEngine(subject, runtime, hooks)
     return compiled if name == EngineName.COMPILED else AutoEngine(hooks, compiled)

@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from gaia_fast.backends import Choice
-from gaia_fast.compiled.preparation import Prepared
+from gaia_fast.compiler.preparation import Prepared
 from gaia_fast.engines.base import EnginePlan
 from gaia_fast.engines.compiled import CompiledEngine
 from gaia_fast.engines.hooks import HooksEngine
 from gaia_fast.errors import BackendError, LayerError, ModelError
-from gaia_fast.head import MOST_SIZES
+from gaia_fast.inspection.head import MOST_SIZES
 from gaia_fast.measurement import Measurement
 from gaia_fast.recent import Recent
 

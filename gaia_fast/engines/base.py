@@ -6,14 +6,14 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from gaia_fast import checks
 from gaia_fast.backends import Choice
-from gaia_fast.compiled.preparation import Prepared
-from gaia_fast.head import Head, HeadFinder
-from gaia_fast.layers import InspectedLayer
+from gaia_fast.compiler.preparation import Prepared
+from gaia_fast.inspection import checks
+from gaia_fast.inspection.head import Head, HeadFinder
+from gaia_fast.inspection.layers import InspectedLayer
+from gaia_fast.inspection.survey import Passes
 from gaia_fast.measurement import Measurement
 from gaia_fast.method import Method
-from gaia_fast.survey import Passes
 
 
 class Subject:
@@ -52,7 +52,7 @@ class EnginePlan:
 
     engine: Choice
     backend: Choice
-    mode: Choice | None = None
+    runtime: Choice | None = None
     derivations: tuple[str, ...] = ()
     programs: str = ""
 

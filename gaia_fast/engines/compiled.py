@@ -7,18 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gaia_fast import checks
 from gaia_fast.backends import Choice
-from gaia_fast.compiled import modes
-from gaia_fast.compiled.export import check_format, computes_in, export
-from gaia_fast.compiled.preparation import Prepared, Source, prepare
-from gaia_fast.compiled.written import check_file
+from gaia_fast.compiler import runtimes
+from gaia_fast.compiler.package.checking import check_file
+from gaia_fast.compiler.package.writing import check_format, computes_in, export
+from gaia_fast.compiler.preparation import Prepared, Source, prepare
 from gaia_fast.engines.base import EnginePlan, Subject
 from gaia_fast.engines.hooks import HooksEngine
 from gaia_fast.errors import GaiaError, ModelError, first_line
-from gaia_fast.head import Head
+from gaia_fast.inspection import checks
+from gaia_fast.inspection.head import Head
 from gaia_fast.measurement import Measurement
-from gaia_fast.ops import soundness
+from gaia_fast.ops import result_checks
 from gaia_fast.recent import Recent
 
 Key = tuple[torch.Size, torch.dtype, torch.device]
@@ -36,12 +36,12 @@ class CompiledEngine:
 
     Args:
         subject: what is measured.
-        mode: of `gaia_fast.options.Runtime`, or "auto".
+        runtime: of `gaia_fast.options.Runtime`, or "auto".
         hooks: for images that a program cannot score.
     """
 
-    def __init__(self, subject: Subject, mode: str, hooks: HooksEngine) -> None:
-        self._subject, self._mode, self._hooks = subject, mode, hooks
+    def __init__(self, subject: Subject, runtime: str, hooks: HooksEngine) -> None:
+        self._subject, self._runtime, self._hooks = subject, runtime, hooks
         self._prepared: Recent[Key, Prepared] = Recent(MOST_PROGRAMS)
         self._lock = threading.Lock()
 
@@ -57,7 +57,7 @@ class CompiledEngine:
         """Returns the plan for images that have a program; `why` the engine is this one."""
         programs = f"{len(self._prepared)} of at most {self._prepared.most}, one a size of images"
         backend = self._hooks.plan(x).backend
-        return EnginePlan(Choice("compiled", why), backend, prepared.mode, prepared.derivations, programs)
+        return EnginePlan(Choice("compiled", why), backend, prepared.runtime, prepared.derivations, programs)
 
     def prepare(self, x: Tensor) -> None:
         self._prepare(x)
@@ -68,16 +68,16 @@ class CompiledEngine:
         with self._lock:
             found = self.program(x)
             if found is None:
-                found = prepare(_source(self._subject, head), x, self._mode)
+                found = prepare(_source(self._subject, head), x, self._runtime)
                 self._prepared.put(_key(x), found)
-            elif isinstance(found.runner, modes.FixedSizes):
+            elif isinstance(found.runner, runtimes.FixedSizes):
                 found.runner.prepare(x.shape[0])
             return found
 
     def score_prepared(self, x: Tensor) -> Measurement | None:
         prepared = self._prepared.get(_key(x))
         try:
-            return None if prepared is None else self.measure(x, prepared, look=True)
+            return None if prepared is None else self.measure(x, prepared, guarded=True)
         except _ChangedError:
             return None
 
@@ -89,13 +89,13 @@ class CompiledEngine:
             found = self._prepare(x)
         return self.measure(x, found)
 
-    def measure(self, x: Tensor, prepared: Prepared, look: bool = False) -> Measurement:
+    def measure(self, x: Tensor, prepared: Prepared, guarded: bool = False) -> Measurement:
         """Scores one batch with a program for such images.
 
         Images that violate a precondition of the sparsity analysis are scored again by hooks.
 
         Args:
-            look: whether to see, while the program runs, if the model has changed since it was made; then raises
+            guarded: whether to see, while the program runs, if the model has changed since it was made; then raises
                 _ChangedError.
 
         Raises:
@@ -105,33 +105,33 @@ class CompiledEngine:
         # Asked for first: with one image, entering what is in force already takes longer than many a kernel.
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):  # the program's dtypes are decided
-                return self.measure(x, prepared, look)
+                return self.measure(x, prepared, guarded)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
-                return self.measure(x, prepared, look)
+                return self.measure(x, prepared, guarded)
         plain = x.detach().as_subclass(Tensor)
         fine: list[bool | Tensor] = []
 
-        def meanwhile() -> None:
-            if look:
+        def guard() -> None:
+            if guarded:
                 same = prepared.state.holds(but_for=plain.device if prepared.checked else None)
                 if same is False:
                     raise _ChangedError
                 fine.append(same)
             if not prepared.checked:
-                fine.append(soundness.all_finite(plain))
+                fine.append(result_checks.all_finite(plain))
 
         try:
-            outputs = prepared.runner(plain.to(prepared.dtype), meanwhile)
+            outputs = prepared.runner(plain.to(prepared.dtype), guard)
         except Exception as error:
             # A model that has changed explains whatever the program ran into.
-            if look and not prepared.state.holds():
+            if guarded and not prepared.state.holds():
                 raise _ChangedError from None
             if isinstance(error, (GaiaError, MemoryError, torch.OutOfMemoryError)):
                 raise
             raise ModelError(
-                f"the program of {type(self._subject.model).__name__} in mode {prepared.mode.name!r} failed on images "
-                f"of shape {tuple(x.shape)}: {first_line(error)}; engine='hooks' scores it as it is"
+                f"the program of {type(self._subject.model).__name__} under runtime {prepared.runtime.name!r} failed "
+                f"on images of shape {tuple(x.shape)}: {first_line(error)}; engine='hooks' scores it as it is"
             ) from error
         if prepared.checked:
             fine.append(outputs[-1].all())
@@ -140,14 +140,16 @@ class CompiledEngine:
         found["logits"] = found["logits"].to(plain.dtype)
         component = found.get("component")
         if not prepared.checked:
-            fine.append(soundness.sound(found["logits"], found["score"], found.get("preconditions"), component))
-        if not soundness.together(fine):
-            if look and not prepared.state.holds():
+            fine.append(
+                result_checks.results_hold(found["logits"], found["score"], found.get("preconditions"), component)
+            )
+        if not result_checks.together(fine):
+            if guarded and not prepared.state.holds():
                 raise _ChangedError
-            self._look_closer(found, plain, prepared.head)
+            self._find_failures(found, plain, prepared.head)
         return Measurement(found["logits"], found["score"], prepared.program.maps, found["packed"], component)
 
-    def _look_closer(self, found: dict[str, Tensor], x: Tensor, head: Head | None) -> None:
+    def _find_failures(self, found: dict[str, Tensor], x: Tensor, head: Head | None) -> None:
         """Raises what `measure` does; has hooks score the images that the program cannot."""
         checks.check_pixels(x)
         checks.check_logits(found["logits"])
@@ -163,7 +165,7 @@ class CompiledEngine:
 
 
 def export_program(subject: Subject, path: Path, x: Tensor, metadata: Mapping[str, str]) -> None:
-    """Writes a program for images like `x` to a file; see `gaia_fast.compiled.export`.
+    """Writes a program for images like `x` to a file; see `gaia_fast.compiler.package.writing`.
 
     Before it takes its name the file is opened and compared with the reference, on other images than `x`.
 

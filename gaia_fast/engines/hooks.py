@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from gaia_fast import backends, checks
+from gaia_fast import backends
 from gaia_fast.backends import Choice
-from gaia_fast.capture import ForwardHooks, has_other_hooks, in_grad_mode
 from gaia_fast.engines.base import EnginePlan, Subject, checked
 from gaia_fast.errors import ArgumentError, LayerError, ModelError
-from gaia_fast.graph import NORM_NODES, NORMS, check_norms
-from gaia_fast.head import Head, shares_memory
-from gaia_fast.kept import undisturbed
-from gaia_fast.layers import InspectedLayer, MapNames, is_feature_map
+from gaia_fast.inspection import checks
+from gaia_fast.inspection.forward_hooks import ForwardHooks, has_other_hooks, in_grad_mode
+from gaia_fast.inspection.graph import NORM_NODES, NORMS, check_norms
+from gaia_fast.inspection.head import Head, shares_memory
+from gaia_fast.inspection.kept import undisturbed
+from gaia_fast.inspection.layers import InspectedLayer, MapNames, is_feature_map
+from gaia_fast.inspection.survey import Passes
 from gaia_fast.measurement import FeatureMap, Measurement
 from gaia_fast.method import Method
 from gaia_fast.ops import maps
@@ -30,7 +32,6 @@ from gaia_fast.ops.channel_moments import channel_moments
 from gaia_fast.ops.frobenius import frobenius
 from gaia_fast.ops.relu_backward_moments import relu_backward_moments
 from gaia_fast.options import Fusion, Measure, Statistic
-from gaia_fast.survey import Passes
 
 
 class HooksEngine:

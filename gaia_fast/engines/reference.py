@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
-from gaia_fast import checks, reference
+from gaia_fast import reference
 from gaia_fast.backends import Choice
 from gaia_fast.engines.base import EnginePlan, Subject, checked
 from gaia_fast.errors import ArgumentError
-from gaia_fast.layers import explicit_names
+from gaia_fast.inspection import checks
+from gaia_fast.inspection.layers import explicit_names
 from gaia_fast.measurement import FeatureMap, Measurement
 
 

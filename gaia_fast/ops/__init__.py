@@ -16,7 +16,7 @@ Semantics that every version shares:
   graph. Triton compiles when it first meets a kind of map, and its `frobenius` copies the layers' widths to the device
   then: call each once before.
 
-On the CPU, compiled programs are made of two more, `gaia_fast.ops.convolution` and `.open_everywhere`; they have no
+On the CPU, compiled programs are made of two more, `gaia_fast.ops.convolution` and `.active_everywhere`; they have no
 versions for GPUs and are not in PyTorch's registry.
 """
 

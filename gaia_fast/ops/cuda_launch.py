@@ -10,7 +10,7 @@ from gaia_fast.backends import kernels
 from gaia_fast.errors import BackendError
 from gaia_fast.ops.tiling import Tiling
 
-_LAYOUTS = {"rows": 0, "channels": 1, "strided": 2}
+_LAYOUTS: dict[str, int] = getattr(kernels, "CUDA_LAYOUTS", {})
 
 
 def launch(name: str, *args: Any) -> None:

@@ -4,6 +4,8 @@ Eager calls do not go through it: the dispatcher costs more than a kernel on a s
 """
 
 from collections.abc import Callable
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,19 +14,31 @@ from torch import Tensor
 _LIBRARY = torch.library.Library("gaia_fast", "DEF")
 
 
-def register(name: str, schema: str, eager: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Adds torch.ops.gaia_fast.<name>.
+def define_op(name: str, eager: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Adds torch.ops.gaia_fast.<name>, with the schema that PyTorch reads off the signature of `fake`.
 
     Args:
-        name, schema: as PyTorch writes them: "(Tensor g, ...) -> Tensor".
+        name: of the operation.
         eager: what it does; any device, never differentiable.
         fake: what it returns in shape, strides, dtype and device.
     """
     # Any strides will do: without the tag the compiler copies maps to those that it saw when it traced.
+    schema = torch.library.infer_schema(fake, mutates_args=())
     _LIBRARY.define(name + schema, tags=(torch.Tag.flexible_layout,))
     _LIBRARY.impl(name, eager, "CompositeExplicitAutograd")
     _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"gaia_fast::{name}", fake, lib=_LIBRARY)
+
+
+@cache
+def implementation(name: str, backend: str) -> Callable[..., Any]:
+    """Returns `gaia_fast.ops.<name>.<backend>.<name>_<backend>`; the backend "torch" is called reference there.
+
+    Imported when it is first asked for: Triton takes long to import and may not be installed.
+    """
+    module = "reference" if backend == "torch" else backend
+    found: Callable[..., Any] = getattr(import_module(f"gaia_fast.ops.{name}.{module}"), f"{name}_{module}")
+    return found
 
 
 def is_traced(tensor: Tensor) -> bool:

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from gaia_fast.backends import kernels
+from gaia_fast.ops.tuning import LINEAR_HEAD_MOST
 
 _LANES = 16
-_MOST = 1 << 18  # multiplications; beyond some such number PyTorch's matrix product was faster (by hand, two threads)
 
 
 def pooled_logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -22,7 +22,7 @@ def pooled_logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.nn.functional.linear(x.mean((2, 3)), weight, bias)
     x = x.contiguous(memory_format=torch.channels_last)
     logits, pooled = _empty(images, len(weight)), _empty(channels)
-    kernels.pooled_logits(  # type: ignore[union-attr]
+    kernels.pooled_logits(
         x.data_ptr(),
         (images, height * width, channels, len(weight)),
         weight.data_ptr(),
@@ -50,7 +50,7 @@ def output_component(logits: Tensor, weight: Tensor, factor: float) -> Tensor:
         return (g.abs().mean(1) * factor).sqrt()
     logits = logits.contiguous()
     out, slopes = _empty(images), _empty(classes)
-    kernels.output_component(  # type: ignore[union-attr]
+    kernels.output_component(
         logits.data_ptr(),
         (images, classes, weight.shape[1]),
         weight.data_ptr(),
@@ -62,7 +62,7 @@ def output_component(logits: Tensor, weight: Tensor, factor: float) -> Tensor:
 
 
 def _fits(images: int, weight: Tensor) -> bool:
-    return images * weight.numel() <= _MOST and weight.shape[1] % _LANES == 0 and kernels is not None
+    return images * weight.numel() <= LINEAR_HEAD_MOST and weight.shape[1] % _LANES == 0 and kernels is not None
 
 
 def _empty(*size: int) -> Tensor:

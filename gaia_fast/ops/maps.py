@@ -5,15 +5,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gaia_fast.backends import choose
+from gaia_fast.backends import choose, kernels
 from gaia_fast.errors import BackendError
 
 SUM, ABS_SUM, NONZERO = 0, 1, 2
 MAX_POSITIONS = 2**24  # a float32 counts no further without gaps
 
-# The numbers that csrc/include/gaia_kernels.h gives these types.
-DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-DTYPES = (*DTYPE_CODES, torch.float64)
+# The numbers that the extension gives the types its kernels take (csrc/maps.h).
+DTYPE_CODES: dict[torch.dtype, int] = {
+    getattr(torch, name): code for name, code in getattr(kernels, "DTYPES", {}).items()
+}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:

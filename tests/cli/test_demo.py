@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gaia_fast import evaluation, plots
 from gaia_fast.cli.demo import _times
 from gaia_fast.data import ImageSource, digits
 from gaia_fast.data.digits import OOD_PICTURES
-from gaia_fast.timing import Timing
+from gaia_fast.evaluation import image_sets, plots
+from gaia_fast.evaluation.timing import Timing
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +64,9 @@ def test_says_where_the_time_went():
 
 def test_says_plainly_where_it_fails(run, monkeypatch):
     monkeypatch.setattr(plots, "missing", lambda: "not needed here")
-    monkeypatch.setattr(evaluation, "weak_spots", lambda found: ["it fails at dusk"])
+    monkeypatch.setattr(image_sets, "weak_spots", lambda found: ["it fails at dusk"])
     assert "Where the methods fail:\nit fails at dusk" in run("demo").stdout
-    monkeypatch.setattr(evaluation, "weak_spots", lambda found: [])
+    monkeypatch.setattr(image_sets, "weak_spots", lambda found: [])
     assert "No method has an AUROC below 0.8" in run("demo").stdout
 
 

@@ -4,9 +4,10 @@ import json
 import pytest
 from PIL import Image
 
-from gaia_fast import GaiaA, plots
+from gaia_fast import GaiaA
 from gaia_fast.data.digits import held_out_digits, noise_pictures, prepare
-from gaia_fast.metrics import ood_metrics
+from gaia_fast.evaluation import plots
+from gaia_fast.evaluation.metrics import ood_metrics
 from gaia_fast.models import digits_resnet
 
 DIGITS = ("--arch", "digits_resnet", "--preset", "digits")

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from gaia_fast.compiled.export import read_metadata
-from gaia_fast.compiled.loading import load
+from gaia_fast.compiler.package.reading import load
+from gaia_fast.compiler.package.writing import read_metadata
 from gaia_fast.data import load_images
-from gaia_fast.evaluation import make_detector, model_input
+from gaia_fast.evaluation.image_sets import make_detector, model_input
 from gaia_fast.models import digits_resnet
 
 DIGITS = ("--arch", "digits_resnet", "--preset", "digits")

@@ -48,7 +48,7 @@ def scores(result) -> list[float]:
     return [float(line.split(",")[2]) for line in result.stdout.splitlines()[1:]]
 
 
-def test_own_model_from_the_current_folder(run, network, digits_npz):
+def test_own_runtimel_from_the_current_folder(run, network, digits_npz):
     expected = scores(run("score", digits_npz, "--arch", "digits_resnet", "--preset", "digits"))
     for attribute in ("network", "Zoo.network", "instance"):
         found = run("score", digits_npz, "--model", f"{network}:{attribute}", "--preset", "digits")
@@ -84,7 +84,7 @@ def test_weights_apply_to_either(run, network, digits_npz, tmp_path, choice):
         ("not_a_module", "returned a int; it must return a torch.nn.Module"),
     ],
 )
-def test_own_model_that_fails_is_one_line(run, network, digits_npz, attribute, message):
+def test_own_runtimel_that_fails_is_one_line(run, network, digits_npz, attribute, message):
     found = run("score", digits_npz, "--model", f"{network}:{attribute}")
     assert found.exit_code == 1
     assert message in found.stderr

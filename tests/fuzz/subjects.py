@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gaia_fast import GaiaA, GaiaError, GaiaZ
-from gaia_fast.compiled.loading import load
+from gaia_fast.compiler.package.reading import load
 
 from fuzz.draws import Draw
 from fuzz.judging import Found, Truth
@@ -28,12 +28,12 @@ def silence() -> None:
         onnxruntime.set_default_logger_severity(4)
 
 
-def _detector(draw: Draw, engine: str, mode: str = "auto") -> GaiaA | GaiaZ:
+def _detector(draw: Draw, engine: str, runtime: str = "auto") -> GaiaA | GaiaZ:
     q = draw.question
     if q.name == "gaia-z":
-        return GaiaZ(draw.model, layers=q.layers, p=q.p, engine=engine, mode=mode)
+        return GaiaZ(draw.model, layers=q.layers, p=q.p, engine=engine, runtime=runtime)
     options = {"head": q.head, "fusion": q.fusion, "statistic": q.statistic}
-    return GaiaA(draw.model, layers=q.layers, p=q.p, engine=engine, mode=mode, **options)
+    return GaiaA(draw.model, layers=q.layers, p=q.p, engine=engine, runtime=runtime, **options)
 
 
 def _by_engine(engine: str, draw: Draw, _: Path) -> Score:
@@ -41,8 +41,8 @@ def _by_engine(engine: str, draw: Draw, _: Path) -> Score:
     return lambda x: Found(*detector.score(x))
 
 
-def _by_program(mode: str, draw: Draw, _: Path) -> Score:
-    detector = _detector(draw, "compiled", mode).prepare(draw.example)
+def _by_program(runtime: str, draw: Draw, _: Path) -> Score:
+    detector = _detector(draw, "compiled", runtime).prepare(draw.example)
     return lambda x: Found(*detector.score(x))
 
 

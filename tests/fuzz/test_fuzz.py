@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gaia_fast.compiled.onnx import missing
+from gaia_fast.compiler.onnx.conversion import missing
 
 from fuzz.draws import DTYPES, draw
 from fuzz.judging import Found, Truth

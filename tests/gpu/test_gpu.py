@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, backends, models, ops
 from gaia_fast.errors import CompilationError, InputError
-from gaia_fast.truth import copy_in, relative_error
+from gaia_fast.reference import copy_in, relative_error
 
 import zoo
 
@@ -94,13 +94,13 @@ def test_detectors_on_the_gpu(make: Callable[..., GaiaZ], backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mode", ["eager", "inductor", "cudagraph", "auto"])
+@pytest.mark.parametrize("runtime", ["eager", "inductor", "cudagraph", "auto"])
 @pytest.mark.parametrize("make", [GaiaZ, GaiaA])
-def test_compiled_modes_on_the_gpu(make: Callable[..., GaiaZ], mode: str, dtype: torch.dtype) -> None:
+def test_compiled_runtimes_on_the_gpu(make: Callable[..., GaiaZ], runtime: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = models.resnet18(num_classes=10).eval().cuda().to(dtype)
     batches = [torch.randn(4, 3, 32, 32, device="cuda", dtype=dtype) for _ in range(3)]
-    compiled = make(model, engine="compiled", mode=mode).prepare(batches[0])
+    compiled = make(model, engine="compiled", runtime=runtime).prepare(batches[0])
     kept = [compiled.score(x).score for x in batches]
     exact, eager = make(copy_in(model, torch.float64), engine="hooks"), make(model, engine="hooks")
     for x, score in zip(batches, kept, strict=True):  # a later call must not write into an earlier result
@@ -110,7 +110,7 @@ def test_compiled_modes_on_the_gpu(make: Callable[..., GaiaZ], mode: str, dtype:
         assert relative_error(score, truth) <= allowed
 
 
-each_graph = pytest.mark.parametrize("mode", ["inductor", "cudagraph"])
+each_graph = pytest.mark.parametrize("runtime", ["inductor", "cudagraph"])
 each_detector = pytest.mark.parametrize("make", [GaiaZ, GaiaA])
 
 
@@ -118,18 +118,18 @@ each_detector = pytest.mark.parametrize("make", [GaiaZ, GaiaA])
 def test_auto_records_on_the_gpu(make: Callable[..., GaiaZ]) -> None:
     x = torch.randn(2, 3, 32, 32, device="cuda")
     plan = make(models.resnet18(num_classes=10).eval().cuda(), engine="compiled").plan(x)
-    assert plan.mode is not None
-    assert plan.mode.name == "cudagraph"
+    assert plan.runtime is not None
+    assert plan.runtime.name == "cudagraph"
 
 
 @each_graph
 @each_detector
-def test_any_number_of_images_on_the_gpu(make: Callable[..., GaiaZ], mode: str) -> None:
+def test_any_number_of_images_on_the_gpu(make: Callable[..., GaiaZ], runtime: str) -> None:
     """Filled up, split, and, under "cudagraph", operator by operator."""
     torch.manual_seed(0)
     model = models.resnet18(num_classes=10).eval().cuda().double()
     x = torch.randn(40, 3, 32, 32, device="cuda", dtype=torch.float64)
-    compiled = make(model, engine="compiled", mode=mode).prepare(x[:2]).prepare(x[:4])
+    compiled = make(model, engine="compiled", runtime=runtime).prepare(x[:2]).prepare(x[:4])
     expected = make(model, engine="hooks", backend="torch").score(x)
     for images in (1, 2, 3, 4, 5, 9, 32, 33, 40):
         found = compiled.score(x[:images])
@@ -139,11 +139,11 @@ def test_any_number_of_images_on_the_gpu(make: Callable[..., GaiaZ], mode: str) 
 
 @each_graph
 @pytest.mark.parametrize("images", [2, 40])
-def test_a_write_past_pytorch_is_seen_on_the_gpu(mode: str, images: int) -> None:
+def test_a_write_past_pytorch_is_seen_on_the_gpu(runtime: str, images: int) -> None:
     torch.manual_seed(0)
     model = models.resnet18(num_classes=10).eval().cuda()
     x = torch.randn(images, 3, 32, 32, device="cuda")
-    compiled = GaiaZ(model, engine="compiled", mode=mode).prepare(x[:2])
+    compiled = GaiaZ(model, engine="compiled", runtime=runtime).prepare(x[:2])
     before = compiled(x)
     model.layer1[0].conv1.weight.data.neg_()
     truth = GaiaZ(model, engine="hooks", backend="torch")(x)
@@ -154,18 +154,18 @@ def test_a_write_past_pytorch_is_seen_on_the_gpu(mode: str, images: int) -> None
 @each_graph
 @pytest.mark.parametrize("images", [3, 40])
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
-def test_pixels_on_the_gpu(value: float, images: int, mode: str) -> None:
+def test_pixels_on_the_gpu(value: float, images: int, runtime: str) -> None:
     x = torch.randn(images, 3, 16, 16, device="cuda")
-    compiled = GaiaZ(zoo.build("strided_shortcut").cuda(), engine="compiled", mode=mode).prepare(x[:2])
+    compiled = GaiaZ(zoo.build("strided_shortcut").cuda(), engine="compiled", runtime=runtime).prepare(x[:2])
     x[1, 2, 15, 15] = value
     with pytest.raises(InputError, match="images 1 of the batch"):
         compiled(x)
 
 
 @each_graph
-def test_closed_windows_on_the_gpu(mode: str) -> None:
+def test_closed_windows_on_the_gpu(runtime: str) -> None:
     model, good, bad = (each.cuda().double() for each in zoo.sometimes_closed())
-    compiled = GaiaZ(model, engine="compiled", mode=mode).prepare(good)
+    compiled = GaiaZ(model, engine="compiled", runtime=runtime).prepare(good)
     x = torch.cat([good[:1], bad, good[1:]])
     torch.testing.assert_close(compiled(x), GaiaZ(model, engine="hooks", backend="torch")(x), rtol=1e-4, atol=0)
 
@@ -187,7 +187,7 @@ def test_a_map_that_is_flattened_on_the_gpu(make: Callable[..., GaiaZ]) -> None:
     torch.manual_seed(0)
     model = Flattened().eval().cuda().double()
     x = torch.randn(5, 3, 16, 16, device="cuda", dtype=torch.float64)
-    compiled = make(model, engine="compiled", mode="cudagraph").prepare(x)
+    compiled = make(model, engine="compiled", runtime="cudagraph").prepare(x)
     torch.testing.assert_close(compiled(x), make(model, engine="hooks", backend="torch")(x), rtol=1e-6, atol=0)
 
 
@@ -195,20 +195,20 @@ def test_what_cannot_be_recorded_runs_eagerly_on_the_gpu(monkeypatch: pytest.Mon
     def refused(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr("gaia_fast.compiled.modes.cudagraph.Recorded", refused)
+    monkeypatch.setattr("gaia_fast.compiler.runtimes.cudagraph.Recorded", refused)
     model, x = zoo.build("strided_shortcut").cuda(), torch.randn(2, 3, 16, 16, device="cuda")
     plan = GaiaZ(model, engine="compiled").plan(x)
-    assert plan.mode is not None
-    assert plan.mode.name == "eager"
-    assert "capturing" in plan.mode.why
-    with pytest.raises(CompilationError, match="mode='eager'"):
-        GaiaZ(model, engine="compiled", mode="cudagraph").prepare(x)
+    assert plan.runtime is not None
+    assert plan.runtime.name == "eager"
+    assert "capturing" in plan.runtime.why
+    with pytest.raises(CompilationError, match="runtime='eager'"):
+        GaiaZ(model, engine="compiled", runtime="cudagraph").prepare(x)
 
 
 def test_a_graph_on_a_stream_of_the_callers_on_the_gpu() -> None:
     model = models.resnet18(num_classes=10).eval().cuda()
     x = torch.randn(4, 3, 32, 32, device="cuda")
-    compiled = GaiaZ(model, engine="compiled", mode="cudagraph").prepare(x)
+    compiled = GaiaZ(model, engine="compiled", runtime="cudagraph").prepare(x)
     expected = compiled(x)
     late = torch.zeros_like(x)
     torch.cuda.synchronize()
@@ -222,11 +222,11 @@ def test_a_graph_on_a_stream_of_the_callers_on_the_gpu() -> None:
 
 @each_graph
 @pytest.mark.parametrize("make", [GaiaZ, GaiaA])
-def test_a_graph_keeps_what_it_reads_on_the_gpu(make: Callable[..., GaiaZ], mode: str) -> None:
+def test_a_graph_keeps_what_it_reads_on_the_gpu(make: Callable[..., GaiaZ], runtime: str) -> None:
     """The compiler forgets its programs, and all memory that is free is overwritten: the graph's weights stay."""
     model = models.resnet18(num_classes=10).eval().cuda()
     x = torch.randn(4, 3, 32, 32, device="cuda")
-    compiled = make(model, engine="compiled", mode=mode).prepare(x)
+    compiled = make(model, engine="compiled", runtime=runtime).prepare(x)
     expected = compiled(x)
     torch._dynamo.reset()
     gc.collect()
@@ -239,7 +239,7 @@ def test_a_graph_is_recorded_beside_other_threads_on_the_gpu() -> None:
     """Another thread allocates and copies all the while, as a service that goes on scoring does."""
     model = models.resnet18(num_classes=10).eval().cuda()
     x = torch.randn(4, 3, 32, 32, device="cuda")
-    compiled = GaiaZ(model, engine="compiled", mode="cudagraph").prepare(x)
+    compiled = GaiaZ(model, engine="compiled", runtime="cudagraph").prepare(x)
     stop = threading.Event()
 
     def busy() -> float:

@@ -475,13 +475,13 @@ MODELS = {
 
 @pytest.mark.parametrize("case", MODELS)
 @pytest.mark.filterwarnings("ignore")
-def test_models_that_cannot_be_overwritten(tmp_path, case):
+def test_runtimels_that_cannot_be_overwritten(tmp_path, case):
     save_file(good(), tmp_path / "w.safetensors")
     make, match = MODELS[case]
     unchanged(make(), tmp_path / "w.safetensors", match)
 
 
-def test_an_interrupted_write_leaves_the_model_as_it_was(tmp_path):
+def test_an_interrupted_write_leaves_the_runtimel_as_it_was(tmp_path):
     class Slow(nn.Linear):
         def _load_from_state_dict(self, *arguments):
             raise KeyboardInterrupt
@@ -502,7 +502,7 @@ def test_tied_parameters_of_one_value(tmp_path):
     assert torch.equal(model[1].bias, state["0.bias"])
 
 
-def test_infinities_that_the_model_has_too(tmp_path):
+def test_infinities_that_the_runtimel_has_too(tmp_path):
     """A mask."""
     model = network()
     model.register_buffer("mask", torch.tensor([0.0, -math.inf]))
@@ -512,7 +512,7 @@ def test_infinities_that_the_model_has_too(tmp_path):
     unchanged(model, tmp_path / "w.safetensors", "mask has 1 of 2 values")
 
 
-def test_a_model_with_both_names(tmp_path):
+def test_a_runtimel_with_both_names(tmp_path):
     """`x` and `module.x` are two tensors of this model."""
     model = nn.Module()
     model.scale, model.module = nn.Parameter(torch.zeros(2)), nn.Module()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gaia_fast.errors import BackendError
 from gaia_fast.ops.convolution import Weights, convolution, packing
-from gaia_fast.ops.convolution.packing import F2, F4, WINDOWS, cheapest_form
+from gaia_fast.ops.convolution.packing import Algorithm, cheapest_algorithm
 from gaia_fast.ops.convolution.reference import convolution_reference
 
 from cases import INF, INTERPRETED, NAN, TARGETS, Target
@@ -16,8 +16,8 @@ if INTERPRETED:
 
 LEVELS = [each for each in TARGETS if each.backend == "cpu"]
 
-# How many times PyTorch's own error a form may have: what the transforms of Winograd's filtering cost.
-ROUNDING = {WINDOWS: 2, F2: 6, F4: 24}
+# How many times PyTorch's own error a algorithm may have: what the transforms of Winograd's filtering cost.
+ROUNDING = {Algorithm.IM2COL: 2, Algorithm.WINOGRAD_F2: 6, Algorithm.WINOGRAD_F4: 24}
 
 # (images, inputs, outputs, height, width, window, stride, padding, dilation). Rows and channels go by 3, 6 or 12 and by
 # 16 or 32, depths by 256, tiles by 2 or 4: each boundary is crossed, with and without a remainder.
@@ -51,9 +51,9 @@ ADJOINTS = {
 ENDINGS = {
     "plain": {},
     "forward": {"bias", "residual", "relu", "positive"},
-    "backward": {"residual", "gate", "sum", "scale", "skip"},
-    "absolute": {"gate", "abs_sum"},
-    "everything": {"bias", "residual", "relu", "gate", "abs_sum", "scale", "skip"},
+    "backward": {"residual", "relu_mask", "sum", "scale", "skip"},
+    "absolute": {"relu_mask", "abs_sum"},
+    "everything": {"bias", "residual", "relu", "relu_mask", "abs_sum", "scale", "skip"},
 }
 
 
@@ -79,16 +79,20 @@ class Case:
         self.bias = random(outputs) if "bias" in ending else None
         self.scale = random(outputs) if "scale" in ending else None
         self.residual = random(*out) if "residual" in ending else None
-        self.gate = random(*out).relu() if "gate" in ending else None
+        self.relu_mask = random(*out).relu() if "relu_mask" in ending else None
         self.skip = random(*out) if "skip" in ending else None
         self.relu = "relu" in ending
-        self.towards: tuple[int, int] | None = None
+        self.input_size: tuple[int, int] | None = None
         self.statistic = next((each for each in ("sum", "abs_sum", "positive") if each in ending), None)
 
     @property
-    def forms(self) -> list[int]:
+    def algorithms(self) -> list[int]:
         simple = self.weights.shape[2:] == (3, 3) and self.stride == self.dilation == (1, 1)
-        return [WINDOWS, F2, F4] if simple and self.weights.shape[1] % 16 == 0 else [WINDOWS]
+        return (
+            [Algorithm.IM2COL, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4]
+            if simple and self.weights.shape[1] % 16 == 0
+            else [Algorithm.IM2COL]
+        )
 
     @property
     def window(self) -> dict:
@@ -96,18 +100,22 @@ class Case:
             "stride": self.stride,
             "padding": self.padding,
             "dilation": self.dilation,
-            "towards": self.towards,
+            "input_size": self.input_size,
         }
 
-    def run(self, form: int | None = None, **changed: Tensor) -> tuple[Tensor, Tensor | None]:
-        given = {name: changed.get(name, getattr(self, name)) for name in ("bias", "residual", "gate", "scale", "skip")}
+    def run(self, algorithm: Algorithm | None = None, **changed: Tensor) -> tuple[Tensor, Tensor | None]:
+        given = {
+            name: changed.get(name, getattr(self, name)) for name in ("bias", "residual", "relu_mask", "scale", "skip")
+        }
         x = changed.get("x", self.x)
-        return convolution(x, self.weights, **given, **self.window, relu=self.relu, statistic=self.statistic, form=form)
+        return convolution(
+            x, self.weights, **given, **self.window, relu=self.relu, statistic=self.statistic, algorithm=algorithm
+        )
 
     def reference(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        maps = (self.bias, self.residual, self.gate, self.scale, self.skip)
+        maps = (self.bias, self.residual, self.relu_mask, self.scale, self.skip)
         wide = [None if each is None else each.to(dtype) for each in maps]
-        window = self.stride, self.padding, self.dilation, self.towards
+        window = self.stride, self.padding, self.dilation, self.input_size
         weight = self.weights.weight.to(dtype)
         return convolution_reference(self.x.to(dtype), weight, *wide, *window, self.relu, self.statistic)
 
@@ -119,16 +127,16 @@ def test_against_the_formula(level: Target, shape: str, ending: str) -> None:
     truth, _ = case.reference(torch.float64)
     plain, _ = case.reference(torch.float32)
     own = float((plain.double() - truth).abs().max())
-    for form in case.forms:
-        y, sums = case.run(form)
+    for algorithm in case.algorithms:
+        y, sums = case.run(algorithm)
         assert y.shape == truth.shape
         assert y.is_contiguous(memory_format=torch.channels_last)
         error = float((y.double() - truth).abs().max())
-        assert error <= ROUNDING[form] * own + 2e-7 * float(truth.abs().max()), f"form {form}"
+        assert error <= ROUNDING[algorithm] * own + 2e-7 * float(truth.abs().max()), f"algorithm {algorithm}"
         if case.statistic is None:
             assert sums is None
         else:
-            check_sums(case, form, sums)
+            check_sums(case, algorithm, sums)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -140,7 +148,7 @@ def test_the_adjoint_of_a_strided_convolution(level: Target, shape: str, ending:
     # The endings of a case whose outputs are as the map that the adjoint leads to.
     case = Case((images, 1, inputs, height, width, (1, 1), (1, 1), (0, 0), (1, 1)), ENDINGS[ending], seed=1)
     case.x, case.weights, case.stride, case.padding = small, forward.weights, stride, padding
-    case.towards = (height, width)
+    case.input_size = (height, width)
     truth, _ = case.reference(torch.float64)
     plain, _ = case.reference(torch.float32)
     y, sums = case.run()
@@ -155,11 +163,11 @@ def test_the_adjoint_of_a_strided_convolution(level: Target, shape: str, ending:
     assert sums is None or torch.equal(same, sums)
 
 
-def check_sums(case: Case, form: int | None, sums: Tensor) -> None:
-    """The sums are of what the form itself computed, before scale and skip."""
+def check_sums(case: Case, algorithm: Algorithm | None, sums: Tensor) -> None:
+    """The sums are of what the algorithm itself computed, before scale and skip."""
     scale, skip = case.scale, case.skip
     case.scale = case.skip = None
-    z, _ = case.run(form)
+    z, _ = case.run(algorithm)
     case.scale, case.skip = scale, skip
     if case.statistic == "positive":
         assert torch.equal(sums, (z > 0).sum((2, 3)).float())
@@ -169,45 +177,47 @@ def check_sums(case: Case, form: int | None, sums: Tensor) -> None:
     assert bool((error <= 1e-6 * z.double().abs().sum((2, 3)) + 1e-12).all())
 
 
-@pytest.mark.parametrize("form", [WINDOWS, F2, F4])
+@pytest.mark.parametrize("algorithm", [Algorithm.IM2COL, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
 def test_an_image_knows_nothing_of_the_others_or_of_threads(
-    level: Target, form: int, set_threads: Callable[[int], None]
+    level: Target, algorithm: int, set_threads: Callable[[int], None]
 ) -> None:
     for shape in ((7, 32, 64, 8, 8), (3, 16, 48, 34, 33), (40, 64, 64, 12, 12)):
         case = Case((*shape, (3, 3), (1, 1), (1, 1), (1, 1)), {"residual", "relu", "sum"})
-        y, sums = case.run(form)
+        y, sums = case.run(algorithm)
         for threads in (1, 2, 3):
             set_threads(threads)
-            again, same = case.run(form)
+            again, same = case.run(algorithm)
             assert torch.equal(again, y)
             assert torch.equal(same, sums)
-        alone, own = case.run(form, x=case.x[1:2], residual=case.residual[1:2])
+        alone, own = case.run(algorithm, x=case.x[1:2], residual=case.residual[1:2])
         assert torch.equal(alone, y[1:2])
         assert torch.equal(own, sums[1:2])
 
 
-@pytest.mark.parametrize("form", [WINDOWS, F2, F4])
-def test_any_strides(level: Target, form: int) -> None:
+@pytest.mark.parametrize("algorithm", [Algorithm.IM2COL, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
+def test_any_strides(level: Target, algorithm: int) -> None:
     case = Case(SHAPES["square"], ENDINGS["everything"])
-    y, _ = case.run(form)
+    y, _ = case.run(algorithm)
     wide = torch.zeros(3, 64, 18, 7)
     wide[:, ::2, ::2] = case.x
-    again, _ = case.run(form, x=wide[:, ::2, ::2], gate=case.gate.contiguous(memory_format=torch.channels_last))
+    again, _ = case.run(
+        algorithm, x=wide[:, ::2, ::2], relu_mask=case.relu_mask.contiguous(memory_format=torch.channels_last)
+    )
     assert torch.equal(y, again)
 
 
-@pytest.mark.parametrize("form", [WINDOWS, F2, F4])
-def test_a_closed_gate_lets_nothing_through_and_a_nan_stays_one(level: Target, form: int) -> None:
-    case = Case(SHAPES["square"], {"gate", "sum"})
-    case.residual = torch.full_like(case.gate, INF)
-    case.gate = torch.zeros_like(case.gate)
-    y, sums = case.run(form)
+@pytest.mark.parametrize("algorithm", [Algorithm.IM2COL, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
+def test_a_closed_gate_lets_nothing_through_and_a_nan_stays_one(level: Target, algorithm: int) -> None:
+    case = Case(SHAPES["square"], {"relu_mask", "sum"})
+    case.residual = torch.full_like(case.relu_mask, INF)
+    case.relu_mask = torch.zeros_like(case.relu_mask)
+    y, sums = case.run(algorithm)
     assert not y.any()
     assert not sums.any()
     case = Case(SHAPES["square"], {"relu", "positive"})
     x = case.x.clone()
     x[1, 0, 4, 4] = NAN
-    y, _ = case.run(form, x=x)
+    y, _ = case.run(algorithm, x=x)
     assert y[1, :, 3:6, 3:6].isnan().all()
     assert not y[[0, 2]].isnan().any()
 
@@ -220,14 +230,18 @@ def test_no_images(level: Target) -> None:
 
 
 def test_the_cheapest_form_reads_little_for_few_positions_and_multiplies_little_for_many() -> None:
-    def form(channels: int, size: int, images: int) -> int:
-        return cheapest_form((channels, channels, 3, 3), (1, 1), (1, 1), images, (size, size))
+    def algorithm(channels: int, size: int, images: int) -> int:
+        return cheapest_algorithm((channels, channels, 3, 3), (1, 1), (1, 1), images, (size, size))
 
-    assert [form(512, 4, images) for images in (1, 4, 32)] == [WINDOWS, F2, F4]
-    assert form(64, 32, 1) == F4
-    assert cheapest_form((64, 8, 3, 3), (1, 1), (1, 1), 32, (32, 32)) == WINDOWS
-    assert cheapest_form((64, 64, 3, 3), (2, 2), (1, 1), 32, (32, 32)) == WINDOWS
-    assert cheapest_form((64, 64, 5, 5), (1, 1), (1, 1), 32, (32, 32)) == WINDOWS
+    assert [algorithm(512, 4, images) for images in (1, 4, 32)] == [
+        Algorithm.IM2COL,
+        Algorithm.WINOGRAD_F2,
+        Algorithm.WINOGRAD_F4,
+    ]
+    assert algorithm(64, 32, 1) == Algorithm.WINOGRAD_F4
+    assert cheapest_algorithm((64, 8, 3, 3), (1, 1), (1, 1), 32, (32, 32)) == Algorithm.IM2COL
+    assert cheapest_algorithm((64, 64, 3, 3), (2, 2), (1, 1), 32, (32, 32)) == Algorithm.IM2COL
+    assert cheapest_algorithm((64, 64, 5, 5), (1, 1), (1, 1), 32, (32, 32)) == Algorithm.IM2COL
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:
@@ -249,21 +263,21 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     with pytest.raises(
         BackendError, match=r"no convolution with stride \(2, 2\), .* makes \(9, 7\) positions of \(9, 9\)"
     ):
-        convolution(torch.zeros(1, 48, 9, 7), case.weights, stride=(2, 2), towards=(9, 9))
+        convolution(torch.zeros(1, 48, 9, 7), case.weights, stride=(2, 2), input_size=(9, 9))
     with pytest.raises(BackendError, match="x has 32 channels, the weights .* take 48"):
-        convolution(case.x, case.weights, stride=(2, 2), towards=(17, 13))
+        convolution(case.x, case.weights, stride=(2, 2), input_size=(17, 13))
     with pytest.raises(BackendError, match="backend='triton' has no convolution"):
         convolution(case.x, case.weights, backend="triton")
 
 
 def test_threads_that_pack_at_once_get_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A chain keeps the address alone of what it was given.
+    # A executable keeps the address alone of what it was given.
     weights, matrix, others = Weights(torch.ones(16, 16, 3, 3)), packing._filter_matrix, []
 
-    def meanwhile(form: int) -> Tensor:
+    def meanwhile(algorithm: int) -> Tensor:
         monkeypatch.setattr(packing, "_filter_matrix", matrix)
-        others.append(weights.packed(form))
-        return matrix(form)
+        others.append(weights.packed(algorithm))
+        return matrix(algorithm)
 
     monkeypatch.setattr(packing, "_filter_matrix", meanwhile)
-    assert weights.packed(F4) is others[0] is weights.packed(F4)
+    assert weights.packed(Algorithm.WINOGRAD_F4) is others[0] is weights.packed(Algorithm.WINOGRAD_F4)

@@ -70,7 +70,7 @@ def test_output_component(target: Target, size: tuple[int, ...], scale: float) -
 def test_many_are_left_to_matrix_products(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = head(4, 6, 32, 2, 2)
     few = pooled_logits(x, weight, bias), output_component(bias.expand(4, -1), weight, 0.5)
-    monkeypatch.setattr(linear_head, "_MOST", 4 * 6 * 32 - 1)
+    monkeypatch.setattr(linear_head, "LINEAR_HEAD_MOST", 4 * 6 * 32 - 1)
     many = pooled_logits(x, weight, bias), output_component(bias.expand(4, -1), weight, 0.5)
     for a, b in zip(few, many, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

@@ -1,21 +1,35 @@
-"""Chains of steps as the C++ side runs them: each step against the operation it stands for."""
+"""Executables as the C++ side runs them: each step against the operation it stands for."""
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from gaia_fast import ops
-from gaia_fast.backends import kernels
+from gaia_fast.backends import KERNEL_DTYPES, kernels
+from gaia_fast.ops.active_everywhere import active_everywhere
 from gaia_fast.ops.convolution import Part, Weights, convolution, packing
-from gaia_fast.ops.convolution.steps import STATISTICS, Ending, address, convolution_steps, open_step, pointwise_step
-from gaia_fast.ops.open_everywhere import open_everywhere
+from gaia_fast.ops.convolution.packing import Algorithm
+from gaia_fast.ops.convolution.steps import (
+    NULL,
+    STATISTICS,
+    Pointer,
+    address,
+    check_step,
+    convolution_steps,
+    pointwise_step,
+)
+from gaia_fast.ops.maps import DTYPE_CODES
 
 from cases import INTERPRETED, TARGETS, Target
 
+if TYPE_CHECKING:
+    from gaia_fast._kernels import PointwiseStep
+
 if INTERPRETED:
-    pytest.skip("chains have no Triton kernel", allow_module_level=True)
+    pytest.skip("executables have no Triton kernel", allow_module_level=True)
 
 LEVELS = [each for each in TARGETS if each.backend == "cpu"]
 IMAGES, CHANNELS, SIDE = 3, 32, 64  # enough work for several threads
@@ -36,7 +50,7 @@ def empty_map() -> Tensor:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_stages_wait_for_each_other_and_sums_go_where_they_are_wanted(level: Target, threads: int) -> None:
+def test_waves_wait_for_each_other_and_sums_go_where_they_are_wanted(level: Target, threads: int) -> None:
     torch.manual_seed(0)
     x = random(IMAGES, CHANNELS, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
     weights, factor, shift = Weights(random(CHANNELS, CHANNELS, 3, 3) / 17), random(CHANNELS), random(CHANNELS)
@@ -52,62 +66,75 @@ def test_stages_wait_for_each_other_and_sums_go_where_they_are_wanted(level: Tar
         address(x),
         x.shape,
         out,
-        Ending(y=(0, 0), sums=(3, 0), sums_step=row, relu=True, statistic="sum"),
+        kernels.Epilogue(y=Pointer(0, 0), sums=Pointer(3, 0), sums_stride=row, relu=True, statistic=STATISTICS["sum"]),
     )
     steps += [
         pointwise_step(
             1,
             address(factor),
-            (0, 0),
+            Pointer(0, 0),
             x.shape,
-            Ending(address(shift), y=(1, 0), sums=(3, CHANNELS), sums_step=row, relu=True, statistic="positive"),
+            kernels.Epilogue(
+                bias=address(shift),
+                y=Pointer(1, 0),
+                sums=Pointer(3, CHANNELS),
+                sums_stride=row,
+                relu=True,
+                statistic=STATISTICS["positive"],
+            ),
         ),
-        open_step(1, (0, 0), x.shape, (4, 0), 2, 1, 3),
+        check_step(1, Pointer(0, 0), x.shape, Pointer(4, 0), 2, 1, 3),
     ]
     steps += convolution_steps(
         2,
         [part],
         None,
-        (1, 0),
+        Pointer(1, 0),
         x.shape,
         out,
-        Ending(gate=(0, 0), y=(2, 0), sums=(3, 2 * CHANNELS), sums_step=row, statistic="abs_sum"),
+        kernels.Epilogue(
+            relu_mask=Pointer(0, 0),
+            y=Pointer(2, 0),
+            sums=Pointer(3, 2 * CHANNELS),
+            sums_stride=row,
+            statistic=STATISTICS["abs_sum"],
+        ),
     )
-    steps.append(open_step(2, (1, 0), x.shape, (4, 1), 2, 0, 1, 5, 9))
-    chain = kernels.Chain(steps)
+    steps.append(check_step(2, Pointer(1, 0), x.shape, Pointer(4, 1), 2, 0, 1, 5, 9))
+    executable = kernels.Executable(steps)
     for _ in range(3):
         for each in (first, second, third, packed, answers):
             each.fill_(float("nan"))
         given = [each.data_ptr() for each in (first, second, third, packed, answers)]
-        assert chain.run(given, threads)
+        assert executable.run(given, threads)
         y, sums = convolution(x, weights, padding=(1, 1), relu=True, statistic="sum")
         assert torch.equal(first, y)
         assert torch.equal(packed[:, :CHANNELS], sums)
         z, counts = ops.relu_forward_count(y, factor, shift, backend="torch")
         assert torch.equal(second, z)
         assert torch.equal(packed[:, CHANNELS : 2 * CHANNELS], counts)
-        g, magnitudes = convolution(z, weights, gate=y, padding=(1, 1), statistic="abs_sum")
+        g, magnitudes = convolution(z, weights, relu_mask=y, padding=(1, 1), statistic="abs_sum")
         assert torch.equal(third, g)
         assert torch.equal(packed[:, 2 * CHANNELS :], magnitudes)
-        assert torch.equal(answers[:, 0], open_everywhere(y, 1, 3))
-        assert torch.equal(answers[:, 1], open_everywhere(z, 0, 1, 5, 9))
+        assert torch.equal(answers[:, 0], active_everywhere(y, 1, 3))
+        assert torch.equal(answers[:, 1], active_everywhere(z, 0, 1, 5, 9))
 
 
-def test_a_stage_waits_for_the_thread_that_began_later(level: Target) -> None:
+def test_a_wave_waits_for_the_thread_that_began_later(level: Target) -> None:
     """Two long items, the second of them begun when the other thread has woken up; who is done first asks for both."""
     x = torch.ones(1, 512, 8, 8).contiguous(memory_format=torch.channels_last)
     part = Part(Weights(torch.ones(512, 512, 3, 3)), (1, 1), (1, 1), (1, 1))
     y, answer = torch.empty_like(x), torch.empty(1)
-    steps = convolution_steps(0, [part], 1, address(x), x.shape, (8, 8), Ending(y=address(y)))
-    chain = kernels.Chain([*steps, open_step(1, address(y), x.shape, address(answer), 1, 0, 1)])
+    steps = convolution_steps(0, [part], Algorithm.IM2COL, address(x), x.shape, (8, 8), kernels.Epilogue(y=address(y)))
+    executable = kernels.Executable([*steps, check_step(1, address(y), x.shape, address(answer), 1, 0, 1)])
     for _ in range(5):
         y.fill_(float("nan"))
-        assert chain.run([], 2)
+        assert executable.run([], 2)
         assert answer.item() == 1
 
 
 def test_a_long_chain_of_small_steps(level: Target, set_threads: Callable[[int], None]) -> None:
-    """Threads that are late find stages that are over; nothing is done twice, or left out."""
+    """Threads that are late find waves that are over; nothing is done twice, or left out."""
     torch.manual_seed(0)
     ones = torch.ones(CHANNELS)
     x = torch.zeros(1, CHANNELS, 2, 2).contiguous(memory_format=torch.channels_last)
@@ -116,52 +143,145 @@ def test_a_long_chain_of_small_steps(level: Target, set_threads: Callable[[int],
     for i, y in enumerate(maps):
         source = maps[i - 1] if i else x
         steps.append(
-            pointwise_step(i, address(None), address(source), x.shape, Ending(address(ones), y=address(y), relu=True))
+            pointwise_step(
+                i,
+                address(None),
+                address(source),
+                x.shape,
+                kernels.Epilogue(bias=address(ones), y=address(y), relu=True),
+            )
         )
     # Enough work for several threads.
     part = Part(Weights(torch.zeros(CHANNELS, CHANNELS, 3, 3)), (1, 1), (1, 1), (1, 1))
     large = torch.zeros(1, CHANNELS, 64, 64).contiguous(memory_format=torch.channels_last)
-    behind = Ending(y=address(last := torch.empty_like(large)))
-    steps += convolution_steps(400, [part], 1, address(large), large.shape, (64, 64), behind)
-    chain = kernels.Chain(steps)
+    behind = kernels.Epilogue(y=address(last := torch.empty_like(large)))
+    steps += convolution_steps(400, [part], Algorithm.IM2COL, address(large), large.shape, (64, 64), behind)
+    executable = kernels.Executable(steps)
     for threads in (1, 2, 4):
-        assert chain.run([], threads)
+        assert executable.run([], threads)
         assert all(bool((y == i + 1).all()) for i, y in enumerate(maps))
         assert not last.any()
 
 
-def test_steps_of_another_build_are_refused() -> None:
-    with pytest.raises(ValueError, match="another build"):
-        kernels.Chain([(0, [(-1, 0)], [1], 1, False, 0)])
+SHAPE = torch.Size((1, CHANNELS, 8, 8))
+Y = Pointer(0, 0)
 
 
-@pytest.mark.parametrize("stages", [(1,), (-1,), (0, 2), (0, 1, 0)])
-def test_stages_that_are_not_numbered_one_by_one_are_refused(stages: tuple[int, ...]) -> None:
-    shape = torch.Size((1, CHANNELS, 2, 2))
-    with pytest.raises(ValueError, match="a step of stage"):
-        kernels.Chain([pointwise_step(stage, (0, 0), (0, 0), shape, Ending(y=(0, 0))) for stage in stages])
+def pointwise(wave: int = 0, **epilogue: Any) -> "PointwiseStep":
+    return pointwise_step(wave, NULL, Y, SHAPE, kernels.Epilogue(**{"y": Y} | epilogue))
 
 
-@pytest.mark.parametrize(("at", "value", "message"), [(3, 3, "unknown form 3"), (5, 7, "unknown statistic 7")])
-def test_unknown_forms_and_statistics_are_refused(at: int, value: int, message: str) -> None:
-    step = list(pointwise_step(0, (0, 0), (0, 0), torch.Size((1, CHANNELS, 2, 2)), Ending(y=(0, 0))))
-    step[at] = value
+@pytest.mark.parametrize("waves", [(1,), (-1,), (0, 2), (0, 1, 0)])
+def test_waves_that_are_not_numbered_one_by_one_are_refused(waves: tuple[int, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=r"a step of wave -?\d behind (none|one of wave \d); waves are numbered from 0"
+    ):
+        kernels.Executable([pointwise(wave) for wave in waves])
+
+
+def test_what_is_no_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="a tuple in place of a ConvolutionStep, PointwiseStep or CheckStep"):
+        kernels.Executable([pointwise(), (1, 2)])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="on 0 threads"):
+        kernels.Executable([pointwise()]).run([0], 0)
+
+
+@pytest.mark.parametrize(
+    ("epilogue", "message"),
+    [
+        ({"statistic": 7}, "unknown statistic 7"),
+        ({"statistic": -1}, "unknown statistic -1"),
+        ({"y": NULL}, "without y"),
+        ({"sums": Y, "sums_stride": CHANNELS - 1}, f"sums of {CHANNELS} channels, images {CHANNELS - 1} apart"),
+    ],
+)
+def test_epilogues_that_mean_nothing_are_refused(epilogue: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        kernels.Chain([tuple(step)])
+        pointwise(**epilogue)
 
 
-def test_packed_weights_of_another_form_or_size_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.zeros(1, CHANNELS, 8, 8).contiguous(memory_format=torch.channels_last)
+CONVOLUTION = {
+    "wave": 0,
+    "algorithm": 1,
+    "x": Y,
+    "shape": SHAPE,
+    "packed": Pointer(0, 0),
+    "packed_size": 9 * CHANNELS * CHANNELS,
+    "out": (8, 8),
+    "outputs": CHANNELS,
+    "kernel": (3, 3),
+    "stride": (1, 1),
+    "padding": (1, 1),
+    "dilation": (1, 1),
+    "y_size": (8, 8),
+    "begin": (0, 0),
+    "step": (1, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"algorithm": 3}, "algorithm 3, which does not exist"),
+        ({"algorithm": 0}, "algorithm 0, which does not exist"),
+        ({"x": NULL}, "without x"),
+        ({"packed": NULL}, "without its packed weights"),
+        ({"packed_size": 16 * CHANNELS * CHANNELS}, "32 inputs and 32 outputs, and 16384 packed weights"),
+        ({"algorithm": 2}, "32 inputs and 32 outputs, and 9216 packed weights"),
+        ({"algorithm": 4, "packed_size": 36 * CHANNELS**2, "stride": (2, 2)}, "takes 3x3 windows side by side"),
+        ({"algorithm": 4, "packed_size": 36 * CHANNELS**2, "y_size": (9, 9)}, "and all of y"),
+        ({"outputs": 24, "packed_size": 9 * CHANNELS * 24}, "24 outputs"),
+        ({"shape": torch.Size((0, CHANNELS, 8, 8))}, "size or distance of 0"),
+        ({"step": (1, 0)}, "size or distance of 0"),
+        ({"kernel": (3, -3)}, "window of -3 positions"),
+        ({"begin": (0, 1)}, "outputs outside of y"),
+        ({"step": (2, 1)}, "outputs outside of y"),
+    ],
+)
+def test_convolutions_that_would_leave_their_memory_are_refused(changed: dict[str, Any], message: str) -> None:
+    epilogue = kernels.Epilogue(y=Y)
+    kernels.ConvolutionStep(**CONVOLUTION, epilogue=epilogue)
+    with pytest.raises(ValueError, match=message):
+        kernels.ConvolutionStep(**CONVOLUTION | changed, epilogue=epilogue)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"y": NULL}, "without a map"),
+        ({"out": NULL}, "or a place for its answers"),
+        ({"first": 9, "last": 8}, "channels 9 to 8 of 32"),
+        ({"last": 33}, "channels 0 to 33 of 32"),
+        ({"begin": -1}, "from -1 on"),
+        ({"step": 0}, "0 apart"),
+        ({"out_stride": 0}, "answers are 0 apart"),
+        ({"shape": torch.Size((1, 0, 8, 8))}, "a size of 0"),
+    ],
+)
+def test_checks_outside_of_their_map_are_refused(changed: dict[str, Any], message: str) -> None:
+    given = {"wave": 0, "y": Y, "shape": SHAPE, "begin": 0, "step": 1, "first": 0, "last": CHANNELS}
+    given |= {"out": Pointer(1, 0), "out_stride": 1}
+    kernels.CheckStep(**given)
+    with pytest.raises(ValueError, match=message):
+        kernels.CheckStep(**given | changed)
+
+
+def test_weights_packed_for_another_algorithm_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     part = Part(Weights(torch.zeros(CHANNELS, CHANNELS, 3, 3)), (1, 1), (1, 1), (1, 1))
     packed = Weights.packed
-    for form, other in ((1, 2), (2, 4), (4, 1)):
+    im2col, f2, f4 = Algorithm
+    for algorithm, other in ((im2col, f2), (f2, f4), (f4, im2col)):
         monkeypatch.setattr(Weights, "packed", lambda self, _, other=other: packed(self, other))
-        steps = convolution_steps(0, [part], form, address(x), x.shape, (8, 8), Ending(y=address(x)))
-        with pytest.raises(ValueError, match=f"form {form} with {CHANNELS} inputs and {CHANNELS} outputs, and"):
-            kernels.Chain(steps)
+        with pytest.raises(
+            ValueError, match=f"algorithm {int(algorithm)} with {CHANNELS} inputs and {CHANNELS} outputs"
+        ):
+            convolution_steps(0, [part], algorithm, Y, SHAPE, (8, 8), kernels.Epilogue(y=Y))
 
 
-def test_packing_and_statistics_are_the_extensions() -> None:
-    assert (packing.GROUP, packing.DEPTH) == (kernels.PACKED_GROUP, kernels.PACKED_DEPTH)
+def test_packing_and_numbers_are_the_extensions() -> None:
+    assert (packing.NR, packing.KC) == (kernels.PACKED_NR, kernels.PACKED_KC)
+    assert {each.name.lower(): each.value for each in Algorithm} == kernels.ALGORITHMS
     assert kernels.STATISTICS == STATISTICS
     assert set(STATISTICS) == {"sum", "abs_sum", "positive"}
+    assert {str(dtype).removeprefix("torch."): code for dtype, code in DTYPE_CODES.items()} == kernels.DTYPES
+    assert tuple(DTYPE_CODES) == KERNEL_DTYPES

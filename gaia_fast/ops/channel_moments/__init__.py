@@ -4,17 +4,7 @@ import torch
 from torch import Tensor
 
 from gaia_fast.ops import maps
-from gaia_fast.ops.channel_moments.cpu import channel_moments_cpu
-from gaia_fast.ops.channel_moments.reference import channel_moments_reference
-from gaia_fast.ops.lazy import lazily
-from gaia_fast.ops.library import is_traced, register
-
-IMPLEMENTATIONS = {
-    "torch": channel_moments_reference,
-    "cpu": channel_moments_cpu,
-    "triton": lazily("gaia_fast.ops.channel_moments.triton", "channel_moments_triton"),
-    "cuda": lazily("gaia_fast.ops.channel_moments.cuda", "channel_moments_cuda"),
-}
+from gaia_fast.ops.library import define_op, implementation, is_traced
 
 
 def channel_moments(g: Tensor, *, out: Tensor | None = None, backend: str | None = None) -> Tensor:
@@ -49,10 +39,10 @@ def _eager(g: Tensor, backend: str | None = None, out: Tensor | None = None) -> 
         out = maps.moments_buffer(g)
     else:
         maps.check_moments(out, g)
-    implementation = IMPLEMENTATIONS[maps.backend_name(backend, g)]
+    run = implementation("channel_moments", maps.backend_name(backend, g))
     if g.numel() == 0:
         return out.zero_()
-    implementation(g, out)
+    run(g, out)
     return out
 
 
@@ -60,4 +50,4 @@ def _fake(g: Tensor, backend: str | None = None) -> Tensor:
     return maps.moments_buffer(g)
 
 
-register("channel_moments", "(Tensor g, str? backend=None) -> Tensor", _eager, _fake)
+define_op("channel_moments", _eager, _fake)

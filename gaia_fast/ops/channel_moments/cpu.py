@@ -9,7 +9,7 @@ from gaia_fast.ops.maps import DTYPE_CODES
 
 def channel_moments_cpu(g: Tensor, out: Tensor) -> None:
     """Writes sum, abs_sum and nonzero of `g` (N, K, H, W) into `out` (3, N, K); see `channel_moments`."""
-    kernels.channel_moments(  # type: ignore[union-attr]
+    kernels.channel_moments(
         g.data_ptr(),
         DTYPE_CODES[g.dtype],
         g.shape,

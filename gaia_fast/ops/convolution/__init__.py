@@ -6,7 +6,7 @@ from torch import Tensor
 from gaia_fast.errors import BackendError
 from gaia_fast.ops import maps
 from gaia_fast.ops.convolution.cpu import channels_last, convolution_cpu
-from gaia_fast.ops.convolution.packing import GROUP, Weights
+from gaia_fast.ops.convolution.packing import NR, Algorithm, Weights
 from gaia_fast.ops.convolution.parts import Pair, Part, adjoint_parts, output_size
 from gaia_fast.ops.convolution.reference import convolution_reference
 from gaia_fast.ops.convolution.steps import STATISTICS
@@ -25,7 +25,7 @@ __all__ = [
 
 def takes(weight: Tensor) -> bool:
     """Whether the C++ convolution takes these (K, C, height, width) weights of one group: float32, K whole sixteens."""
-    return weight.ndim == 4 and weight.dtype == torch.float32 and weight.shape[0] % GROUP == 0 and weight.numel() > 0
+    return weight.ndim == 4 and weight.dtype == torch.float32 and weight.shape[0] % NR == 0 and weight.numel() > 0
 
 
 def convolution(
@@ -33,39 +33,40 @@ def convolution(
     weights: Weights,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
-    gate: Tensor | None = None,
+    relu_mask: Tensor | None = None,
     scale: Tensor | None = None,
     skip: Tensor | None = None,
     *,
     stride: Pair = (1, 1),
     padding: Pair = (0, 0),
     dilation: Pair = (1, 1),
-    towards: Pair | None = None,
+    input_size: Pair | None = None,
     relu: bool = False,
     statistic: str | None = None,
-    form: int | None = None,
+    algorithm: Algorithm | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """A convolution, what a network has behind it, and a sum over space: what a program is made of, both ways.
 
         z = conv2d(x, weight, bias, stride, padding, dilation) + residual
-        z = max(z, 0) if relu;  z = where(gate <= 0, 0, z)
+        z = max(z, 0) if relu;  z = where(relu_mask <= 0, 0, z)
         sums[n, k] = sum over (i, j) of z, |z| or [z > 0]
         y = z * scale[k] + skip
 
-    Forward, the sums are the counts of open units (Eq. 10); backward, with the flipped weights, the ReLU's output as
-    `gate`, and the norm's factor as `scale`, they are those of the gradient at the norm's output (Eq. 11). Where the
-    convolution was strided, its own weights and `towards` give its adjoint in conv2d's place.
+    Forward, the sums are the counts of active units (Eq. 10); backward, with the flipped weights, the ReLU's output as
+    `relu_mask`, and the norm's factor as `scale`, they are those of the gradient at the norm's output (Eq. 11). Where
+    the convolution was strided, its own weights and `input_size` give its adjoint in conv2d's place.
 
     Args:
         x: (N, C, H, W) float32 on the CPU (with backend "torch" anything), any strides; channels-last costs no copy.
-        weights: (K, C, height, width), as `takes` wants them; (C, K, height, width) with `towards`.
+        weights: (K, C, height, width), as `takes` wants them; (C, K, height, width) with `input_size`.
         bias, scale: (K,); None for 0 and 1.
-        residual, gate, skip: (N, K, H', W'); None for 0, no gate, and 0.
+        residual, relu_mask, skip: (N, K, H', W'); None for 0, no mask, and 0.
         stride, padding, dilation: as in `torch.conv2d`, by axis; zeros outside.
-        towards: (H', W') of the map whose convolution gave one like `x`: the gradient there is made of the gradient x.
+        input_size: (H', W') of the map whose convolution gave one like `x`: the gradient there is made of the gradient
+            x.
         statistic: "sum", "abs_sum", "positive", or None for no sums.
-        form: of `gaia_fast.ops.convolution.packing`; None takes the cheapest.
+        algorithm: of `gaia_fast.ops.convolution.packing`; None takes the cheapest.
         backend: "cpu" or "torch"; None for "cpu".
 
     Returns:
@@ -75,27 +76,28 @@ def convolution(
     Raises:
         BackendError: wrong shapes or dtypes, or a backend that cannot run here.
 
-    Deterministic: an image's outputs depend on its shape, the form and the instruction-set level, on nothing else.
+    Deterministic: an image's outputs depend on its shape, the algorithm, the instruction-set level and the size of the
+    processor's second-level cache, on nothing else.
     """
     if statistic is not None and statistic not in STATISTICS:
         raise BackendError(f"statistic={statistic!r} does not exist; choose from {tuple(STATISTICS)}")
-    inputs = weights.shape[1 if towards is None else 0]
+    inputs = weights.shape[1 if input_size is None else 0]
     if maps.check_map(x, "x").shape[1] != inputs:
         raise BackendError(f"x has {x.shape[1]} channels, the weights {tuple(weights.shape)} take {inputs}")
     shape = weights.shape
-    if towards is not None:
+    if input_size is not None:
         shape = torch.Size((shape[1], shape[0], *shape[2:]))
-        reached = output_size(torch.Size((1, 1, *towards)), shape, stride, padding, dilation)
+        reached = output_size(torch.Size((1, 1, *input_size)), shape, stride, padding, dilation)
         if dilation != (1, 1) or reached != tuple(x.shape[2:]):
             raise BackendError(
                 f"no convolution with stride {stride}, padding {padding} and no dilation makes {tuple(x.shape[2:])} "
-                f"positions of {towards}"
+                f"positions of {input_size}"
             )
-    height, width = towards or output_size(x.shape, shape, stride, padding, dilation)
+    height, width = input_size or output_size(x.shape, shape, stride, padding, dilation)
     outputs = shape[0]
     if height < 1 or width < 1:
         raise BackendError(f"x of shape {tuple(x.shape)} is smaller than the window {tuple(weights.shape[2:])}")
-    for name, each in (("residual", residual), ("gate", gate), ("skip", skip)):
+    for name, each in (("residual", residual), ("relu_mask", relu_mask), ("skip", skip)):
         if each is not None:
             maps.check_same(each, name, torch.Size((x.shape[0], outputs, height, width)), x.dtype, x.device)
     for name, each in (("bias", bias), ("scale", scale)):
@@ -103,7 +105,19 @@ def convolution(
             maps.check_same(each, name, torch.Size((outputs,)), x.dtype, x.device)
     if backend == "torch":
         return convolution_reference(
-            x, weights.weight, bias, residual, gate, scale, skip, stride, padding, dilation, towards, relu, statistic
+            x,
+            weights.weight,
+            bias,
+            residual,
+            relu_mask,
+            scale,
+            skip,
+            stride,
+            padding,
+            dilation,
+            input_size,
+            relu,
+            statistic,
         )
     if backend not in (None, "cpu"):
         raise BackendError(f"backend={backend!r} has no convolution; choose from ('cpu', 'torch')")
@@ -116,10 +130,10 @@ def convolution(
     if x.shape[0] == 0:
         sums = None if statistic is None else x.new_empty((0, outputs))
         return x.new_empty((0, outputs, height, width)), sums
-    if towards is None:
+    if input_size is None:
         parts = [Part(weights, stride, padding, dilation)]
     else:
         parts = adjoint_parts(weights.weight, stride, padding)
     vectors = [None if each is None else each.contiguous() for each in (bias, scale)]
-    ending = vectors[0], residual, gate, vectors[1], skip
-    return convolution_cpu(x, parts, form, *ending, relu, statistic, (height, width))
+    epilogue = vectors[0], residual, relu_mask, vectors[1], skip
+    return convolution_cpu(x, parts, algorithm, *epilogue, relu, statistic, (height, width))

@@ -1,23 +1,25 @@
-"""`convolution` in C++ (csrc/cpu/convolution.h)."""
+"""`convolution` in C++ (csrc/cpu/conv)."""
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from gaia_fast.backends import kernels
 from gaia_fast.errors import BackendError
+from gaia_fast.ops.convolution.packing import Algorithm
 from gaia_fast.ops.convolution.parts import Pair, Part
-from gaia_fast.ops.convolution.steps import Ending, address, convolution_steps
+from gaia_fast.ops.convolution.steps import STATISTICS, address, convolution_steps
 
 
 def convolution_cpu(
     x: Tensor,
     parts: Sequence[Part],
-    form: int | None,
+    algorithm: Algorithm | None,
     bias: Tensor | None,
     residual: Tensor | None,
-    gate: Tensor | None,
+    relu_mask: Tensor | None,
     scale: Tensor | None,
     skip: Tensor | None,
     relu: bool,
@@ -26,26 +28,31 @@ def convolution_cpu(
 ) -> tuple[Tensor, Tensor | None]:
     """y and the sums; see `convolution`."""
     images, outputs = x.shape[0], parts[0].weights.shape[0]
-    x, residual, gate, skip = (channels_last(each) for each in (x, residual, gate, skip))  # type: ignore[assignment]
+    x = channels_last(x)
+    residual, relu_mask, skip = (channels_last(each) for each in (residual, relu_mask, skip))
     y = torch.empty((images, outputs, *out), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     sums = None if statistic is None else x.new_empty((images, outputs))
-    ending = Ending(
-        address(bias),
-        address(residual),
-        address(gate),
-        address(scale),
-        address(skip),
-        address(y),
-        address(sums),
-        outputs,
-        relu,
-        statistic,
+    epilogue = kernels.Epilogue(
+        y=address(y),
+        bias=address(bias),
+        residual=address(residual),
+        relu_mask=address(relu_mask),
+        scale=address(scale),
+        skip=address(skip),
+        sums=address(sums),
+        sums_stride=outputs,
+        relu=relu,
+        statistic=STATISTICS[statistic or "sum"],
     )
-    steps = convolution_steps(0, parts, form, address(x), x.shape, out, ending)
-    if not kernels.Chain(steps).run([], torch.get_num_threads()):  # type: ignore[union-attr]
+    steps = convolution_steps(0, parts, algorithm, address(x), x.shape, out, epilogue)
+    if not kernels.Executable(steps).run([], torch.get_num_threads()):
         raise BackendError(f"no memory for the convolution of a map of shape {tuple(x.shape)}; score fewer images")
     return y, sums
 
 
+@overload
+def channels_last(x: Tensor) -> Tensor: ...
+@overload
+def channels_last(x: None) -> None: ...
 def channels_last(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous(memory_format=torch.channels_last)

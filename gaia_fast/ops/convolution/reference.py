@@ -10,28 +10,28 @@ def convolution_reference(
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
-    gate: Tensor | None,
+    relu_mask: Tensor | None,
     scale: Tensor | None,
     skip: Tensor | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
     dilation: tuple[int, int],
-    towards: tuple[int, int] | None,
+    input_size: tuple[int, int] | None,
     relu: bool,
     statistic: str | None,
 ) -> tuple[Tensor, Tensor | None]:
     """y and the sums; see `convolution`. Any dtype."""
-    if towards is None:
+    if input_size is None:
         z = torch.conv2d(x, weight, bias, stride, padding, dilation)
     else:
-        z = conv2d_input((x.shape[0], weight.shape[1], *towards), weight, x, stride, padding)
+        z = conv2d_input((x.shape[0], weight.shape[1], *input_size), weight, x, stride, padding)
         z = z if bias is None else z + bias.view(-1, 1, 1)
     if residual is not None:
         z = z + residual
     if relu:
         z = torch.relu(z)
-    if gate is not None:
-        z = torch.where(gate <= 0, 0, z)
+    if relu_mask is not None:
+        z = torch.where(relu_mask <= 0, 0, z)
     sums = None
     if statistic == "sum":
         sums = z.sum((2, 3))

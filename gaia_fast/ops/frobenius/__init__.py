@@ -9,17 +9,7 @@ from torch import Tensor
 
 from gaia_fast.errors import BackendError
 from gaia_fast.ops import maps
-from gaia_fast.ops.frobenius.cpu import frobenius_cpu
-from gaia_fast.ops.frobenius.reference import frobenius_reference
-from gaia_fast.ops.lazy import lazily
-from gaia_fast.ops.library import is_traced, register
-
-IMPLEMENTATIONS = {
-    "torch": frobenius_reference,
-    "cpu": frobenius_cpu,
-    "triton": lazily("gaia_fast.ops.frobenius.triton", "frobenius_triton"),
-    "cuda": lazily("gaia_fast.ops.frobenius.cuda", "frobenius_cuda"),
-}
+from gaia_fast.ops.library import define_op, implementation, is_traced
 
 
 def frobenius(
@@ -81,11 +71,11 @@ def _eager(
     if output_component is not None:
         maps.check_same(output_component, "output_component", rows.shape[:1], rows.dtype, rows.device)
         output_component = output_component.resolve_neg().contiguous()
-    implementation = IMPLEMENTATIONS[maps.backend_name(backend, rows)]
+    run = implementation("frobenius", maps.backend_name(backend, rows))
     score = rows.new_empty(rows.shape[0], requires_grad=False)
     if rows.numel() == 0:
         return score.zero_()
-    implementation(rows, begins, widths, inverse_area, output_component, p, score)
+    run(rows, begins, widths, inverse_area, output_component, p, score)
     return score
 
 
@@ -114,10 +104,4 @@ def _fake(
     return moments.new_empty(moments.shape[0])
 
 
-register(
-    "frobenius",
-    "(Tensor moments, int[] widths, float[] inverse_area, Tensor? output_component=None, float p=2.0, "
-    "str? backend=None) -> Tensor",
-    _eager,
-    _fake,
-)
+define_op("frobenius", _eager, _fake)

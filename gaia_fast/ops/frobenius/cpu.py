@@ -17,7 +17,7 @@ def frobenius_cpu(
     score: Tensor,
 ) -> None:
     """Writes the (N,) p-norms of the rows; see `frobenius`."""
-    kernels.frobenius(  # type: ignore[union-attr]
+    kernels.frobenius(
         moments.data_ptr(),
         moments.shape[0],
         moments.stride(0),

@@ -4,17 +4,7 @@ import torch
 from torch import Tensor
 
 from gaia_fast.ops import maps
-from gaia_fast.ops.lazy import lazily
-from gaia_fast.ops.library import is_traced, register
-from gaia_fast.ops.relu_backward_moments.cpu import relu_backward_moments_cpu
-from gaia_fast.ops.relu_backward_moments.reference import relu_backward_moments_reference
-
-IMPLEMENTATIONS = {
-    "torch": relu_backward_moments_reference,
-    "cpu": relu_backward_moments_cpu,
-    "triton": lazily("gaia_fast.ops.relu_backward_moments.triton", "relu_backward_moments_triton"),
-    "cuda": lazily("gaia_fast.ops.relu_backward_moments.cuda", "relu_backward_moments_cuda"),
-}
+from gaia_fast.ops.library import define_op, implementation, is_traced
 
 
 def relu_backward_moments(
@@ -70,11 +60,11 @@ def _eager(
         out = maps.moments_buffer(g)
     else:
         maps.check_moments(out, g)
-    implementation = IMPLEMENTATIONS[maps.backend_name(backend, g)]
+    run = implementation("relu_backward_moments", maps.backend_name(backend, g))
     grad_in = torch.empty_like(g if y is None else y, requires_grad=False)
     if g.numel() == 0:
         return grad_in, out.zero_()
-    implementation(g, y, scale, grad_in, out)
+    run(g, y, scale, grad_in, out)
     return grad_in, out
 
 
@@ -84,9 +74,4 @@ def _fake(
     return torch.empty_like(g if y is None else y), maps.moments_buffer(g)
 
 
-register(
-    "relu_backward_moments",
-    "(Tensor g, Tensor? y, Tensor? scale=None, str? backend=None) -> (Tensor, Tensor)",
-    _eager,
-    _fake,
-)
+define_op("relu_backward_moments", _eager, _fake)

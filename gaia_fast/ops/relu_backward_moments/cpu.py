@@ -9,7 +9,7 @@ from gaia_fast.ops.maps import DTYPE_CODES
 
 def relu_backward_moments_cpu(g: Tensor, y: Tensor | None, scale: Tensor | None, grad_in: Tensor, out: Tensor) -> None:
     """Writes grad_in and the moments `out` (3, N, K); see `relu_backward_moments`."""
-    kernels.relu_backward_moments(  # type: ignore[union-attr]
+    kernels.relu_backward_moments(
         g.data_ptr(),
         0 if y is None else y.data_ptr(),
         0 if scale is None else scale.data_ptr(),

@@ -4,17 +4,7 @@ import torch
 from torch import Tensor
 
 from gaia_fast.ops import maps
-from gaia_fast.ops.lazy import lazily
-from gaia_fast.ops.library import is_traced, register
-from gaia_fast.ops.relu_forward_count.cpu import relu_forward_count_cpu
-from gaia_fast.ops.relu_forward_count.reference import relu_forward_count_reference
-
-IMPLEMENTATIONS = {
-    "torch": relu_forward_count_reference,
-    "cpu": relu_forward_count_cpu,
-    "triton": lazily("gaia_fast.ops.relu_forward_count.triton", "relu_forward_count_triton"),
-    "cuda": lazily("gaia_fast.ops.relu_forward_count.cuda", "relu_forward_count_cuda"),
-}
+from gaia_fast.ops.library import define_op, implementation, is_traced
 
 
 def relu_forward_count(
@@ -68,11 +58,11 @@ def _eager(
     scale = maps.channel_parameter(scale, "scale", x)
     shift = maps.channel_parameter(shift, "shift", x)
     nonzero = _counts_buffer(x)
-    implementation = IMPLEMENTATIONS[maps.backend_name(backend, x)]
+    run = implementation("relu_forward_count", maps.backend_name(backend, x))
     y = torch.empty_like(x, requires_grad=False)
     if x.numel() == 0:
         return y, nonzero.zero_()
-    implementation(x, scale, shift, residual, y, nonzero)
+    run(x, scale, shift, residual, y, nonzero)
     return y, nonzero
 
 
@@ -90,9 +80,4 @@ def _fake(
     return torch.empty_like(x), _counts_buffer(x)
 
 
-register(
-    "relu_forward_count",
-    "(Tensor x, Tensor? scale=None, Tensor? shift=None, Tensor? residual=None, str? backend=None) -> (Tensor, Tensor)",
-    _eager,
-    _fake,
-)
+define_op("relu_forward_count", _eager, _fake)

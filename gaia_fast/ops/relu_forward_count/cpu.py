@@ -11,7 +11,7 @@ def relu_forward_count_cpu(
     x: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, y: Tensor, nonzero: Tensor
 ) -> None:
     """Writes y and the counts `nonzero` (N, K); see `relu_forward_count`."""
-    kernels.relu_forward_count(  # type: ignore[union-attr]
+    kernels.relu_forward_count(
         x.data_ptr(),
         0 if residual is None else residual.data_ptr(),
         0 if scale is None else scale.data_ptr(),

@@ -1,0 +1,118 @@
+// The CUDA kernels, where they were built.
+#include "bindings/bindings.h"
+
+#ifdef GAIA_CUDA
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/kernels.h"
+
+namespace gaia {
+
+namespace {
+
+// What `Tiling` holds, as the Python side knows it: layout, vector, block_k, chunk, splits, stride_split, piece.
+gaia::cuda::Tiling make_tiling(const std::array<int64_t, 7>& t) {
+  return {static_cast<gaia::cuda::Layout>(t[0]),
+          static_cast<int>(t[1]),
+          static_cast<int>(t[2]),
+          t[3],
+          t[4],
+          t[5],
+          static_cast<int>(t[6])};
+}
+
+void check_launch(const std::string& error, const Sizes& shape) {
+  if (error.empty()) return;
+  std::string text = " on a map of shape (";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  throw std::runtime_error("CUDA kernel " + error + text + ")");
+}
+
+gaia::cuda::Stream to_stream(uintptr_t stream) { return reinterpret_cast<gaia::cuda::Stream>(stream); }
+
+}  // namespace
+
+void define_cuda(py::module_& m) {
+  m.def("cuda_build", [] { return std::string(gaia::cuda::build()); });
+  m.def("cuda_obstacle", gaia::cuda::obstacle);
+  m.attr("CUDA_LAYOUTS") = py::dict(py::arg("rows") = static_cast<int>(cuda::Layout::kRows),
+                                    py::arg("channels") = static_cast<int>(cuda::Layout::kChannels),
+                                    py::arg("strided") = static_cast<int>(cuda::Layout::kStrided));
+
+  m.def("cuda_channel_moments",
+        [](uintptr_t g, int dtype, Sizes shape, Sizes strides, uintptr_t out, int64_t stride_moment, int64_t stride_n,
+           std::array<int64_t, 7> tiling, int device, uintptr_t stream) {
+          py::gil_scoped_release unlocked;
+          check_launch(gaia::cuda::channel_moments(make_map(g, dtype, shape, strides),
+                                                   make_moments(out, stride_moment, stride_n), make_tiling(tiling),
+                                                   device, to_stream(stream)),
+                       shape);
+        });
+
+  m.def("cuda_relu_backward_moments",
+        [](uintptr_t g, uintptr_t y, uintptr_t scale, uintptr_t grad_in, int dtype, Sizes shape, Sizes g_strides,
+           Sizes y_strides, Sizes grad_in_strides, uintptr_t out, int64_t stride_moment, int64_t stride_n,
+           std::array<int64_t, 7> tiling, int device, uintptr_t stream) {
+          py::gil_scoped_release unlocked;
+          const gaia_map y_map = make_map(y, dtype, shape, y_strides);
+          check_launch(gaia::cuda::relu_backward_moments(
+                           make_map(g, dtype, shape, g_strides), y != 0 ? &y_map : nullptr,
+                           reinterpret_cast<const float*>(scale), make_map(grad_in, dtype, shape, grad_in_strides),
+                           make_moments(out, stride_moment, stride_n), make_tiling(tiling), device, to_stream(stream)),
+                       shape);
+        });
+
+  m.def("cuda_relu_forward_count", [](uintptr_t x, uintptr_t residual, uintptr_t scale, uintptr_t shift, uintptr_t y,
+                                      int dtype, Sizes shape, Sizes x_strides, Sizes residual_strides, Sizes y_strides,
+                                      uintptr_t nonzero, int64_t stride_n, std::array<int64_t, 7> tiling, int device,
+                                      uintptr_t stream) {
+    py::gil_scoped_release unlocked;
+    const gaia_map residual_map = make_map(residual, dtype, shape, residual_strides);
+    const gaia_moments counts = {nullptr, nullptr, reinterpret_cast<float*>(nonzero), stride_n};
+    check_launch(gaia::cuda::relu_forward_count(
+                     make_map(x, dtype, shape, x_strides), residual != 0 ? &residual_map : nullptr,
+                     reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(shift),
+                     make_map(y, dtype, shape, y_strides), counts, make_tiling(tiling), device, to_stream(stream)),
+                 shape);
+  });
+
+  m.def("cuda_add_partials", [](uintptr_t partial, int64_t splits, int64_t stride_split, int64_t rows, int64_t columns,
+                                uintptr_t out, int64_t images, int64_t stride_moment, int64_t stride_n, int device,
+                                uintptr_t stream) {
+    py::gil_scoped_release unlocked;
+    check_launch(gaia::cuda::add_partials({reinterpret_cast<const float*>(partial), splits, stride_split, rows, columns,
+                                           reinterpret_cast<float*>(out), images, stride_moment, stride_n},
+                                          device, to_stream(stream)),
+                 {splits, rows, columns, 1});
+  });
+
+  m.def("cuda_frobenius", [](uintptr_t moments, int64_t n, int64_t stride_n, const std::vector<int64_t>& begins,
+                             const std::vector<int64_t>& widths, const std::vector<double>& inverse_area,
+                             uintptr_t output_component, double p, uintptr_t score, int device, uintptr_t stream) {
+    py::gil_scoped_release unlocked;
+    const int64_t layers = static_cast<int64_t>(widths.size());
+    check_launch(
+        gaia::cuda::frobenius(
+            {reinterpret_cast<const float*>(moments), n, stride_n, begins.data(), widths.data(), inverse_area.data(),
+             layers, reinterpret_cast<const float*>(output_component), p, reinterpret_cast<float*>(score)},
+            device, to_stream(stream)),
+        {n, layers, 1, 1});
+  });
+}
+
+}  // namespace gaia
+
+#else
+
+namespace gaia {
+
+void define_cuda(py::module_& m) {
+  m.def("cuda_build", [] { return std::string(); });
+}
+
+}  // namespace gaia
+
+#endif

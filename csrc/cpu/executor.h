@@ -1,0 +1,193 @@
+// Steps in waves, worked through by one team of threads: the items of a wave are claimed one by one, and the next
+// wave begins when all are done. Nobody waits for a thread that is not there yet: waking one takes longer than many a
+// wave. Only for level.cpp.
+#pragma once
+
+#include <omp.h>
+#include <sched.h>
+#include <stdlib.h>
+
+#include "cpu/conv/tiling.h"
+
+namespace {
+
+using gaia::cpu::HostCallback;
+using gaia::cpu::Step;
+
+struct Task {
+  alignas(64) int64_t claimed;
+  Cut cut;
+  float* totals;
+  int64_t pitch;
+  int64_t pieces;  // of all tasks that make one map together; set for the first of them, and 0 for the others
+};
+
+struct Wave {
+  alignas(64) int64_t left;  // items
+  int64_t begin, end;        // its steps
+  bool done;
+};
+
+// Grows, and stays with its thread: fresh pages would cost as much as a small convolution.
+struct Scratch {
+  void* data = nullptr;
+  int64_t size = 0;
+  void* take(int64_t bytes) {
+    if (bytes > size) {
+      free(data);
+      data = aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
+      size = data != nullptr ? bytes : 0;
+    }
+    return data;
+  }
+  ~Scratch() { free(data); }
+};
+
+// Scratch that is its thread's own until it is given back: what runs meanwhile may come here as well.
+struct Borrowed {
+  explicit Borrowed(Scratch& home) : home_(home) { exchange(); }
+  ~Borrowed() {
+    if (mine_.size > home_.size) exchange();
+  }
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
+  void* take(int64_t bytes) { return mine_.take(bytes); }
+
+ private:
+  void exchange() {
+    void* const data = home_.data;
+    const int64_t size = home_.size;
+    home_.data = mine_.data, home_.size = mine_.size;
+    mine_.data = data, mine_.size = size;
+  }
+  Scratch& home_;
+  Scratch mine_;
+};
+
+inline void cpu_relax() {
+#if defined(__SSE2__)
+  _mm_pause();
+#endif
+}
+
+// Cuts the steps of a wave; returns the floats that the sums of their pieces need.
+int64_t cut_wave(const Step* steps, Task* tasks, Wave& wave, int threads) {
+  int64_t floats = 0;
+  for (int64_t s = wave.begin; s < wave.end; ++s) {
+    Task& task = tasks[s];
+    const Convolution& job = steps[s].convolution;
+    task = {};
+    if (steps[s].active.out != nullptr) {
+      task.cut.items = steps[s].active.n;
+    } else {
+      task.cut = with_algorithm(job, [&](const auto& algorithm) { return cut(algorithm, threads); });
+      int64_t first = s;
+      while (job.sums != nullptr && first > wave.begin && steps[first - 1].convolution.sums == job.sums) --first;
+      tasks[first].pieces += task.cut.pieces;
+      if (job.sums != nullptr) floats += task.cut.pieces * job.n * job.k;
+    }
+    wave.left += task.cut.items;
+  }
+  return floats;
+}
+
+// Where the tasks of a wave put the sums of their pieces: in place where there is one, else in `partial`.
+float* place_sums(const Step* steps, Task* tasks, const Wave& wave, float* partial) {
+  int64_t before = 0, all = 0;
+  for (int64_t s = wave.begin; s < wave.end; ++s) {
+    Task& task = tasks[s];
+    const Convolution& job = steps[s].convolution;
+    if (steps[s].active.out != nullptr || job.sums == nullptr) continue;
+    if (task.pieces > 0) before = 0, all = task.pieces;
+    task.totals = all == 1 ? job.sums : partial + before * job.k;
+    task.pitch = all == 1 ? job.sums_stride : all * job.k;
+    before += task.cut.pieces;
+    if (before == all && all > 1) partial += job.n * all * job.k;
+  }
+  return partial;
+}
+
+void add_pieces(const Step* steps, const Task* tasks, const Wave& wave) {
+  for (int64_t s = wave.begin; s < wave.end; ++s) {
+    const Task& task = tasks[s];
+    const Convolution& job = steps[s].convolution;
+    if (job.sums == nullptr || task.pieces < 2) continue;
+    for (int64_t image = 0; image < job.n; ++image) {
+      for (int64_t k = 0; k < job.k; k += kLanes) {
+        Vec sum = {};
+        for (int64_t piece = 0; piece < task.pieces; ++piece)
+          sum += Float32::load(task.totals + image * task.pitch + piece * job.k + k);
+        Float32::store(job.sums + image * job.sums_stride + k, sum);
+      }
+    }
+  }
+}
+
+void run_item(const Step& step, const Task& task, int64_t item, float* scratch) {
+  if (step.active.out != nullptr) {
+    gaia::cpu::ActiveEverywhere one = step.active;
+    one.n = 1, one.y += item * one.h * one.w * one.k, one.out += item * one.out_stride;
+    return gaia::cpu::active_everywhere(one);
+  }
+  with_algorithm(step.convolution,
+                 [&](const auto& algorithm) { run(algorithm, task.cut, item, scratch, task.totals, task.pitch); });
+}
+
+void run_wave(const Step* steps, Task* tasks, Wave& wave, float* scratch) {
+  for (int64_t s = wave.begin; s < wave.end; ++s) {
+    int64_t item;
+    while ((item = __atomic_fetch_add(&tasks[s].claimed, 1, __ATOMIC_RELAXED)) < tasks[s].cut.items) {
+      run_item(steps[s], tasks[s], item, scratch);
+      if (__atomic_sub_fetch(&wave.left, 1, __ATOMIC_ACQ_REL) == 0) {
+        add_pieces(steps, tasks, wave);
+        __atomic_store_n(&wave.done, true, __ATOMIC_RELEASE);
+      }
+    }
+  }
+  for (int spins = 0; !__atomic_load_n(&wave.done, __ATOMIC_ACQUIRE); ++spins) {
+    if (spins < kSpins) {
+      cpu_relax();
+    } else {
+      sched_yield();
+    }
+  }
+}
+
+bool execute(const Step* steps, int64_t count, int threads, const HostCallback& callback) {
+  static thread_local Scratch own_plan, own_memory;
+  Borrowed plan(own_plan), memory(own_memory);
+  const int64_t waves = count > 0 ? steps[count - 1].wave + 1 : 0;
+  Task* const tasks = static_cast<Task*>(
+      plan.take(count * static_cast<int64_t>(sizeof(Task)) + waves * static_cast<int64_t>(sizeof(Wave))));
+  if (tasks == nullptr) return false;
+  Wave* const all = reinterpret_cast<Wave*>(tasks + count);
+  int64_t partials = 0, scratch = 0;
+  double operations = 0;
+  for (int64_t s = 0, i = 0; i < waves; ++i) {
+    all[i] = {};
+    all[i].begin = s;
+    while (s < count && steps[s].wave == i) ++s;
+    all[i].end = s;
+    partials += cut_wave(steps, tasks, all[i], threads);
+  }
+  for (int64_t s = 0; s < count; ++s) {
+    operations += tasks[s].cut.operations;
+    if (tasks[s].cut.scratch > scratch) scratch = tasks[s].cut.scratch;
+  }
+  scratch = (scratch + kAliasGap - 1) / kAliasGap * kAliasGap + kAliasGap;
+  if (operations < kSerialOperations) threads = 1;
+  float* const floats = static_cast<float*>(memory.take((partials + threads * scratch) * 4));
+  if (floats == nullptr) return false;
+  float* partial = floats + threads * scratch;
+  for (int64_t i = 0; i < waves; ++i) partial = place_sums(steps, tasks, all[i], partial);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const int thread = omp_get_thread_num();
+    if (thread == 0 && callback.run != nullptr) callback.run(callback.context);
+    const FloatMode mode;
+    for (int64_t i = 0; i < waves; ++i) run_wave(steps, tasks, all[i], floats + thread * scratch);
+  }
+  return true;
+}
+
+}  // namespace

@@ -1,0 +1,49 @@
+// Every constant of the CPU kernels that was tuned by hand, on AMD Zen 5 unless it says otherwise; none changes what is
+// computed beyond rounding. Only for level.cpp.
+#pragma once
+
+#include "cpu/caches.h"
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+
+namespace {
+
+// The GEMM micro-kernel makes kMr rows of kPanels panels of kNr columns in registers, over kKc inputs at a time.
+constexpr int kNr = gaia::cpu::kPackedNr;
+constexpr int64_t kKc = gaia::cpu::kPackedKc;
+constexpr int kPanelVecs = kNr / kLanes;
+constexpr int kPanels = kLanes == 16 ? 2 : 1;
+constexpr int kMr = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 3;
+
+// Matrices of equal places in all sets of a cache would evict each other: so many floats lie between them.
+constexpr int64_t kAliasGap = 16;
+
+// Rows of a chunk, of which V and M should fit into the second-level cache beside what else is read.
+constexpr int64_t kLeastRows = 24, kMostRows = 96;
+
+inline int64_t rows_in_cache(int64_t floats_per_row) {
+  const int64_t most = gaia::cpu::l2_bytes() / 8 * 7 / 4 / floats_per_row;
+  return most < kLeastRows ? kLeastRows : most > kMostRows ? kMostRows : most;
+}
+
+// Floats that a work item without a product goes over.
+constexpr int64_t kPointwiseFloats = 16 * 1024;
+
+// Operations below which a work item is not shared out, and below which waking other threads costs more than it saves.
+constexpr double kUnsplitOperations = 5e5;
+constexpr double kSerialOperations = 12e6;
+
+// Looks at a wave that other threads are still at, before the processor is offered to others.
+constexpr int kSpins = 4 * 1024;
+
+// Bytes that a reduction moves, below which waking the other threads costs more than they save: about 100 us where they
+// sleep (OMP_WAIT_POLICY=PASSIVE), in which one thread moves 3 MB.
+constexpr int64_t kParallelBytes = 8 << 20;
+
+// Elements that channel_moments fetches ahead: small maps are read faster than the hardware looks ahead.
+constexpr int64_t kPrefetchElements = 1024;
+
+// Classes of a linear head that are multiplied at once.
+constexpr int kHeadClasses = 4;
+
+}  // namespace

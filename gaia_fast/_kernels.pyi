@@ -1,0 +1,183 @@
+"""The extension (csrc/bindings): pointers, sizes and strides; use gaia_fast.ops instead."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# A pointer: (-1, an address; 0 for none), or (i, so many floats into the i-th buffer that `Executable.run` is given).
+_Pointer = tuple[int, int]
+_Pair = tuple[int, int]
+_Sizes = Sequence[int]  # four of them
+
+DTYPES: dict[str, int]
+STATISTICS: dict[str, int]
+ALGORITHMS: dict[str, int]
+CUDA_LAYOUTS: dict[str, int]  # where CUDA kernels were built
+PACKED_NR: int
+PACKED_KC: int
+
+def cpu_levels() -> list[str]: ...
+def cpu_level() -> str: ...
+def set_cpu_level(name: str, /) -> None: ...
+def channel_moments(
+    g: int, dtype: int, shape: _Sizes, strides: _Sizes, out: int, stride_moment: int, stride_n: int, threads: int, /
+) -> None: ...
+def relu_backward_moments(
+    g: int,
+    y: int,
+    scale: int,
+    grad_in: int,
+    dtype: int,
+    shape: _Sizes,
+    g_strides: _Sizes,
+    y_strides: _Sizes,
+    grad_in_strides: _Sizes,
+    out: int,
+    stride_moment: int,
+    stride_n: int,
+    threads: int,
+    /,
+) -> None: ...
+def relu_forward_count(
+    x: int,
+    residual: int,
+    scale: int,
+    shift: int,
+    y: int,
+    dtype: int,
+    shape: _Sizes,
+    x_strides: _Sizes,
+    residual_strides: _Sizes,
+    y_strides: _Sizes,
+    nonzero: int,
+    threads: int,
+    /,
+) -> None: ...
+def frobenius(
+    moments: int,
+    n: int,
+    stride_n: int,
+    begins: Sequence[int],
+    widths: Sequence[int],
+    inverse_area: Sequence[float],
+    output_component: int,
+    p: float,
+    score: int,
+    /,
+) -> None: ...
+def active_everywhere(y: int, shape: _Sizes, grid: _Pair, channels: _Pair, out: int, /) -> None: ...
+def pooled_logits(x: int, sizes: _Sizes, weight: int, bias: int, pooled: int, logits: int, /) -> None: ...
+def output_component(
+    logits: int, sizes: tuple[int, int, int], weight: int, factor: float, slopes: int, out: int, /
+) -> None: ...
+def all_finite(x: int, count: int, /) -> bool: ...
+def results_hold(
+    logits: int,
+    n: int,
+    classes: int,
+    score: int,
+    preconditions: int,
+    precondition_count: int,
+    component: int,
+    rounding: float,
+    /,
+) -> bool: ...
+def cuda_build() -> str: ...
+def cuda_obstacle() -> str: ...
+def cuda_channel_moments(*args: Any) -> None: ...
+def cuda_relu_backward_moments(*args: Any) -> None: ...
+def cuda_relu_forward_count(*args: Any) -> None: ...
+def cuda_add_partials(*args: Any) -> None: ...
+def cuda_frobenius(*args: Any) -> None: ...
+
+class Epilogue:
+    """What a step does with its outputs; ValueError without y, or of an unknown statistic."""
+
+    def __init__(
+        self,
+        *,
+        y: _Pointer,
+        bias: _Pointer = ...,
+        residual: _Pointer = ...,
+        relu_mask: _Pointer = ...,
+        scale: _Pointer = ...,
+        skip: _Pointer = ...,
+        sums: _Pointer = ...,
+        sums_stride: int = ...,
+        relu: bool = ...,
+        statistic: int = ...,
+    ) -> None: ...
+
+class ConvolutionStep:
+    """A convolution of (N, C, H, W); ValueError where it would read or write beyond what its sizes say."""
+
+    wave: int
+    def __init__(
+        self,
+        *,
+        wave: int,
+        algorithm: int,
+        x: _Pointer,
+        shape: Sequence[int],
+        packed: _Pointer,
+        packed_size: int,
+        out: _Pair,
+        outputs: int,
+        kernel: _Pair,
+        stride: _Pair,
+        padding: _Pair,
+        dilation: _Pair,
+        y_size: _Pair,
+        begin: _Pair,
+        step: _Pair,
+        epilogue: Epilogue,
+    ) -> None: ...
+
+class PointwiseStep:
+    """An epilogue of (N, C, H, W) times a factor a channel."""
+
+    wave: int
+    def __init__(
+        self, *, wave: int, x: _Pointer, shape: Sequence[int], factor: _Pointer, epilogue: Epilogue
+    ) -> None: ...
+
+class CheckStep:
+    """`active_everywhere` of (N, C, H, W)."""
+
+    wave: int
+    def __init__(
+        self,
+        *,
+        wave: int,
+        y: _Pointer,
+        shape: Sequence[int],
+        begin: int,
+        step: int,
+        first: int,
+        last: int,
+        out: _Pointer,
+        out_stride: int,
+    ) -> None: ...
+
+class Executable:
+    """Steps in order of their waves; ValueError where these are not numbered from 0 without gaps."""
+
+    def __init__(self, steps: Sequence[ConvolutionStep | PointwiseStep | CheckStep]) -> None: ...
+    def run(self, buffers: Sequence[int], threads: int, callback: Callable[[], None] | None = ...) -> bool:
+        """Runs the steps; False where memory is short. `callback` is called once, while other threads wake up."""
+
+class Watch:
+    """What `gaia_fast` knows of a model's objects and tensors, compared without Python's own time."""
+
+    def __init__(
+        self,
+        objects: list[tuple[Any, ...]],
+        tables: list[tuple[Any, ...]],
+        items: list[tuple[Any, ...]],
+        values: list[tuple[Any, ...]],
+        expected: int,
+        getters: tuple[Any, ...],
+        anything: object,
+        left_out: tuple[str, ...],
+        /,
+    ) -> None: ...
+    def unchanged(self) -> bool: ...

@@ -1,0 +1,132 @@
+"""A program of this package's own kernels with those that follow each other made one call.
+
+With one image a kernel takes a tenth of a millisecond, and what lies between two of them (an interpreter, an
+allocation, threads that wake up) as much again. So a fused program is cut where something of PyTorch's needs a result,
+and each piece becomes an executable: steps that one team of threads works through (csrc/cpu/executor.h) on memory
+planned beforehand.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from gaia_fast.compiler.native.executable import Check, Executable, Instruction, Packed
+from gaia_fast.compiler.native.kernels import Convolution, Pointwise
+from gaia_fast.ops.active_everywhere import active_everywhere
+from gaia_fast.ops.convolution.packing import NR
+
+aten = torch.ops.aten
+
+# What puts results side by side, and the number of axes that these have.
+_SIDE_BY_SIDE = {aten.cat.default: 2, aten.stack.default: 1}
+
+
+def partition(module: fx.GraphModule) -> fx.GraphModule:
+    """Returns a fused program with its kernels in executables; the weights are shared.
+
+    It takes a function beside the images, or None, and calls it while the first executable's other threads wake up.
+    """
+    depths = _depths(module)
+    graph = fx.Graph()
+    known: dict[fx.Node, fx.Node] = {}
+    images = next(node for node in module.graph.nodes if node.op == "placeholder")
+    known[images] = graph.node_copy(images)
+    guard: fx.Node | None = graph.placeholder("guard", default_value=None)
+    if not any(_ours(node) for node in module.graph.nodes):
+        graph.call_function(_call, (guard,))
+    for depth in range(max(depths.values()) + 1):
+        here = [node for node in module.graph.nodes if depths[node] == depth]
+        for node in here:
+            if node not in known and not _ours(node):
+                known[node] = graph.node_copy(node, lambda each: known[each])
+        if inside := [node for node in here if _ours(node)]:
+            executable, inputs, outputs = _executable(inside)
+            module.add_submodule(f"executable_{depth}", executable)
+            called = graph.call_module(f"executable_{depth}", (guard, *(known[node] for node in inputs)))
+            guard = None
+            for i, node in enumerate(outputs):
+                known[node] = graph.call_function(operator.getitem, (called, i))
+                known[node].meta["val"] = node.meta["val"]
+    return fx.GraphModule(module, graph)
+
+
+@fx.has_side_effect
+def _call(guard: Callable[[], None] | None) -> None:
+    if guard is not None:
+        guard()
+
+
+def _ours(node: fx.Node) -> bool:
+    """Whether a node is a kernel of this package's, or a result of one."""
+    if node.op == "call_module":
+        kernel = node.graph.owning_module.get_submodule(str(node.target))
+        return isinstance(kernel, Convolution) or (isinstance(kernel, Pointwise) and _whole(node.args[0]))
+    if node.target is operator.getitem:
+        return isinstance(node.args[0], fx.Node) and node.args[0].op == "call_module" and _ours(node.args[0])
+    return node.target is active_everywhere and isinstance(node.args[0], fx.Node)
+
+
+def _whole(x: Any) -> bool:
+    return int(x.meta["val"].shape[1]) % NR == 0
+
+
+def _depths(module: fx.GraphModule) -> dict[fx.Node, int]:
+    """How many executables each node comes after; for a kernel, which executable it is in."""
+    depths: dict[fx.Node, int] = {}
+    for node in module.graph.nodes:
+        ours = _ours(node)
+        found = [depths[each] + (not ours and _ours(each)) for each in node.all_input_nodes]
+        depths[node] = max(found, default=0)
+    last = max(depths.values())
+    depths[module.graph.output_node()] = last
+    return depths
+
+
+def _executable(inside: list[fx.Node]) -> tuple[Executable, list[fx.Node], list[fx.Node]]:
+    """An executable of nodes, what it reads from outside, and what others read of it."""
+    members = set(inside)
+    numbers: dict[fx.Node, int] = {}
+
+    def number(node: Any) -> Any:
+        return numbers.setdefault(node, len(numbers)) if isinstance(node, fx.Node) else None
+
+    instructions = []
+    for node in inside:
+        if node.target is operator.getitem:
+            continue
+        if node.op == "call_module":
+            kernel = node.graph.owning_module.get_submodule(str(node.target))
+            results = {each.args[1]: each for each in node.users}
+            y, sums = (number(results[i]) if i in results else None for i in (0, 1))
+            if y is None:
+                numbers[node] = y = len(numbers)
+            instructions.append(Instruction(kernel, number(node.args[0]), y, sums, *map(number, node.args[1:])))
+        else:
+            instructions.append(Instruction(Check(*node.args[1:]), number(node.args[0]), number(node)))
+    written = {value for each in instructions for value in each.written}
+    inputs = [node for node, value in numbers.items() if value not in written]
+    leaving = [node for node in numbers if node in members and any(user not in members for user in node.users)]
+    packed = _packed(leaving)
+    outputs: dict[fx.Node, int | Packed] = {node: numbers[node] for node in leaving}
+    for cat in packed:
+        outputs[cat] = Packed(tuple(numbers[node] for node in cat.args[0]))
+        for node in cat.args[0]:
+            outputs.pop(node, None)
+    executable = Executable(instructions, tuple(numbers[node] for node in inputs), tuple(outputs.values()))
+    return executable, inputs, list(outputs)
+
+
+def _packed(leaving: list[fx.Node]) -> list[fx.Node]:
+    """The places where sums are concatenated, or answers stacked, that nothing else reads."""
+    found = []
+    for node in dict.fromkeys(user for each in leaving for user in each.users):
+        if node.target not in _SIDE_BY_SIDE or list(node.args[1:]) not in ([1], [-1]):
+            continue
+        axes = _SIDE_BY_SIDE[node.target]
+        inputs = set(node.args[0])
+        if all(each in leaving and each.meta["val"].ndim == axes and set(each.users) == {node} for each in inputs):
+            found.append(node)
+    return found

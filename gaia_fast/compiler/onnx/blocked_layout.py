@@ -1,0 +1,207 @@
+"""A program rewritten for onnxruntime, which keeps maps in a blocked layout as long as it can.
+
+It stays in that layout between convolutions, poolings, sums and products of whole maps, and turns every map around,
+there and back, for anything else. So what a program does between convolutions is written as those. For a ReLU's output
+y:
+
+    [y > 0]                    clip(y * 3e38, 0, 1): a convolution of one weight a channel, with its activation
+    y > 0 ? g : 0              g * [y > 0]
+    count of y > 0, sum of g   average pooling over the whole map; its area is put back once for all maps together
+    any channel of y > 0       a convolution with the weights -1, whose largest value tells of the emptiest position
+    x * scale + shift          a convolution of one weight a channel
+
+Exact for float32: y * 3e38 is at least 1 for every normal number, and sums of ones are whole numbers.
+"""
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from gaia_fast.compiler.ir.constants import constant, constant_value
+from gaia_fast.compiler.ir.rewriting import calls, per_channel, same_shape
+
+aten = torch.ops.aten
+
+_LARGE = 3e38
+_BLOCK = 16  # channels that onnxruntime keeps together, at most
+
+
+def blocked(module: fx.GraphModule) -> None:
+    """Brings a program into the form above."""
+    _Rewriter(module).run()
+
+
+class _Rewriter:
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module, self.graph = module, module.graph
+        self._open: dict[fx.Node, fx.Node] = {}
+
+    def run(self) -> None:
+        for node in list(self.graph.nodes):
+            if node.target is aten.where.self:
+                self._selection(node)
+            elif node.target is aten.cat.default:
+                self._sums(node)
+            elif node.target is aten.stack.default:
+                self._conditions(node)
+            elif node.target is aten.mul.Tensor:
+                self._norm(node)
+
+    def _selection(self, node: fx.Node) -> None:
+        closed, zero, g = node.args
+        if not (calls(closed, aten.le.Scalar) and closed.args[1] == 0 and _is_zero(zero)):
+            return
+        if same_shape(closed.args[0], g) and self._blocks(closed.args[0]):
+            with self.graph.inserting_before(node):
+                product = self._call(aten.mul.Tensor, g, self._indicator(closed.args[0]), like=node)
+            node.replace_all_uses_with(product)
+
+    def _norm(self, node: fx.Node) -> None:
+        """A factor a channel, with or without a shift behind it: a convolution of one weight a channel."""
+        x, factor = node.args
+        value = node.meta["val"]
+        if value.ndim != 4 or value.dtype != torch.float32 or not isinstance(x, fx.Node) or not same_shape(x, node):
+            return
+        channels = int(value.shape[1])
+        scale = per_channel(factor, channels)
+        if scale is None or channels % _BLOCK:
+            return
+        shift, last = None, node
+        if len(node.users) == 1:
+            user = next(iter(node.users))
+            if calls(user, aten.add.Tensor) and user.args[0] is node and not user.kwargs:
+                shift = per_channel(user.args[1], channels)
+                last = node if shift is None else user
+        with self.graph.inserting_before(last):
+            weight = constant(self.module, scale.reshape(channels, 1, 1, 1))
+            bias = None if shift is None else constant(self.module, shift.reshape(channels))
+            arguments = (x, weight, bias, [1, 1], [0, 0], [1, 1], False, [0, 0], channels)
+            folded = self._call(aten.convolution.default, *arguments, like=last)
+        last.replace_all_uses_with(folded)
+
+    def _sums(self, node: fx.Node) -> None:
+        """The (N, K) sums of all maps, beside each other: the means together, and the areas put back behind."""
+        if node.args[1:] != (1,) or node.meta["val"].ndim != 2:
+            return
+        with self.graph.inserting_before(node):
+            pooled, areas = [], []
+            for each in node.args[0]:
+                mapped = self._summed(each)
+                if mapped is None:
+                    return
+                height, width = (int(size) for size in mapped.meta["val"].shape[2:])
+                pooled.append(self.graph.call_function(aten.avg_pool2d.default, (mapped, [height, width])))
+                areas += [float(height * width)] * int(each.meta["val"].shape[1])
+            means = self._flat(pooled, len(areas), node)
+            factors = constant(self.module, torch.tensor(areas, dtype=node.meta["val"].dtype))
+            sums = self._call(aten.mul.Tensor, means, factors, like=node)
+        for user in list(node.users):
+            if calls(user, aten.mul.Tensor) and constant_value(user.args[1]) is not None:
+                with self.graph.inserting_before(user):
+                    joined = self._call(aten.mul.Tensor, factors, user.args[1], like=factors)
+                    user.replace_all_uses_with(self._call(aten.mul.Tensor, means, joined, like=user))
+        node.replace_all_uses_with(sums)
+
+    def _flat(self, maps: list[fx.Node], channels: int, like: fx.Node) -> fx.Node:
+        """(N, channels) of maps of one position each: together before they leave the layout, and turned around once."""
+        joined = self.graph.call_function(aten.cat.default, (maps, 1)) if len(maps) > 1 else maps[0]
+        images = self.graph.call_function(aten.sym_size.int, (joined, 0))
+        return self._call(aten.reshape.default, joined, [images, channels], like=like)
+
+    def _summed(self, node: fx.Node) -> fx.Node | None:
+        """The map whose mean over space stands for a sum, or a count."""
+        if not calls(node, aten.sum.dim_IntList) or list(node.args[1]) != [2, 3] or len(node.args) > 2:
+            return None
+        source = node.args[0]
+        if calls(source, aten._to_copy.default) and calls(source.args[0], aten.gt.Scalar):
+            y, threshold = source.args[0].args
+            if threshold == 0 and self._blocks(y):
+                with self.graph.inserting_before(node):
+                    return self._indicator(y)
+            return None
+        value = source.meta["val"]
+        return source if value.dtype == torch.float32 and value.ndim == 4 else None
+
+    def _conditions(self, node: fx.Node) -> None:
+        """The (N, conditions), beside each other; in another order than before, where some stay as they are."""
+        if node.args[1:] != (1,) or node.meta["val"].ndim != 2:
+            return
+        blocks: list[fx.Node] = []
+        rest: list[fx.Node] = []
+        with self.graph.inserting_before(node):
+            for each in node.args[0]:
+                emptiest = self._emptiest(each)
+                (rest if emptiest is None else blocks).append(each if emptiest is None else emptiest)
+            if not blocks:
+                return
+            flat = self._flat(blocks, len(blocks) * _BLOCK, node)
+            columns = self.graph.call_function(aten.slice.Tensor, (flat, 1, 0, len(blocks) * _BLOCK, _BLOCK))
+            live = self.graph.call_function(aten.neg.default, (columns,))
+            if rest:
+                live = self.graph.call_function(
+                    aten.cat.default, ([live, self.graph.call_function(aten.stack.default, (rest, 1))], 1)
+                )
+            live.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(live)
+
+    def _emptiest(self, node: fx.Node) -> fx.Node | None:
+        """min over a grid of positions of [max over channels of y] > 0, for ReLU's y: (N, 16, 1, 1)."""
+        if not calls(node, aten.amin.default) or not calls(node.args[0], aten.reshape.default):
+            return None
+        highest, pool = node.args[0].args[0], None
+        if calls(highest, operator.getitem) and calls(highest.args[0], aten.max_pool2d_with_indices.default):
+            pool, highest = highest.args[0], highest.args[0].args[0]
+            if len(pool.args) > 4 and list(pool.args[4]) != [1, 1]:
+                return None
+        if not calls(highest, aten.amax.default) or list(highest.args[1]) != [1]:
+            return None
+        y, begin, step = highest.args[0], 0, 1
+        while calls(y, aten.slice.Tensor) and y.args[1] in (2, 3):
+            y, _, begin, _, step = [*y.args, 1][:5]
+        if not self._blocks(y):
+            return None
+        size = [int(each) for each in y.meta["val"].shape[2:]]
+        taps = torch.zeros((_BLOCK, int(y.meta["val"].shape[1]), begin + 1, begin + 1))
+        taps[:, :, begin, begin] = -1
+        arguments = (y, constant(self.module, taps), None, [step, step], [0, 0], [1, 1], False, [0, 0], 1)
+        emptiness = self.graph.call_function(aten.convolution.default, arguments)
+        if pool is not None:
+            emptiness = self.graph.call_function(aten.avg_pool2d.default, (emptiness, *pool.args[1:4]))
+        windows = [(each - begin - 1) // step + 1 for each in size]
+        return self.graph.call_function(aten.max_pool2d.default, (emptiness, windows))
+
+    def _indicator(self, y: Any) -> fx.Node:
+        """[y > 0] as float32, next to where y is made."""
+        if y not in self._open:
+            channels = int(y.meta["val"].shape[1])
+            with self.graph.inserting_after(y):
+                weight = constant(self.module, torch.full((channels, 1, 1, 1), _LARGE))
+            with self.graph.inserting_after(weight):
+                arguments = (y, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], channels)
+                scaled = self.graph.call_function(aten.convolution.default, arguments)
+                scaled.meta["val"] = y.meta["val"]
+            with self.graph.inserting_after(scaled):
+                self._open[y] = self.graph.call_function(aten.clamp.default, (scaled, 0.0, 1.0))
+                self._open[y].meta["val"] = y.meta["val"]
+        return self._open[y]
+
+    def _blocks(self, y: Any) -> bool:
+        """Whether y is a ReLU's float32 output that is kept in blocks."""
+        if not (calls(y, aten.relu.default)):
+            return False
+        value = y.meta["val"]
+        return value.ndim == 4 and value.dtype == torch.float32 and int(value.shape[1]) % _BLOCK == 0
+
+    def _call(self, target: Any, *args: Any, like: fx.Node) -> fx.Node:
+        made = self.graph.call_function(target, args)
+        made.meta["val"] = like.meta["val"]
+        return made
+
+
+def _is_zero(node: Any) -> bool:
+    if calls(node, aten.scalar_tensor.default):
+        return bool(node.args[0] == 0)
+    value = constant_value(node)
+    return value is not None and not bool(value.any())

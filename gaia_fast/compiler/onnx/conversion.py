@@ -1,0 +1,68 @@
+"""The program as an ONNX graph of standard operators, in the form that onnxruntime runs fastest."""
+
+import importlib.util
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from gaia_fast.compiler.frontend.example_batch import export_arguments
+from gaia_fast.compiler.ir.rewriting import copy_of
+from gaia_fast.compiler.pipeline import ONNX, run_passes
+from gaia_fast.errors import CompilationError, first_line
+
+if TYPE_CHECKING:
+    import onnx
+
+LARGEST = 2**31 - 1  # bytes of a file: a message of protobuf holds no more
+
+
+def missing() -> str:
+    """Why ONNX graphs cannot be made and run here; empty where they can."""
+    absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(absent)} not installed: pip install 'gaia-fast[onnx]'" if absent else ""
+
+
+def to_onnx(graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dynamic: bool) -> "onnx.ModelProto":
+    """Converts a program, with PyTorch's own exporter.
+
+    Args:
+        graph: from images, "images", to the outputs.
+        outputs: their names.
+        example: images, of which the first is enough.
+        dynamic: whether the number of images is left open.
+
+    Raises:
+        CompilationError: PyTorch knows no ONNX operators for a part of it.
+    """
+    arguments, sizes = export_arguments(example, dynamic)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            converted = torch.onnx.export(
+                run_passes(ONNX, copy_of(graph)),
+                arguments,
+                dynamo=True,
+                dynamic_shapes=sizes,
+                input_names=["images"],
+                output_names=list(outputs),
+                verbose=False,
+            )
+    except Exception as error:
+        raise CompilationError(
+            f"the program cannot be written as ONNX: {first_line(error)}; use another runtime or format"
+        ) from error
+    assert converted is not None
+    return converted.model_proto
+
+
+def check_size(model: "onnx.ModelProto") -> None:
+    """Raises CompilationError if the weights do not fit into one file: beside it, they would be lost from it."""
+    size = sum(each.ByteSize() for each in model.graph.initializer)
+    if size > LARGEST:
+        raise CompilationError(
+            f"the program's weights take {size} bytes, and an ONNX file holds at most {LARGEST}; use .pt2"
+        )

@@ -1,0 +1,255 @@
+"""A program made of a model: captured, folded, recorded, and compared with the reference before anybody uses it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.modules.module as torch_module
+from torch import Tensor, nn
+
+from gaia_fast.backends import Choice
+from gaia_fast.compiler import runtimes
+from gaia_fast.compiler.frontend.capture import Captured, capture
+from gaia_fast.compiler.pipeline import CAPTURED, run_passes
+from gaia_fast.compiler.program import Program, build
+from gaia_fast.compiler.runtimes.checked import Checks
+from gaia_fast.compiler.sparsity import Sparsity, analyse
+from gaia_fast.compiler.verification import Verifier, rounding
+from gaia_fast.errors import CompilationError, GaiaError, ModelError, first_line
+from gaia_fast.inspection import guards
+from gaia_fast.inspection.head import Head, find_head
+from gaia_fast.inspection.layers import InspectedLayer, explicit_names, inspected_layers
+from gaia_fast.inspection.survey import Passes, nothing
+from gaia_fast.method import Method
+from gaia_fast.options import AUTO, Measure, Runtime
+from gaia_fast.reference import Reference, copy_in
+
+Run = Callable[[Tensor], Iterable[Tensor]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A program for one size of image, dtype and device.
+
+    Attributes:
+        program, runner, runtime: what runs, and how.
+        dtype: what it computes in, and takes images in.
+        dynamic: whether it was captured for any number of images.
+        derivations: for each inspected map, how its entries of Lambda come about, and why not otherwise.
+        head: where Phi and A_last are; None where the method needs neither.
+        state: of the model, when it was captured.
+        checked: whether the runner gives one output more: (N,) bools, whether an image's results mean something.
+    """
+
+    program: Program
+    runner: runtimes.Runner
+    runtime: Choice
+    dtype: torch.dtype
+    dynamic: bool
+    derivations: tuple[str, ...]
+    head: Head | None
+    state: guards.ModelGuard
+    checked: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is made a program of: a model, what of it is inspected, and what is measured.
+
+    Attributes:
+        model: the classifier, checked and in eval mode.
+        modules: all of the model's.
+        layers: the modules whose maps are inspected.
+        head: where GAIA-A's components meet; None where the method needs none.
+        method: what to measure.
+    """
+
+    model: nn.Module
+    modules: list[nn.Module]
+    layers: list[InspectedLayer]
+    head: Head | None
+    method: Method
+
+    def in_dtype(self, dtype: torch.dtype, x: Tensor) -> "Source":
+        """Returns a copy of it all in another dtype; ModelError where there can be none."""
+        model = copy_in(self.model, dtype)
+        head = None
+        if self.head is not None:
+            head = find_head(model, x.to(dtype), self.head.name if self.head.explicit else None)
+        layers = inspected_layers(model, explicit_names(self.layers)) if self.layers else []
+        return Source(model, list(model.modules()), layers, head, self.method)
+
+    def verifier(self) -> Verifier:
+        """Returns what holds a program to the reference."""
+        return Verifier(self.model, self.method, explicit_names(self.layers), self.head)
+
+    def capture(self, x: Tensor, dynamic: bool) -> Captured:
+        """Returns the model as a graph; see `gaia_fast.compiler.frontend.capture`."""
+        return capture(self.model, x, self.layers, self.head, dynamic)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def prepare(
+    source: Source, x: Tensor, runtime: str, thorough: bool = False, dtype: torch.dtype | None = None
+) -> Prepared:
+    """Makes a program for images like `x`, and compares it with the reference on them.
+
+    Args:
+        source: what it is made of; left as it was.
+        x: (N, C, H, W) images, checked, N at least 1.
+        runtime: of `gaia_fast.options.Runtime`, or "auto".
+        thorough: as in `sparsity.analyse`.
+        dtype: to compute in; None for what the runtime does.
+
+    Raises:
+        ModelError: the model cannot be compiled, or what came out does not agree with the reference.
+        BackendError: the runtime cannot run here.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        raise CompilationError(
+            "autocast decides dtypes while a model runs, and a compiled program has decided before; leave it, and "
+            "convert the model: model.to(torch.bfloat16)"
+        )
+    _refuse_backward_hooks(source.model)
+    plain = x.detach().as_subclass(Tensor).contiguous()
+    passes = Passes()
+    state = guards.settled(source.modules, lambda: passes.run(source.model, plain, nothing))
+    widened = runtimes.computes_in(runtime, plain) if dtype is None else dtype
+    if widened != plain.dtype:
+        try:
+            copied = source.in_dtype(widened, plain)
+            return _Preparation(copied, plain.to(widened), runtime, thorough).prepared(source.head, state)
+        except ModelError as error:
+            if runtime != AUTO:
+                who = f"runtime={runtime!r}" if dtype is None else "the file"
+                raise CompilationError(
+                    f"{who} computes in {widened}, and the model, widened to it, cannot be compiled: {error}"
+                ) from error
+    return _Preparation(source, plain, runtime, thorough).prepared(source.head, state)
+
+
+class _Preparation:
+    def __init__(self, source: Source, x: Tensor, runtime: str, thorough: bool) -> None:
+        self.source, self.x, self.runtime, self.thorough = source, x, runtime, thorough
+        self.verifier = source.verifier()
+
+    @cached_property
+    def own(self) -> Reference:
+        return self.verifier.reference(self.x)
+
+    @cached_property
+    def others(self) -> list[tuple[Tensor, Reference]]:
+        return self.verifier.other_batches(self.x, self.own)
+
+    def prepared(self, head: Head | None, state: guards.ModelGuard) -> Prepared:
+        """The program for any number of images; where there is none that holds, for that of the example."""
+        try:
+            return self._attempt(True, head, state)
+        except ModelError:
+            return self._attempt(False, head, state)
+
+    def _attempt(self, dynamic: bool, head: Head | None, state: guards.ModelGuard) -> Prepared:
+        captured = self.source.capture(self.x, dynamic)
+        own = self.own  # refuses, by name, what cannot be scored at all: a map that nothing reads
+        if captured.saturating and self.source.method.name == Measure.GAIA_Z:
+            raise CompilationError(
+                f"{type(self.source.model).__name__} has {', '.join(captured.saturating)}, in place: its gradient is "
+                "zero where its result is rounded to the bound, and a program would count it. Use inplace=False "
+                "(another count, then) or engine='hooks'"
+            )
+        run_passes(CAPTURED, captured.graph)
+        chosen = runtimes.choose(self.runtime, self.x, captured.graph)
+        if self.source.method.name == Measure.GAIA_Z:
+            program, derivations = self._counting(captured)
+        else:
+            program = build(captured, self.source.method, self.source.head)
+            derivations = ["adjoint"] * len(captured.maps)
+        if dynamic:
+            self._check(program, program.graph, chosen, self.others)
+        while True:
+            checks = Checks(program.outputs, state) if runtimes.checks_itself(chosen.name, self.x) else None
+            try:
+                runner = runtimes.make_runner(chosen.name, program, self.x, dynamic, checks)
+                break
+            except CompilationError as error:
+                if self.runtime != AUTO or chosen.name != Runtime.CUDAGRAPH:
+                    raise
+                chosen = Choice(Runtime.EAGER, first_line(error))
+        self._check(program, runner, chosen, [(self.x, own), *self.others])
+        now = state.renewed()
+        return Prepared(
+            program, runner, chosen, self.x.dtype, dynamic, tuple(derivations), head, now, checks is not None
+        )
+
+    def _counting(self, captured: Captured) -> tuple[Program, list[str]]:
+        """GAIA-Z: counts in the forward pass the maps for which the analysis holds on the example."""
+        found = analyse(captured.graph.graph, self.thorough)
+        derivations = [str(each) if isinstance(each, Sparsity) else f"adjoint, {each}" for each in found]
+        sparsity = [each if isinstance(each, Sparsity) else None for each in found]
+        while True:
+            program = build(captured, self.source.method, self.source.head, sparsity)
+            outputs = self._outputs(program, program.graph, self.x)
+            wrong = dict(self._wrong(program, outputs, sparsity))
+            if not wrong:
+                return program, derivations
+            for index, why in wrong.items():
+                sparsity[index], derivations[index] = None, f"adjoint, {why}"
+
+    def _wrong(
+        self, program: Program, outputs: dict[str, Tensor], sparsity: list[Sparsity | None]
+    ) -> Iterator[tuple[int, str]]:
+        """The maps whose sparsity is another on the example, and why."""
+        preconditions = outputs.get("preconditions")
+        violated = set()
+        if preconditions is not None:
+            holds = (preconditions > 0).all(0).tolist()
+            violated = {each for each, held in zip(program.preconditions, holds, strict=True) if not held}
+        columns = outputs["packed"].split([each.channels for each in program.maps], dim=1)
+        flips = min(0.02, 256 * rounding(self.own.logits))  # the share of units that are zero to rounding
+        for index, (each, counts, expected) in enumerate(zip(sparsity, columns, self.own.abnormality, strict=True)):
+            if each is None:
+                continue
+            failed = sorted(str(precondition) for precondition in each.preconditions & violated)
+            if failed:
+                yield index, f"the example violates a precondition: {failed[0]}"
+                continue
+            area = program.maps[index].area
+            different = float((counts - expected * area).abs().sum())
+            if different > 1 + flips * counts.numel() * area:
+                yield index, "the reference counts differently on the example"
+
+    def _outputs(self, program: Program, run: Run, x: Tensor) -> dict[str, Tensor]:
+        try:
+            return dict(zip(program.outputs, tuple(run(x))[: len(program.outputs)], strict=True))
+        except GaiaError:
+            raise
+        except Exception as error:
+            raise CompilationError(
+                f"the program of {type(self.source.model).__name__} fails on {len(x)} images: {first_line(error)}; "
+                "engine='hooks' scores it as it is"
+            ) from error
+
+    def _check(self, program: Program, run: Run, runtime: Choice, batches: list[tuple[Tensor, Reference]]) -> None:
+        """Raises ModelError unless what is run agrees with the reference on all batches."""
+        for x, own in batches:
+            off, allowed = self.verifier.error(self._outputs(program, run, x), x, own)
+            if not off <= allowed:
+                raise ModelError(
+                    f"the program of {type(self.source.model).__name__} under runtime {runtime.name!r} is off by "
+                    f"{off:.2g} from the reference on {len(x)} of the example images, more than {allowed:.2g}; "
+                    "engine='hooks' scores it as it is"
+                )
+
+
+def _refuse_backward_hooks(model: nn.Module) -> None:
+    """Raises CompilationError where a hook may change gradients: none of it is in a graph."""
+    everywhere = torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks
+    for name, module in model.named_modules():
+        if everywhere or module._backward_hooks or module._backward_pre_hooks:
+            which = "every module" if everywhere else f"module {name!r}" if name else "the model"
+            raise CompilationError(
+                f"{which} has backward hooks, and what they do to a gradient cannot be compiled; take them off, or use "
+                "engine='hooks'"
+            )

@@ -1,0 +1,16 @@
+"""Ways to run a program. Each takes (N, C, H, W) images and returns the program's outputs, in order."""
+
+from gaia_fast.compiler.runtimes.choice import checks_itself, choose, computes_in, make_runner
+from gaia_fast.compiler.runtimes.fixed_sizes import FixedSizes
+from gaia_fast.compiler.runtimes.runner import Guard, Runner, no_guard
+
+__all__ = [
+    "FixedSizes",
+    "Guard",
+    "Runner",
+    "checks_itself",
+    "choose",
+    "computes_in",
+    "make_runner",
+    "no_guard",
+]

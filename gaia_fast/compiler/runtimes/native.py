@@ -1,0 +1,39 @@
+"""The program on this package's own CPU kernels, convolutions with all that stands behind them."""
+
+import torch
+from torch import Tensor, fx
+
+from gaia_fast import backends
+from gaia_fast.compiler.ir.rewriting import copy_of
+from gaia_fast.compiler.pipeline import NATIVE, run_passes
+from gaia_fast.compiler.runtimes.runner import Guard, no_guard
+from gaia_fast.errors import BackendError
+
+
+class Native:
+    """Runs the program on the C++ kernels; float32 on the CPU, any number of images.
+
+    Raises:
+        BackendError: the extension is missing, or other images than float32 on the CPU.
+    """
+
+    def __init__(self, graph: fx.GraphModule, example: Tensor) -> None:
+        if obstacle := missing():
+            raise BackendError(f"runtime='native' cannot run here: {obstacle}")
+        if example.device.type != "cpu" or example.dtype != torch.float32:
+            raise BackendError(
+                f"runtime='native' takes float32 images on the CPU, not {example.dtype} on {example.device}; use "
+                "runtime='inductor'"
+            )
+        self._graph = run_passes(NATIVE, copy_of(graph))
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = self._graph(x.contiguous(memory_format=torch.channels_last), guard)
+        return outputs
+
+
+def missing() -> str:
+    """Why the C++ kernels cannot run here; empty where they can."""
+    here = backends.available()["cpu"]
+    return "" if here else here.reason

@@ -1,0 +1,45 @@
+"""The program in onnxruntime: on the CPU the fastest float32 convolutions that were measured. Optional."""
+
+import torch
+from torch import Tensor, fx
+
+from gaia_fast.compiler.onnx.conversion import missing, to_onnx
+from gaia_fast.compiler.runtimes.runner import Guard, no_guard
+from gaia_fast.errors import BackendError
+
+
+class OnnxRuntime:
+    """Runs the program as an ONNX graph; float32 on the CPU, any number of images.
+
+    Uses as many threads as PyTorch does, and none that spins while it waits: spinning threads of several sessions slow
+    each other, and PyTorch, down.
+
+    Raises:
+        BackendError: a package is missing, or other images than float32 on the CPU.
+        CompilationError: no ONNX graph can be made.
+    """
+
+    def __init__(self, graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dynamic: bool) -> None:
+        if reason := missing():
+            raise BackendError(f"runtime='onnxruntime' cannot run here: {reason}")
+        if example.device.type != "cpu" or example.dtype != torch.float32:
+            raise BackendError(
+                f"runtime='onnxruntime' takes float32 images on the CPU, not {example.dtype} on {example.device}; use "
+                "runtime='inductor'"
+            )
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        model = to_onnx(graph, outputs, example, dynamic)
+        self._session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self._name = self._session.get_inputs()[0].name
+
+    def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
+        guard()
+        found = self._session.run(None, {self._name: x.detach().contiguous().numpy()})
+        return tuple(torch.from_numpy(each) for each in found)

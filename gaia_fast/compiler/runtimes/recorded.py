@@ -1,0 +1,82 @@
+"""A CUDA graph: a program for one number of images, for the price of a launch."""
+
+import threading
+
+import torch
+from torch import Tensor
+
+from gaia_fast.compiler.runtimes.checked import Checks
+from gaia_fast.compiler.runtimes.runner import Guard, Runner, no_guard
+
+_WARM_UP = 3  # the first runs choose algorithms and allocate workspaces, which a graph must not
+_ROUNDS = 5
+
+
+class Recorded:
+    """Records what a runner does, and checks around it, into a CUDA graph with buffers of its own.
+
+    Args:
+        run: what is recorded; it may not wait for the device.
+        x: a batch, contiguous; the graph takes as many images.
+        checks: what else is recorded, for one output more: (N,) bools, whether an image's results mean something. None
+            for the program alone.
+    """
+
+    def __init__(self, run: Runner, x: Tensor, checks: Checks | None) -> None:
+        self._lock = threading.Lock()
+        self._images = x.clone()
+        self._done: torch.cuda.Event | None = None
+        self._kept = run, checks  # the graph reads their tensors, and holds on to nothing itself
+        with torch.cuda.device(x.device), torch.no_grad():
+            beside, at_once = torch.cuda.Stream(), torch.cuda.Stream()
+
+            def everything() -> tuple[Tensor, ...]:
+                if checks is None:
+                    return run(self._images)
+                # On a stream of their own: what asks nothing of the program need not wait for it.
+                at_once.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(at_once):
+                    before = checks.before(self._images)
+                outputs = run(self._images)
+                torch.cuda.current_stream().wait_stream(at_once)
+                return (*outputs, before & checks.after(outputs))
+
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                for _ in range(_WARM_UP):
+                    everything()
+            torch.cuda.current_stream().wait_stream(beside)
+            # The warm-up's tensors were freed on one stream while another may still read them.
+            torch.cuda.synchronize()
+            self._graph = torch.cuda.CUDAGraph()
+            # Other threads may go on: by default whatever they allocate meanwhile would end the recording.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._outputs = everything()
+
+    def milliseconds(self) -> float:
+        """Returns the least that a replay took, of a few."""
+        spent = []
+        with torch.cuda.device(self._images.device):
+            for _ in range(_ROUNDS):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                self._graph.replay()
+                end.record()
+                end.synchronize()
+                spent.append(start.elapsed_time(end))
+        return min(spent)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
+        # One thread at a time: the buffers are shared. The copies are ordered by the caller's stream; another thread's
+        # stream is made to wait by the event below.
+        with self._lock, torch.cuda.device(x.device):
+            stream = torch.cuda.current_stream()
+            if self._done is not None:
+                stream.wait_event(self._done)
+            self._images.copy_(x)
+            self._graph.replay()
+            outputs = tuple(each.clone() for each in self._outputs)
+            self._done = stream.record_event()
+        guard()
+        return outputs

@@ -1,0 +1,236 @@
+"""Scores of whole image sets, and how well they separate OOD sets from the in-distribution (ID) one. Prints nothing."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gaia_fast.calibration import threshold_for
+from gaia_fast.data import ImageSource
+from gaia_fast.detector import GaiaA, GaiaZ
+from gaia_fast.errors import ArgumentError, DataError, NonFiniteError
+from gaia_fast.evaluation.metrics import OodMetrics, ood_metrics
+
+Detector = GaiaA | GaiaZ
+METHODS = ("gaia-a", "gaia-z")
+BASELINE = "msp"  # maximum softmax probability: what the logits alone tell, and no GAIA
+
+
+def make_detector(
+    method: str,
+    model: nn.Module,
+    *,
+    layers: Sequence[str] | None = None,
+    engine: str = "auto",
+    backend: str = "auto",
+    runtime: str = "auto",
+    head: str | None = None,
+    fusion: str = "division",
+    statistic: str = "abs_mean",
+) -> Detector:
+    """The detector of a method by its name; `head`, `fusion` and `statistic` are gaia-a's alone.
+
+    Raises:
+        GaiaError: as `GaiaA` and `GaiaZ`; ArgumentError for a method that does not exist.
+    """
+    if method == "gaia-a":
+        return GaiaA(
+            model,
+            layers=layers,
+            head=head,
+            fusion=fusion,
+            statistic=statistic,
+            engine=engine,
+            backend=backend,
+            runtime=runtime,
+        )
+    if method == "gaia-z":
+        return GaiaZ(model, layers=layers, engine=engine, backend=backend, runtime=runtime)
+    raise ArgumentError(f"method={method!r} does not exist; choose from {METHODS}")
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """One batch of images with what was found.
+
+    Attributes:
+        names: one per image, as in `gaia_fast.data.Batch`.
+        labels: int64 (B,), or None.
+        predicted: int64 (B,), the class of the largest logit.
+        scores: float32 or float64 (B,) by method; `BASELINE` is among them.
+    """
+
+    names: list[str]
+    labels: np.ndarray | None
+    predicted: np.ndarray
+    scores: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """All readable images of a source, scored; the fields are those of `ScoredBatch`, end to end.
+
+    Attributes:
+        unreadable: (name, reason) of each image that was left out.
+    """
+
+    names: list[str]
+    labels: np.ndarray | None
+    predicted: np.ndarray
+    scores: dict[str, np.ndarray]
+    unreadable: list[tuple[str, str]]
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of images whose predicted class is their label; None without labels."""
+        return None if self.labels is None else float((self.predicted == self.labels).mean())
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What one method does on all sets.
+
+    Attributes:
+        threshold: the smallest that accepts 95 % of the ID images.
+        metrics: by the name of the OOD set.
+    """
+
+    threshold: float
+    metrics: dict[str, OodMetrics]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One ID set against several OOD sets.
+
+    Attributes:
+        id_set: the ID set.
+        ood_sets: the OOD sets by name.
+        results: by method; the `BASELINE` comes last.
+    """
+
+    id_set: ScoredSet
+    ood_sets: dict[str, ScoredSet]
+    results: dict[str, MethodResult]
+
+
+def model_input(model: nn.Module, images: Tensor) -> Tensor:
+    """The images on the device and in the dtype of the model."""
+    first = next((each for each in model.parameters() if each.is_floating_point()), None)
+    return images if first is None else images.to(first.device, first.dtype)
+
+
+def scored_batches(
+    detectors: Mapping[str, Detector], source: ImageSource, batch_size: int = 64
+) -> Iterator[ScoredBatch]:
+    """The readable images of a source with their predictions and scores, batch by batch, in order.
+
+    Args:
+        detectors: at least one, by method; all of the same model.
+        source: the images. Those that cannot be read are noted in its `unreadable`.
+        batch_size: images that go through the network together.
+
+    Raises:
+        GaiaError: as `score` of a detector.
+    """
+    for batch in source.batches(batch_size):
+        scores, logits = {}, torch.empty(0)
+        for method, detector in detectors.items():
+            try:
+                logits, score = detector.score(model_input(detector.model, batch.images))
+            except NonFiniteError as error:
+                # The error counts within the batch; the reader knows names.
+                raise NonFiniteError(f"{error} (the batch from {batch.names[0]} to {batch.names[-1]})") from error
+            scores[method] = score.cpu().numpy()
+        logits = logits.double().cpu()
+        scores[BASELINE] = -torch.softmax(logits, dim=1).max(dim=1).values.numpy()
+        labels = None if batch.labels is None else batch.labels.numpy()
+        yield ScoredBatch(batch.names, labels, logits.argmax(dim=1).numpy(), scores)
+
+
+def score_set(
+    detectors: Mapping[str, Detector],
+    source: ImageSource,
+    batch_size: int = 64,
+    advance: Callable[[int], None] = lambda images: None,
+) -> ScoredSet:
+    """All readable images of a source with their predictions and scores.
+
+    Args:
+        detectors, source, batch_size: as in `scored_batches`.
+        advance: called with the number of images after each batch.
+
+    Raises:
+        DataError: not one image can be read. GaiaError: as `scored_batches`.
+    """
+    batches = []
+    for batch in scored_batches(detectors, source, batch_size):
+        batches.append(batch)
+        advance(len(batch.names))
+    if not batches:
+        first = "; ".join(f"{name}: {reason}" for name, reason in source.unreadable[:3])
+        raise DataError(f"none of the {len(source)} images can be read ({first})")
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    return ScoredSet(
+        names=[name for batch in batches for name in batch.names],
+        labels=np.concatenate(labels) if labels else None,
+        predicted=np.concatenate([batch.predicted for batch in batches]),
+        scores={key: np.concatenate([batch.scores[key] for batch in batches]) for key in batches[0].scores},
+        unreadable=source.unreadable,
+    )
+
+
+def compare(id_set: ScoredSet, ood_sets: Mapping[str, ScoredSet]) -> Evaluation:
+    """The metrics of every method on every OOD set.
+
+    Raises:
+        CalibrationError: as `ood_metrics`.
+    """
+    results = {
+        method: MethodResult(
+            threshold_for(id_scores),
+            {name: ood_metrics(id_scores, ood_set.scores[method]) for name, ood_set in ood_sets.items()},
+        )
+        for method, id_scores in id_set.scores.items()
+    }
+    return Evaluation(id_set, dict(ood_sets), results)
+
+
+def evaluate(
+    detectors: Mapping[str, Detector],
+    id_source: ImageSource,
+    ood_sources: Mapping[str, ImageSource],
+    batch_size: int = 64,
+    advance: Callable[[int], None] = lambda images: None,
+) -> Evaluation:
+    """Scores an ID set and OOD sets, and compares them. Arguments and errors as `score_set` and `compare`."""
+    id_set = score_set(detectors, id_source, batch_size, advance)
+    ood_sets = {name: score_set(detectors, source, batch_size, advance) for name, source in ood_sources.items()}
+    return compare(id_set, ood_sets)
+
+
+def weak_spots(evaluation: Evaluation, below: float = 0.8) -> list[str]:
+    """One sentence for each method and OOD set with an AUROC less than `below`, and for each OOD set on which the
+    baseline beats every method."""
+    methods = {method: result for method, result in evaluation.results.items() if method != BASELINE}
+    sentences = []
+    for method, result in methods.items():
+        for name, metrics in result.metrics.items():
+            if metrics.auroc >= below:
+                continue
+            how = "the wrong way round: OOD images score lower than ID ones" if metrics.auroc < 0.5 else "badly"
+            sentences.append(
+                f"{method} separates '{name}' {how} (AUROC {metrics.auroc:.3f}, where 0.5 is chance; it accepts "
+                f"{metrics.fpr95_id_positive:.0%} of its images)"
+            )
+    for name in evaluation.ood_sets:
+        best = max(result.metrics[name].auroc for result in methods.values())
+        baseline = evaluation.results[BASELINE].metrics[name].auroc
+        if baseline > best:
+            sentences.append(
+                f"on '{name}' the maximum softmax probability alone does better (AUROC {baseline:.3f}) than every "
+                f"method here (at best {best:.3f})"
+            )
+    return sentences

@@ -1,0 +1,99 @@
+"""Programs in the form for onnxruntime: the same numbers."""
+
+import pytest
+import torch
+from graphs import blocked
+from torch import nn
+
+from gaia_fast import GaiaA, GaiaZ
+
+import zoo
+
+aten = torch.ops.aten
+
+
+class Wide(nn.Module):
+    """Channels in multiples of 16, norms behind and before convolutions, a strided block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.first = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32))
+        self.second = nn.Sequential(nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU())
+        self.fc = nn.Linear(32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.second(self.first(self.stem(x))).mean((2, 3)))
+
+
+def wide() -> nn.Module:
+    torch.manual_seed(0)
+    model = Wide().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return model
+
+
+@pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
+@pytest.mark.parametrize("name", ["wide", "wrn_40_2", "strided_shortcut", "dense_like"])
+def test_the_blocked_form_computes_the_same(detector: type[GaiaA] | type[GaiaZ], name: str) -> None:
+    model = wide() if name == "wide" else zoo.build(name)
+    x = zoo.images(4, 32 if name == "wrn_40_2" else 16)
+    compiled = detector(model, engine="compiled", runtime="eager").prepare(x)
+    prepared = compiled.program(x)
+    program = prepared.program
+    before = {name for name, _ in program.graph.named_buffers()}
+    form = blocked(program.graph)
+    assert {name for name, _ in program.graph.named_buffers()} == before
+    with torch.no_grad():
+        expected = dict(zip(program.outputs, program.graph(x), strict=True))
+        found = dict(zip(program.outputs, form(x), strict=True))
+    holds, other = expected.pop("preconditions", None), found.pop("preconditions", None)
+    for output, value in expected.items():
+        torch.testing.assert_close(found[output], value, rtol=2e-5, atol=1e-6 * float(value.abs().max()))
+    if holds is not None:
+        assert torch.equal((holds > 0).all(1), (other > 0).all(1))
+
+
+def test_nothing_but_convolutions_poolings_sums_and_products_reads_a_map() -> None:
+    for detector in (GaiaZ, GaiaA):
+        x = zoo.images(4)
+        compiled = detector(wide(), engine="compiled", runtime="eager").prepare(x)
+        prepared = compiled.program(x)
+        targets = {node.target for node in blocked(prepared.program.graph).graph.nodes if node.op == "call_function"}
+        assert not targets & {aten.where.self, aten.gt.Scalar, aten._to_copy.default}
+
+
+def test_a_dead_position_shows() -> None:
+    model = wide()
+    x = zoo.images(4)
+    compiled = GaiaZ(model, engine="compiled", runtime="eager").prepare(x)
+    prepared = compiled.program(x)
+    program = prepared.program
+    form = blocked(program.graph)
+    closed = x.clone()
+    closed[2] = 0
+    model.stem.bias.data.zero_()
+    values = {}
+    for name, graph in (("plain", program.graph), ("blocked", form)):
+        with torch.no_grad():
+            values[name] = (dict(zip(program.outputs, graph(closed), strict=True))["preconditions"] > 0).all(1)
+    assert torch.equal(values["plain"], values["blocked"])
+
+
+def test_a_shift_times_a_number_stays_a_sum() -> None:
+    class Shifted(Wide):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.stem(x) * self.first[0].weight.view(1, -1, 1, 1)
+            y = torch.add(y, self.first[0].bias.view(1, -1, 1, 1), alpha=-3)
+            return self.fc(self.second(self.first(y.relu())).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = Shifted().eval(), zoo.images(2)
+    nn.init.normal_(model.first[0].bias)
+    compiled = GaiaA(model, engine="compiled", runtime="eager").prepare(x)
+    prepared = compiled.program(x)
+    with torch.no_grad():
+        torch.testing.assert_close(blocked(prepared.program.graph)(x)[0], model(x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,53 @@
+"""Programs held to the reference."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gaia_fast.compiler.verification import Verifier, rounding
+from gaia_fast.method import Method
+
+
+def test_what_is_allowed_follows_either_setting_of_convolutions() -> None:
+    """PyTorch has two settings for TF32, and the older cannot be read once the newer has been used."""
+    logits = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    try:
+        for precision, eps in (("tf32", 2.0**-11), ("ieee", 2.0**-23)):
+            convolutions.fp32_precision = precision
+            assert rounding(logits) == eps
+    finally:
+        convolutions.fp32_precision = before
+
+
+class Sharp(nn.Module):
+    """One unit of four that is zero to rounding for the first image: its score is half as large again if it opens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.BatchNorm2d(1, eps=0), nn.Linear(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.norm(x)).mean((2, 3)))
+
+
+def test_an_image_whose_score_hangs_on_rounding_is_held_to_what_rounding_does() -> None:
+    torch.manual_seed(0)
+    model = Sharp().eval()
+    nn.init.constant_(model.norm.bias, -1)
+    x = torch.tensor([[[[3.0, 2.0], [1.0 + 1e-7, -5.0]]], [[[3.0, 2.0], [1.5, -5.0]]]])
+    verifier = Verifier(model, Method("gaia-z"), None, None)
+    own = verifier.reference(x)
+    assert own.score.tolist() == [0.75, 0.75]
+    for image, fine in ((0, True), (1, False)):
+        score = own.score.clone()
+        score[image] = 0.5
+        off, allowed = verifier.error({"logits": own.logits, "score": score}, x, own)
+        assert off == pytest.approx(1 / 3)
+        assert (off <= allowed) == fine
+    nan = {"logits": own.logits * torch.nan, "score": own.score}
+    off, allowed = verifier.error(nan, x, own)
+    assert not off <= allowed
