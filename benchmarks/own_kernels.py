@@ -12,7 +12,7 @@ from torch import fx
 from gaia_fast.compiler.ir.constants import constant
 from gaia_fast.compiler.ir.passes import clean_up
 from gaia_fast.compiler.ir.rewriting import calls, copy_of, same_shape
-from gaia_fast.compiler.native.fusion import closed, erase, scaled, summed
+from gaia_fast.compiler.native.fusion import erase, relu_mask_of, scaled, summed
 from gaia_fast.ops import maps
 
 aten = torch.ops.aten
@@ -66,9 +66,9 @@ def _sum_of_two(x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 def _backward(module: fx.GraphModule, node: fx.Node, backend: str) -> bool:
     """where(y <= 0, 0, g), summed over space, times a factor a channel where nothing else reads it."""
-    gate, g = closed(node), node.args[2]
+    relu_mask, g = relu_mask_of(node), node.args[2]
     statistic, sums = summed(node, False)
-    if gate is None or not _is_map(node) or not sums or not same_shape(g, node):
+    if relu_mask is None or not _is_map(node) or not sums or not same_shape(g, node):
         return False
     last, factor = node, None
     if product := scaled(node, sums, int(node.meta["val"].shape[1])):
@@ -77,7 +77,7 @@ def _backward(module: fx.GraphModule, node: fx.Node, backend: str) -> bool:
     with graph.inserting_before(node):
         scale = None if factor is None else constant(module, factor.float())
         made = graph.call_function(
-            torch.ops.gaia_fast.relu_backward_moments.default, (g, gate, scale), {"backend": backend}
+            torch.ops.gaia_fast.relu_backward_moments.default, (g, relu_mask, scale), {"backend": backend}
         )
         grad_in, moments = (graph.call_function(operator.getitem, (made, index)) for index in range(2))
         which = maps.SUM if statistic == "sum" else maps.ABS_SUM

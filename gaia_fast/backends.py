@@ -15,6 +15,8 @@ import torch
 
 from gaia_fast.errors import ArgumentError, BackendError
 
+__all__ = ["BACKENDS", "KERNEL_DTYPES", "Availability", "Choice", "available", "choose", "kernels"]
+
 BACKENDS = ("torch", "cpu", "triton", "cuda")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

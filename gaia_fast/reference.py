@@ -44,7 +44,7 @@ def _of_eager_model(
 
     @wraps(method)
     @in_grad_mode(True)
-    def call(model: nn.Module, *args: P.args, **kwargs: P.kwargs) -> Reference:
+    def call(model: nn.Module, /, *args: P.args, **kwargs: P.kwargs) -> Reference:
         model = checks.unwrap(model)
         return undisturbed(model, lambda: method(model, *args, **kwargs))
 

@@ -59,7 +59,7 @@ def validate(
     A row passes if no score is off by more than its limit (relative): 1e-5 for gaia-a and 1e-4 for gaia-z, or twice
     the error that plain PyTorch itself makes in the model's own dtype, whichever is larger. For gaia-z the number of
     non-zero gradients of every channel must also be exactly that of plain PyTorch in the model's dtype; for compiled
-    programs, whose folded norms may open or close units that are zero to rounding, it is told. What
+    programs, whose folded norms may make units active or inactive that are zero to rounding, it is told. What
     cannot run here is listed with the reason. The exit code is 1 if a row fails, and 3 if all pass but images could
     not be read.
     """

@@ -129,7 +129,7 @@ def with_images_in(dtype: torch.dtype, program: Program) -> Program:
     return Program(module, program.outputs, program.maps, program.preconditions)
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder(fx.Interpreter):  # type: ignore[misc]
     """One run of the captured model, and of what the method makes of it."""
 
     def __init__(
@@ -141,7 +141,7 @@ class _Recorder(fx.Interpreter):
         sizes = [(each.channels, each.area) for each in maps]
         self.counter = NonZeroCounter([None] * len(maps) if sparsity is None else sparsity, sizes)
         self.outputs: list[str] = []
-        self.towards: dict[int, Tensor] = {}
+        self.leaves: dict[int, Tensor] = {}
         self.last_seen: Tensor | None = None
         self.last: Tensor | None = None
         self.phi: Tensor | None = None
@@ -157,7 +157,7 @@ class _Recorder(fx.Interpreter):
 
     def _mark(self, x: Tensor, place: int, index: int) -> Tensor:
         if place == MAP and self.method.needs_maps and self.counter.needs_gradient(index):
-            x = self.towards[index] = _leaf(x)
+            x = self.leaves[index] = _leaf(x)
         elif place == LAST and self.method.needs_output_component:
             x = self.last_seen = _leaf(x)
         elif place == PHI:
@@ -165,12 +165,12 @@ class _Recorder(fx.Interpreter):
         return x
 
     def run(self, x: Tensor) -> tuple[Tensor, ...]:
-        self.towards, self.outputs = {}, []
+        self.leaves, self.outputs = {}, []
         with torch.enable_grad():
             result = super().run(x)
             logits = result if isinstance(result, Tensor) else result[0]
             component = self._output_component(logits) if self.method.needs_output_component else None
-            gradients = self._gradients(logits) if self.towards else {}
+            gradients = self._gradients(logits) if self.leaves else {}
         with torch.no_grad():
             found: dict[str, Tensor] = {"logits": logits.detach()}
             if not self.method.needs_maps:
@@ -203,8 +203,8 @@ class _Recorder(fx.Interpreter):
         """
         g = None
         if self.last is not None and logits.requires_grad:
-            towards = torch.rsub(logits.detach().softmax(1), 1, alpha=logits.shape[1])
-            (g,) = torch.autograd.grad([logits], [self.last], [towards], retain_graph=True, allow_unused=True)
+            cotangent = torch.rsub(logits.detach().softmax(1), 1, alpha=logits.shape[1])
+            (g,) = torch.autograd.grad([logits], [self.last], [cotangent], retain_graph=True, allow_unused=True)
         if g is None:
             raise LayerError(checks.unusable_last(self.head.last_name if self.head else ""))
         return g.to(accumulator_dtype(g.dtype)).mean((2, 3)).abs().mean(1).sqrt()
@@ -220,14 +220,14 @@ class _Recorder(fx.Interpreter):
             top1 = logits.detach().argmax(dim=1, keepdim=True)
             classes = torch.arange(logits.shape[1], device=logits.device)
             cotangent = (classes == top1).to(logits.dtype)
-        wanted = list(self.towards.values())
+        wanted = list(self.leaves.values())
         found: Sequence[Tensor | None] = [None] * len(wanted)
         if target is not None and target.requires_grad:
             found = torch.autograd.grad([target], wanted, [cotangent], allow_unused=True)
-        missed = [self.captured.maps[index].name for index, g in zip(self.towards, found, strict=True) if g is None]
+        missed = [self.captured.maps[index].name for index, g in zip(self.leaves, found, strict=True) if g is None]
         if missed:
             raise LayerError(checks.unreached(missed))
-        return {index: g.detach() for index, g in zip(self.towards, found, strict=True) if g is not None}
+        return {index: g.detach() for index, g in zip(self.leaves, found, strict=True) if g is not None}
 
     def _moment(self, index: int, g: Tensor | None) -> Tensor:
         """The sums over space that the method's eps of a map is made of: (N, K)."""

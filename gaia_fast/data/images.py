@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -176,7 +176,7 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
 
 def _reason(error: BaseException) -> str:
     """The first line of the message; Pillow's "cannot identify" repeats the path or an object's address."""
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image"
     return (str(error).splitlines() or [type(error).__name__])[0]
 

@@ -1,4 +1,4 @@
-"""Whether every position of a grid has an open channel: what GAIA-Z's forward counts need to be true of an image."""
+"""Whether every position of a grid has an active channel: what GAIA-Z's forward counts need to be true of an image."""
 
 import torch
 from torch import Tensor

@@ -39,7 +39,7 @@ def results_hold(
             0 if preconditions is None else preconditions.data_ptr(),
             0 if preconditions is None else preconditions.shape[1],
             0 if component is None else component.data_ptr(),
-            _flat(classes, torch.float32),
+            _rounding(classes, torch.float32),
         )
     fine = [torch.isfinite(logits).all(), torch.isfinite(score).all()]
     if preconditions is not None:
@@ -82,11 +82,11 @@ def divisible(component: Tensor, logits: Tensor) -> Tensor:
     classes = logits.shape[1]
     wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     slope = (1 - classes * torch.softmax(wide, dim=1)).abs().amax(1)
-    flat = slope <= _flat(classes, wide.dtype)
-    return (component > 0) & ~flat.to(component.device)
+    uniform = slope <= _rounding(classes, wide.dtype)
+    return (component > 0) & ~uniform.to(component.device)
 
 
-def _flat(classes: int, dtype: torch.dtype) -> float:
+def _rounding(classes: int, dtype: torch.dtype) -> float:
     """The largest |1 - C softmax(S)| that is rounding alone."""
     return 16 * torch.finfo(dtype).eps * classes
 

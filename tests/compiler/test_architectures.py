@@ -71,7 +71,7 @@ What the compiled engine does for each network, with random weights and noise fo
 table (`tests/compiler/test_architectures.py`) compares every score with the float64 reference: GAIA-A to 1e-5 and
 GAIA-Z to 1e-4, or twice what plain PyTorch is itself off by where that is more (under runtime "native", whose Winograd
 convolutions round more, four times), or twice what weights do to the score that are off by as much as float32 rounds (a
-unit that is zero to rounding opens). Hooks score all of them too.
+unit that is zero to rounding becomes active). Hooks score all of them too.
 
 GAIA-Z: "forward" are maps whose densities are counted in the forward pass; "adjoint" those whose gradient is computed,
 with the commonest reason (in float64 where float32 rounds a unit of the example to zero). What is counted forward with

@@ -1,6 +1,6 @@
 """Fusion: each convolution takes up what stands behind it, for this package's own kernels.
 
-Forward, that is the residual added to it, the ReLU and the count of what is open; backward, the gradient added to it,
+Forward, that is the residual added to it, the ReLU and the count of what is active; backward, the gradient added to it,
 the ReLU's mask, the sums that the score needs, the norm's factor and the skip connection's gradient. A norm and a ReLU
 behind anything else become `relu_forward_count`. What fits nowhere stays PyTorch's.
 """
@@ -39,9 +39,9 @@ class _Fuser:
                 self._convolution(node)
         for node in list(self.graph.nodes):
             if node.target is aten.relu.default:
-                self._norm(node)
+                self._relu(node)
             elif node.target is aten.where.self:
-                self._gate(node)
+                self._relu_backward(node)
         for node in list(self.graph.nodes):
             if node.target is aten.amin.default:
                 self._condition(node)
@@ -86,8 +86,8 @@ class _Fuser:
             residual, last = added
         if (user := only_user(last)) is not None and user.target is aten.relu.default:
             relu, last = True, user
-        elif gated := _gated(last):
-            relu_mask, last = gated
+        elif masked := _masked(last):
+            relu_mask, last = masked
         value = node.meta["val"]
         statistic, sums = summed(last, relu)
         if not relu and (factor := scaled(last, sums, int(value.shape[1]))):
@@ -102,8 +102,8 @@ class _Fuser:
             y, total = self._place(kernel, (node.args[0], residual, relu_mask, skip), last.meta["val"])
         self._replace(last, y, sums, total)
 
-    def _norm(self, node: fx.Node) -> None:
-        """relu(x * scale + shift), with the count of what is open."""
+    def _relu(self, node: fx.Node) -> None:
+        """relu(x * scale + shift), with the count of what is active."""
         value = node.meta["val"]
         if value.ndim != 4 or value.dtype != torch.float32:
             return
@@ -121,12 +121,12 @@ class _Fuser:
             y, total = self._place(kernel, (x, None, None, None), value)
         self._replace(node, y, counts, total)
 
-    def _gate(self, node: fx.Node) -> None:
+    def _relu_backward(self, node: fx.Node) -> None:
         """A gradient through a ReLU, with its sums and the norm's factor."""
         value, g = node.meta["val"], node.args[2]
         if value.ndim != 4 or value.dtype != torch.float32 or not alike(g, node):
             return
-        if (relu_mask := closed(node)) is None:
+        if (relu_mask := relu_mask_of(node)) is None:
             return
         statistic, sums = summed(node, False)
         scale, last = scaled(node, sums, int(value.shape[1])) or (None, node)
@@ -147,7 +147,7 @@ class _Fuser:
         node.replace_input_with(x, first)
 
     def _condition(self, node: fx.Node) -> None:
-        """Whether each position of a grid has an open channel, of all or of some that follow each other."""
+        """Whether each position of a grid has an active channel, of all or of some that follow each other."""
         highest = node.args[0]
         if not calls(highest, aten.reshape.default) or list(node.args[1]) != [1] or node.meta["val"].ndim != 1:
             return
@@ -252,22 +252,22 @@ def _added(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return None if other is node or not alike(other, node) else (other, user)
 
 
-def _gated(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The map whose open units let a node through that nothing else reads, and what is let through."""
+def _masked(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The map whose active units let a node through that nothing else reads, and what is let through."""
     user = only_user(node)
     if user is None or user.target is not aten.where.self or user.args[2] is not node:
         return None
-    relu_mask = closed(user)
+    relu_mask = relu_mask_of(user)
     return None if relu_mask is None else (relu_mask, user)
 
 
-def closed(where: fx.Node) -> fx.Node | None:
+def relu_mask_of(where: fx.Node) -> fx.Node | None:
     """The map where a selection is zero because it is not positive there; None of any other selection."""
-    closed, zero, _ = where.args
-    if not isinstance(closed, fx.Node) or closed.target is not aten.le.Scalar or closed.args[1] != 0:
+    inactive, zero, _ = where.args
+    if not isinstance(inactive, fx.Node) or inactive.target is not aten.le.Scalar or inactive.args[1] != 0:
         return None
     nothing = constant_value(zero)
-    relu_mask = closed.args[0]
+    relu_mask = inactive.args[0]
     return None if nothing is None or bool(nothing.any()) or not alike(relu_mask, where) else relu_mask
 
 

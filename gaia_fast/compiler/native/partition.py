@@ -53,10 +53,12 @@ def partition(module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(module, graph)
 
 
-@fx.has_side_effect
 def _call(guard: Callable[[], None] | None) -> None:
     if guard is not None:
         guard()
+
+
+fx.has_side_effect(_call)
 
 
 def _ours(node: fx.Node) -> bool:

@@ -50,12 +50,12 @@ class _Rewriter:
                 self._norm(node)
 
     def _selection(self, node: fx.Node) -> None:
-        closed, zero, g = node.args
-        if not (calls(closed, aten.le.Scalar) and closed.args[1] == 0 and _is_zero(zero)):
+        inactive, zero, g = node.args
+        if not (calls(inactive, aten.le.Scalar) and inactive.args[1] == 0 and _is_zero(zero)):
             return
-        if same_shape(closed.args[0], g) and self._blocks(closed.args[0]):
+        if same_shape(inactive.args[0], g) and self._blocks(inactive.args[0]):
             with self.graph.inserting_before(node):
-                product = self._call(aten.mul.Tensor, g, self._indicator(closed.args[0]), like=node)
+                product = self._call(aten.mul.Tensor, g, self._indicator(inactive.args[0]), like=node)
             node.replace_all_uses_with(product)
 
     def _norm(self, node: fx.Node) -> None:
@@ -138,13 +138,13 @@ class _Rewriter:
                 return
             flat = self._flat(blocks, len(blocks) * _BLOCK, node)
             columns = self.graph.call_function(aten.slice.Tensor, (flat, 1, 0, len(blocks) * _BLOCK, _BLOCK))
-            live = self.graph.call_function(aten.neg.default, (columns,))
+            held = self.graph.call_function(aten.neg.default, (columns,))
             if rest:
-                live = self.graph.call_function(
-                    aten.cat.default, ([live, self.graph.call_function(aten.stack.default, (rest, 1))], 1)
+                held = self.graph.call_function(
+                    aten.cat.default, ([held, self.graph.call_function(aten.stack.default, (rest, 1))], 1)
                 )
-            live.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(live)
+            held.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(held)
 
     def _emptiest(self, node: fx.Node) -> fx.Node | None:
         """min over a grid of positions of [max over channels of y] > 0, for ReLU's y: (N, 16, 1, 1)."""

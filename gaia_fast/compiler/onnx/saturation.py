@@ -1,4 +1,4 @@
-"""A program rewritten for onnxruntime, whose Sigmoid and Tanh become flat earlier than float32 does.
+"""A program rewritten for onnxruntime, whose Sigmoid and Tanh saturate earlier than float32 does.
 
 Its Sigmoid is exactly 0 below -16.0 and 1 above 16.0, its Tanh 1 above 8.1. The functions, and PyTorch's, are so only
 below -88.7 and above 16.6, and above 9.0: a unit between has a gradient, which GAIA-Z counts. So both are written with
@@ -34,8 +34,8 @@ def _sigmoid(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 
 def _silu(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    gate = _sigmoid(graph, node)
-    return None if gate is None else _call(graph, node, aten.mul.Tensor, node.args[0], gate)
+    sigmoid = _sigmoid(graph, node)
+    return None if sigmoid is None else _call(graph, node, aten.mul.Tensor, node.args[0], sigmoid)
 
 
 def _tanh(graph: fx.Graph, node: fx.Node) -> fx.Node | None:

@@ -103,11 +103,11 @@ def _hardtanh(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return _select(graph, node, outside, g)
 
 
-def _select(graph: fx.Graph, node: fx.Node, closed: fx.Node, g: fx.Node) -> fx.Node:
-    # Selects, not multiplies: an infinite gradient behind a closed unit is zero, as in PyTorch.
+def _select(graph: fx.Graph, node: fx.Node, inactive: fx.Node, g: fx.Node) -> fx.Node:
+    # Selects, not multiplies: an infinite gradient behind an inactive unit is zero, as in PyTorch.
     value = node.meta["val"]
     zero = graph.call_function(aten.scalar_tensor.default, (0,), {"dtype": value.dtype, "device": value.device})
-    selected = _call(graph, aten.where.self, closed, zero, g)
+    selected = _call(graph, aten.where.self, inactive, zero, g)
     selected.meta["val"] = value
     return selected
 

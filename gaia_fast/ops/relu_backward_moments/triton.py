@@ -65,7 +65,7 @@ def relu_backward_moments_kernel(
         if HAS_Y:
             at = tile_offsets(n, k, p, width, y_n, y_k, y_h, y_w, LAYOUT, VECTOR_K, VECTOR_P)
             y = tl.load(y_ptr + at, mask=inside, other=0).to(tl.float32)
-            g = tl.where(y <= 0, 0.0, g)  # selects: an infinite g behind a dead unit is 0, and a NaN in y passes g
+            g = tl.where(y <= 0, 0.0, g)  # selects: an infinite g behind an inactive unit is 0, and a NaN in y passes g
         total += g
         total_abs += tl.abs(g)
         nonzero += (g != 0).to(tl.float32)

@@ -1,4 +1,4 @@
-"""Norm, residual add and ReLU in the forward direction, fused with the count of live units."""
+"""Norm, residual add and ReLU in the forward direction, fused with the count of active units."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def relu_forward_count(
         y[n, k, i, j] = max(x[n, k, i, j] * scale[k] + shift[k] + residual[n, k, i, j], 0)
         nonzero[n, k] = |{(i, j) : y[n, k, i, j] != 0}|
 
-    Where the structure of a network proves that the gradient behind this ReLU vanishes just where the ReLU is closed,
+    Where the structure of a network proves that the gradient behind this ReLU vanishes just where the ReLU is inactive,
     nonzero / (H*W) is the density of Eq. 10, with no backward pass.
 
     Args:
