@@ -40,8 +40,8 @@ class Check:
         limit: the largest error that passes.
         wrong_counts: GAIA-Z: how many channels, over all images, have another number of non-zero gradients than the
             reference in the model's own dtype; None for GAIA-A, which counts nothing, and for exports, which tell the
-            score alone. A compiled program folds norms into weights, so that units which are zero to rounding may become active
-            or close: its counts are told, and only its scores judged.
+            score alone. A compiled program folds norms into weights, so that units which are zero to rounding may
+            become active or inactive: its counts are told, and only its scores judged.
     """
 
     method: str
