@@ -2,7 +2,21 @@
 
 from gaia_fast import backends, errors, ops, reference
 from gaia_fast._version import __version__
+from gaia_fast.compiler.package.metadata import read_metadata
+from gaia_fast.compiler.package.reading import load
 from gaia_fast.detector import GaiaA, GaiaOutput, GaiaZ
 from gaia_fast.errors import GaiaError
 
-__all__ = ["GaiaA", "GaiaError", "GaiaOutput", "GaiaZ", "__version__", "backends", "errors", "ops", "reference"]
+__all__ = [
+    "GaiaA",
+    "GaiaError",
+    "GaiaOutput",
+    "GaiaZ",
+    "__version__",
+    "backends",
+    "errors",
+    "load",
+    "ops",
+    "read_metadata",
+    "reference",
+]

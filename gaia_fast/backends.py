@@ -55,7 +55,12 @@ class Choice:
 
 
 def available() -> dict[str, Availability]:
-    """Returns every backend's name with its `Availability` on this machine."""
+    """Returns every backend's name with its `Availability` on this machine.
+
+    Example:
+        >>> bool(available()["torch"])
+        True
+    """
     found = {"torch": Availability(True, f"PyTorch {torch.__version__} reductions")}
     for name, backend in _COMPILED.items():
         reason = backend.missing()
@@ -73,6 +78,10 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype) -> Choice:
     Raises:
         ArgumentError: no such backend.
         BackendError: the backend was asked for by name and cannot handle these maps; nothing else is used instead.
+
+    Example:
+        >>> choose("torch", torch.device("cpu"), torch.float32)
+        Choice(name='torch', why='asked for')
     """
     if requested not in ("auto", *BACKENDS):
         raise ArgumentError(f"backend={requested!r} does not exist; choose from {('auto', *BACKENDS)}")

@@ -78,6 +78,16 @@ class _Detector:
 
         Raises:
             GaiaError: of the kind that fits. The model is left as it was, whatever happens.
+
+        Example:
+            >>> from gaia_fast import GaiaZ
+            >>> from gaia_fast.data.digits import held_out_digits
+            >>> from gaia_fast.models import digits_resnet
+            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+            >>> logits, score = GaiaZ(model).score(x[:100])
+            >>> accuracy = (logits.argmax(1) == labels[:100]).float().mean()
+            >>> bool(accuracy > 0.9)
+            True
         """
         checks.check_form(x)
         measured = self._engine.score_prepared(x) if x.shape[0] > 0 else None
@@ -90,7 +100,17 @@ class _Detector:
         return GaiaOutput(measured.logits, measured.score, measured.matrix() if return_matrix else None)
 
     def predict(self, x: Tensor) -> Tensor:
-        """Returns the (N,) float32 scores alone; larger = more out of distribution. See `score`."""
+        """Returns the (N,) float32 scores alone; larger = more out of distribution. See `score`.
+
+        Example:
+            >>> from gaia_fast import GaiaZ
+            >>> from gaia_fast.data.digits import held_out_digits
+            >>> from gaia_fast.models import digits_resnet
+            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+            >>> detector = GaiaZ(model)
+            >>> torch.equal(detector.predict(x[:4]), detector(x[:4]))
+            True
+        """
         return self.score(x).score
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -114,13 +134,34 @@ class _Detector:
         Raises:
             ModelError, BackendError: engine="compiled" and the model, or the runtime, cannot do it.
             ArgumentError: the engine has nothing to prepare.
+
+        Example:
+            >>> from gaia_fast import GaiaZ
+            >>> from gaia_fast.data.digits import held_out_digits
+            >>> from gaia_fast.models import digits_resnet
+            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+            >>> detector = GaiaZ(model, runtime="eager").prepare(x[:4])
+            >>> detector.plan(x[:4]).engine.name
+            'compiled'
         """
         self._check_example(example)
         self._engine.prepare(example)
         return self
 
     def program(self, x: Tensor) -> Prepared | None:
-        """Returns the compiled program for images like `x`; None without one, or where the model has changed since."""
+        """Returns the compiled program for images like `x`; None without one, or where the model has changed since.
+
+        Example:
+            >>> from gaia_fast import GaiaZ
+            >>> from gaia_fast.data.digits import held_out_digits
+            >>> from gaia_fast.models import digits_resnet
+            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+            >>> detector = GaiaZ(model, runtime="eager")
+            >>> detector.program(x[:4]) is None
+            True
+            >>> detector.prepare(x[:4]).program(x[:4]).program.outputs[:2]
+            ('logits', 'score')
+        """
         return self._engine.program(x)
 
     def export(self, path: str | Path, example: Tensor) -> Path:
@@ -141,6 +182,19 @@ class _Detector:
 
         Raises:
             ModelError, BackendError, ArgumentError: see the messages.
+
+        Example:
+            >>> from gaia_fast import GaiaZ
+            >>> from gaia_fast.data.digits import held_out_digits
+            >>> from gaia_fast.models import digits_resnet
+            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+            >>> from tempfile import TemporaryDirectory
+            >>> from gaia_fast import load
+            >>> with TemporaryDirectory() as folder:
+            ...     path = GaiaZ(model).export(f"{folder}/model.onnx", x[:4])
+            ...     logits, score = load(path)(x[:2])
+            >>> torch.allclose(score, GaiaZ(model)(x[:2]))
+            True
         """
         self._check_example(example)
         path = Path(path)
@@ -167,6 +221,15 @@ class _Detector:
 
         Raises:
             CalibrationError: nothing to calibrate on. GaiaError: as `score`.
+
+        Example:
+            >>> from gaia_fast import GaiaZ
+            >>> from gaia_fast.data.digits import held_out_digits
+            >>> from gaia_fast.models import digits_resnet
+            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+            >>> detector = GaiaZ(model).calibrate(x[:500])
+            >>> bool((detector(x[:500]) <= detector.threshold).float().mean() >= 0.95)
+            True
         """
         scores: Any = loader_or_scores
         if not calibration.looks_like_scores(loader_or_scores):
@@ -178,7 +241,17 @@ class _Detector:
         return self
 
     def is_ood(self, x: Tensor) -> Tensor:
-        """Returns the (N,) bool decisions score > threshold (Eq. 1); CalibrationError before `calibrate`."""
+        """Returns the (N,) bool decisions score > threshold (Eq. 1); CalibrationError before `calibrate`.
+
+        Example:
+            >>> from gaia_fast import GaiaZ
+            >>> from gaia_fast.data.digits import held_out_digits
+            >>> from gaia_fast.models import digits_resnet
+            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+            >>> detector = GaiaZ(model).calibrate(x[:500])
+            >>> detector.is_ood(x[:4]).dtype
+            torch.bool
+        """
         if self.threshold is None:
             raise CalibrationError(
                 "there is no threshold yet: call calibrate(...) with in-distribution images or scores, or set "
@@ -187,7 +260,17 @@ class _Detector:
         return self.predict(x) > self.threshold
 
     def plan(self, x: Tensor) -> Plan:
-        """Returns what will be done on batches like `x`: inspected maps, head, engine, backend, and why; print it."""
+        """Returns what will be done on batches like `x`: inspected maps, head, engine, backend, and why; print it.
+
+        Example:
+            >>> from gaia_fast import GaiaZ
+            >>> from gaia_fast.data.digits import held_out_digits
+            >>> from gaia_fast.models import digits_resnet
+            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+            >>> plan = GaiaZ(model).plan(x[:1])
+            >>> len(plan.maps), plan.engine.name
+            (12, 'hooks')
+        """
         self._check(x)
         checks.check_pixels(x)
         images = x if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
@@ -268,6 +351,19 @@ class GaiaZ(_Detector):
 
     Raises:
         LayerError, ModelError, ArgumentError, BackendError: see the messages.
+
+    Example:
+        >>> from gaia_fast import GaiaZ
+        >>> from gaia_fast.data.digits import held_out_digits
+        >>> from gaia_fast.models import digits_resnet
+        >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+        >>> detector = GaiaZ(model)
+        >>> logits, score = detector.score(x[:8])
+        >>> logits.shape, score.shape
+        (torch.Size([8, 10]), torch.Size([8]))
+        >>> noise = torch.rand_like(x[:8])
+        >>> bool(detector(noise).mean() > score.mean())
+        True
     """
 
     def __init__(
@@ -294,6 +390,16 @@ class GaiaA(_Detector):
 
     Raises:
         LayerError, ModelError, ArgumentError, BackendError: see the messages.
+
+    Example:
+        >>> from gaia_fast import GaiaA
+        >>> from gaia_fast.data.digits import held_out_digits
+        >>> from gaia_fast.models import digits_resnet
+        >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+        >>> detector = GaiaA(model, layers=["layer3", "layer4"])
+        >>> out = detector.score(x[:8], return_matrix=True)
+        >>> out.score.shape, out.matrix.shape
+        (torch.Size([8]), torch.Size([8, 6, 64]))
     """
 
     def __init__(

@@ -66,6 +66,16 @@ def gaia_z(model: nn.Module, x: Tensor, layers: Sequence[str] | None = None, *, 
 
     Raises:
         GaiaError: of the kind that fits; bad input never gives a number.
+
+    Example:
+        >>> from gaia_fast.data.digits import held_out_digits
+        >>> from gaia_fast.models import digits_resnet
+        >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+        >>> score, abnormality, logits = gaia_z(model, x[:2])
+        >>> [tuple(eps.shape) for eps in abnormality[:3]]
+        [(2, 8), (2, 8), (2, 8)]
+        >>> all(bool((0 <= eps).all() and (eps <= 1).all()) for eps in abnormality)
+        True
     """
     trace = _record(model, x, layers)
     top1 = trace.logits.max(dim=1).values
@@ -100,6 +110,16 @@ def gaia_a(
 
     Raises:
         GaiaError: of the kind that fits; bad input never gives a number.
+
+    Example:
+        >>> from gaia_fast.data.digits import held_out_digits
+        >>> from gaia_fast.models import digits_resnet
+        >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+        >>> top = gaia_a(model, x[:2], layers=["layer4"])
+        >>> inner = gaia_a(model, x[:2], layers=["layer4"], fusion="inner")
+        >>> ratio = inner.score / top.score  # the output component
+        >>> bool((ratio > 0).all())
+        True
     """
     method = Method(Measure.GAIA_A, fusion, statistic, p)
     where = None

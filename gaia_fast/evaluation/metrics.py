@@ -45,6 +45,11 @@ def ood_metrics(id_scores: Any, ood_scores: Any) -> OodMetrics:
 
     Raises:
         CalibrationError: a set is empty, not one-dimensional, or holds infinite or NaN scores.
+
+    Example:
+        >>> found = ood_metrics(id_scores=[1.0, 2.0, 3.0, 4.0], ood_scores=[4.0, 5.0])
+        >>> found.auroc, found.fpr95_id_positive
+        (0.9375, 0.5)
     """
     inside = _usable(id_scores, "in-distribution")
     outside = _usable(ood_scores, "OOD")

@@ -31,6 +31,18 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         ArgumentError: no such format, no such file, or one that `export` did not write, or that is damaged.
         BackendError: a package is missing.
+
+    Example:
+        >>> from gaia_fast import GaiaZ
+        >>> from gaia_fast.data.digits import held_out_digits
+        >>> from gaia_fast.models import digits_resnet
+        >>> from tempfile import TemporaryDirectory
+        >>> x, labels = held_out_digits()
+        >>> with TemporaryDirectory() as folder:
+        ...     detector = GaiaZ(digits_resnet(pretrained=True)).calibrate(x[:100])
+        ...     found = read_metadata(detector.export(f"{folder}/model.onnx", x[:4]))
+        >>> float(found["threshold"]) == detector.threshold
+        True
     """
     path = Path(path)
     check_ending(path)

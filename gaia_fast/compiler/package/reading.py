@@ -19,6 +19,18 @@ def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
     Raises:
         ArgumentError, BackendError: as `read_metadata`; also where its runtime cannot load the file. The function
             raises InputError for images of other sizes or dtype than the file was exported for.
+
+    Example:
+        >>> from gaia_fast import GaiaA
+        >>> from gaia_fast.data.digits import held_out_digits
+        >>> from gaia_fast.models import digits_resnet
+        >>> from tempfile import TemporaryDirectory
+        >>> x, labels = held_out_digits()
+        >>> with TemporaryDirectory() as folder:
+        ...     path = GaiaA(digits_resnet(pretrained=True)).export(f"{folder}/model.onnx", x[:4])
+        ...     logits, score = load(path)(x[:3])
+        >>> logits.shape, score.shape
+        (torch.Size([3, 10]), torch.Size([3]))
     """
     path = Path(path)
     images = accepted(path)

@@ -26,6 +26,11 @@ def channel_moments(g: Tensor, *, out: Tensor | None = None, backend: str | None
         BackendError: wrong shapes or dtypes, or a backend that cannot run here.
 
     Deterministic: the order of summation depends on shape and strides alone.
+
+    Example:
+        >>> g = torch.tensor([[[[1.0, -2.0], [0.0, 3.0]]]])
+        >>> channel_moments(g).flatten().tolist()  # sum, sum of absolute values, non-zeros
+        [2.0, 6.0, 3.0]
     """
     if is_traced(g):
         moments = torch.ops.gaia_fast.channel_moments(g, backend)

@@ -45,6 +45,11 @@ def frobenius(
         BackendError: shapes that do not fit together, or a backend that cannot run here.
 
     Deterministic: the order of summation depends on the widths alone.
+
+    Example:
+        >>> moments = torch.tensor([[3.0, 0.0, 16.0]])  # two channels of 1 position, one of 4
+        >>> frobenius(moments, widths=[2, 1], inverse_area=[1.0, 0.25]).tolist()
+        [5.0]
     """
     if is_traced(moments):
         return torch.ops.gaia_fast.frobenius(moments, widths, inverse_area, output_component, p, backend)

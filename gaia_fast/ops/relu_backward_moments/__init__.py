@@ -37,6 +37,13 @@ def relu_backward_moments(
         BackendError: wrong shapes or dtypes, or a backend that cannot run here.
 
     Deterministic, as `channel_moments` is.
+
+    Example:
+        >>> g = torch.tensor([[[[1.0, -2.0], [4.0, 3.0]]]])
+        >>> y = torch.tensor([[[[0.5, 0.0], [1.0, 2.0]]]])  # the ReLU's output
+        >>> grad_in, moments = relu_backward_moments(g, y, scale=torch.tensor([10.0]))
+        >>> grad_in.flatten().tolist(), moments.flatten().tolist()
+        ([10.0, 0.0, 40.0, 30.0], [8.0, 8.0, 3.0])
     """
     if is_traced(g):
         grad_in, moments = torch.ops.gaia_fast.relu_backward_moments(g, y, scale, backend)

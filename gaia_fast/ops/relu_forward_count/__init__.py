@@ -38,6 +38,12 @@ def relu_forward_count(
         BackendError: wrong shapes or dtypes, or a backend that cannot run here.
 
     Deterministic, as `channel_moments` is.
+
+    Example:
+        >>> x = torch.tensor([[[[1.0, -2.0], [0.0, 3.0]]]])
+        >>> y, nonzero = relu_forward_count(x, shift=torch.tensor([1.0]))
+        >>> y.flatten().tolist(), nonzero.tolist()
+        ([2.0, 0.0, 1.0, 4.0], [[3.0]])
     """
     if is_traced(x):
         return torch.ops.gaia_fast.relu_forward_count(x, scale, shift, residual, backend)

@@ -1,0 +1,40 @@
+"""The examples in the docstrings of what users call: each is there, and says what comes out."""
+
+import doctest
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import gaia_fast
+from gaia_fast import GaiaA, GaiaZ, backends, ops, reference
+from gaia_fast.evaluation.metrics import ood_metrics
+
+METHODS = [getattr(GaiaZ, name) for name, _ in inspect.getmembers(GaiaZ, inspect.isfunction) if name[0] != "_"]
+PUBLIC = [
+    GaiaZ,
+    GaiaA,
+    *METHODS,
+    gaia_fast.load,
+    gaia_fast.read_metadata,
+    reference.gaia_z,
+    reference.gaia_a,
+    *(getattr(ops, name) for name in ops.__all__),
+    backends.available,
+    backends.choose,
+    ood_metrics,
+]
+
+
+@pytest.mark.parametrize("of", PUBLIC, ids=lambda of: of.__qualname__)
+def test_the_example_runs(of: Callable[..., Any]) -> None:
+    names = vars(inspect.getmodule(inspect.unwrap(of)))
+    tests = [
+        each
+        for each in doctest.DocTestFinder(recurse=False).find(of, of.__qualname__, globs=dict(names))
+        if each.examples
+    ]
+    assert tests, "its docstring has no example"
+    for test in tests:
+        assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
