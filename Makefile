@@ -17,7 +17,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt Makefile \
 CONFIGURE = $(BIN)/cmake -S . -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	-DCMAKE_PREFIX_PATH=$$($(BIN)/python -m pybind11 --cmakedir)
 
-.PHONY: demo test lint unit interpreted instrumented dev bench fuzz clean
+.PHONY: demo test quick lint unit interpreted instrumented dev bench docs fuzz clean
 
 demo: $(VENV)/installed
 	$(BIN)/gaia-fast demo
@@ -27,6 +27,13 @@ test: lint unit interpreted instrumented
 # Tests run against the installed package: the source tree holds no compiled extension, and pytest does not add it to the path.
 unit: $(VENV)/test-tools
 	$(PYTEST)
+
+# What to run while editing, about a minute, on whichever of the package is there: `make dev` puts the tree on the path.
+quick: $(VENV)/test-tools-once
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PYTEST) -q -m "not slow and not architectures" tests/test_detector.py tests/test_reference.py tests/ops tests/compiler
 
 # GPU kernels without a GPU, each in a process of its own: Triton's in its interpreter, and CUDA's as C++, together with
 # the C++ kernels, under AddressSanitizer and UndefinedBehaviorSanitizer, whose reports pytest must not swallow.
@@ -70,8 +77,13 @@ $(VENV)/test-tools: $(VENV)/installed
 	$(PIP) -c constraints.txt --no-deps torchvision timm
 	touch $@
 
+docs: $(VENV)/test-tools
+	$(PIP) -c constraints.txt pdoc
+	$(BIN)/pdoc --output-directory build/api gaia_fast
+
 # For work on the code: the extension is built into the source tree, which is put on the path.
 dev: $(VENV)/test-tools
+	$(PIP) -c constraints.txt pre-commit pdoc
 	$(BIN)/pip uninstall --quiet --yes gaia-fast
 	$(CONFIGURE) -B build/dev -DCMAKE_INSTALL_PREFIX=$(CURDIR)
 	$(BIN)/cmake --build build/dev

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from gaia_fast.compiler.frontend.capture import Captured, capture
 from gaia_fast.compiler.ir.passes import Pass
 from gaia_fast.compiler.ir.rewriting import copy_of
-from gaia_fast.compiler.pipeline import CAPTURED, CUDA, KERNELS, NATIVE, ONNX, WHOLE_EXPONENTIALS, run_passes
+from gaia_fast.compiler.pipeline import CAPTURED, CUDA, EXPAND_SIGMOIDS, KERNELS, NATIVE, ONNX, run_passes
 from gaia_fast.inspection.head import find_head
 from gaia_fast.inspection.layers import inspected_layers
 
@@ -45,7 +45,7 @@ def blocked(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def with_whole_exponentials(module: fx.GraphModule) -> fx.GraphModule:
-    return rewritten([WHOLE_EXPONENTIALS], module)
+    return rewritten([EXPAND_SIGMOIDS], module)
 
 
 def with_channels_last(module: fx.GraphModule) -> fx.GraphModule:

@@ -8,37 +8,37 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from gaia_fast.compiler.frontend.pooling_indices import show_indices
+from gaia_fast.compiler.frontend.pooling_indices import return_pool_indices
 from gaia_fast.compiler.ir.passes import Pass
 from gaia_fast.compiler.native.fusion import fuse
-from gaia_fast.compiler.native.head import with_own_head
+from gaia_fast.compiler.native.head import use_linear_head
 from gaia_fast.compiler.native.partition import partition
-from gaia_fast.compiler.native.score import with_own_score
-from gaia_fast.compiler.onnx.blocked_layout import blocked
-from gaia_fast.compiler.onnx.saturation import whole_exponentials
-from gaia_fast.compiler.passes.backward_operators import as_forward_operators
+from gaia_fast.compiler.native.score import use_score_kernel
+from gaia_fast.compiler.onnx.blocked_layout import to_blocked_layout
+from gaia_fast.compiler.onnx.saturation import expand_sigmoids
+from gaia_fast.compiler.passes.backward_operators import decompose_backward
 from gaia_fast.compiler.passes.channels_last import channels_last
 from gaia_fast.compiler.passes.constant_folding import fold_constants
-from gaia_fast.compiler.passes.hoisting import fold_rows, spread_last
+from gaia_fast.compiler.passes.hoisting import fold_batch_constants, sink_broadcasts
 from gaia_fast.compiler.passes.norm_folding import fold_norms
-from gaia_fast.compiler.passes.recorded_copies import drop_identities, own_results
+from gaia_fast.compiler.passes.recorded_copies import copy_returned_constants, drop_identities
 from gaia_fast.compiler.passes.reshape_views import reshape_views
 
-SHOW_INDICES = Pass("show indices", show_indices)
+RETURN_POOL_INDICES = Pass("return pool indices", return_pool_indices)
 RESHAPE_VIEWS = Pass("reshape views", reshape_views)
 FOLD_CONSTANTS = Pass("fold constants", fold_constants)
 FOLD_NORMS = Pass("fold norms", fold_norms, requires=[FOLD_CONSTANTS])
 DROP_IDENTITIES = Pass("drop identities", drop_identities)
-AS_FORWARD_OPERATORS = Pass("backward operators as forward ones", as_forward_operators)
-SPREAD_LAST = Pass("spread last", spread_last)
-FOLD_ROWS = Pass("fold rows", fold_rows)
-OWN_RESULTS = Pass("own results", own_results)
+DECOMPOSE_BACKWARD = Pass("decompose backward", decompose_backward)
+SINK_BROADCASTS = Pass("sink broadcasts", sink_broadcasts)
+FOLD_BATCH_CONSTANTS = Pass("fold batch constants", fold_batch_constants)
+COPY_RETURNED_CONSTANTS = Pass("copy returned constants", copy_returned_constants)
 FUSE = Pass("fuse", fuse, requires=[RESHAPE_VIEWS])
-LINEAR_HEAD = Pass("linear head", with_own_head, requires=[RESHAPE_VIEWS])
-SCORE = Pass("score", with_own_score)
+LINEAR_HEAD = Pass("linear head", use_linear_head, requires=[RESHAPE_VIEWS])
+SCORE = Pass("score", use_score_kernel)
 PARTITION = Pass("partition", partition, requires=[FUSE])
-WHOLE_EXPONENTIALS = Pass("whole exponentials", whole_exponentials)
-BLOCKED_LAYOUT = Pass("blocked layout", blocked)
+EXPAND_SIGMOIDS = Pass("expand sigmoids", expand_sigmoids)
+BLOCKED_LAYOUT = Pass("blocked layout", to_blocked_layout)
 CHANNELS_LAST = Pass("channels last", channels_last)
 
 # The model as it was captured.
@@ -51,11 +51,11 @@ CAPTURED = (
 RECORDED = (
     DROP_IDENTITIES,
     RESHAPE_VIEWS,  # a gradient may lie in memory otherwise than the map that it is of
-    AS_FORWARD_OPERATORS,
-    SPREAD_LAST,  # before rows are looked for: a mean of what is spread is a row
-    FOLD_ROWS,
+    DECOMPOSE_BACKWARD,
+    SINK_BROADCASTS,  # before what is the same for each image is looked for: a mean of a broadcast is
+    FOLD_BATCH_CONSTANTS,
     FOLD_CONSTANTS,
-    OWN_RESULTS,  # last: folding would make a constant of a copy
+    COPY_RETURNED_CONSTANTS,  # last: folding would make a constant of a copy
 )
 # On this package's own CPU kernels, call by call,
 KERNELS = (
@@ -68,7 +68,7 @@ KERNELS = (
 NATIVE = (*KERNELS, PARTITION)
 # For onnxruntime.
 ONNX = (
-    WHOLE_EXPONENTIALS,  # before the layout: its sums and products are written in that, too
+    EXPAND_SIGMOIDS,  # before the layout: its sums and products are written in that, too
     BLOCKED_LAYOUT,
     FOLD_CONSTANTS,  # the areas that sums were divided by
 )

@@ -26,7 +26,8 @@ class Verifier:
 
     A unit that is zero to rounding and becomes active changes a score by far more than rounding does. Where an image's
     results are off by more, they are held to the reference on a float64 copy: they may be off by twice what the
-    reference in the model's own dtype is, or by twice what weights do to it that are off by as much as arithmetic loses.
+    reference in the model's own dtype is, or by twice what weights do to it that are off by as much as arithmetic
+    loses.
 
     Args:
         model: the classifier, in the dtype that is computed in.

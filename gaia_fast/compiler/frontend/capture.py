@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from gaia_fast.compiler.frontend.example_batch import export_arguments
 from gaia_fast.compiler.ir.marks import LAST, MAP, MARK, PHI
-from gaia_fast.compiler.pipeline import SHOW_INDICES, run_passes
+from gaia_fast.compiler.pipeline import RETURN_POOL_INDICES, run_passes
 from gaia_fast.errors import CompilationError, GaiaError, first_line
 from gaia_fast.inspection import checks
 from gaia_fast.inspection.forward_hooks import ForwardHooks
@@ -144,7 +144,7 @@ def _export(model: nn.Module, x: Tensor, dynamic: bool, layers: list[InspectedLa
     if layers:
         marker.names.check_called(layers)
     assert isinstance(graph, fx.GraphModule)
-    run_passes([SHOW_INDICES], graph)
+    run_passes([RETURN_POOL_INDICES], graph)
     return Captured(graph, tuple(marker.maps), dynamic, saturating)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 
-def show_indices(module: fx.GraphModule) -> None:
+def return_pool_indices(module: fx.GraphModule) -> None:
     """Has max-poolings return what they chose: their adjoint, and the pattern of it, are made of that."""
     graph = module.graph
     for node in [node for node in graph.nodes if node.target is torch.ops.aten.max_pool2d.default]:

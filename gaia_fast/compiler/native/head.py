@@ -36,7 +36,7 @@ class OutputComponent(nn.Module):
         return output_component(logits, self.weight, self.factor)
 
 
-def with_own_head(module: fx.GraphModule) -> None:
+def use_linear_head(module: fx.GraphModule) -> None:
     """Has the modules above compute what they can."""
     graph = module.graph
     for node in list(graph.nodes):

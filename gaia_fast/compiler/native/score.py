@@ -32,7 +32,7 @@ class Score(nn.Module):
         return score
 
 
-def with_own_score(module: fx.GraphModule) -> None:
+def use_score_kernel(module: fx.GraphModule) -> None:
     """Has `Score` compute the norm of the packed sums, and the division by the output component."""
     graph = module.graph
     for node in [node for node in graph.nodes if node.target is aten.linalg_vector_norm.default]:

@@ -28,7 +28,7 @@ _LARGE = 3e38
 _BLOCK = 16  # channels that onnxruntime keeps together, at most
 
 
-def blocked(module: fx.GraphModule) -> None:
+def to_blocked_layout(module: fx.GraphModule) -> None:
     """Brings a program into the form above."""
     _Rewriter(module).run()
 

@@ -20,7 +20,7 @@ aten = torch.ops.aten
 _CANCELS = 4.0  # below it 1 - 2 / (1 + exp(2 |x|)) loses digits that Tanh has
 
 
-def whole_exponentials(module: fx.GraphModule) -> None:
+def expand_sigmoids(module: fx.GraphModule) -> None:
     """Writes float32 sigmoids, SiLUs and tanhs in the form above."""
     for old, new in rewritten(module.graph, _FORMS):
         old.replace_all_uses_with(new)

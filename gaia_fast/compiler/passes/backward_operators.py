@@ -52,7 +52,7 @@ DECOMPOSITIONS = get_decompositions(
 )
 
 
-def as_forward_operators(module: fx.GraphModule) -> None:
+def decompose_backward(module: fx.GraphModule) -> None:
     """Replaces the backward operators that have a plain form; what is not known stays as it is."""
     for node, replaced in rewritten(module.graph, _REWRITES):
         if node.target is aten.convolution_backward.default:

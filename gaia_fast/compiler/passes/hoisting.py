@@ -16,13 +16,13 @@ from gaia_fast.compiler.ir.rewriting import Rewrite, rewritten
 aten = torch.ops.aten
 
 
-def spread_last(module: fx.GraphModule) -> None:
+def sink_broadcasts(module: fx.GraphModule) -> None:
     """Divides and averages before a value is spread out, not behind."""
     for node, replaced in rewritten(module.graph, _REWRITES):
         node.replace_all_uses_with(replaced)
 
 
-def fold_rows(module: fx.GraphModule) -> None:
+def fold_batch_constants(module: fx.GraphModule) -> None:
     """Makes what is the same for each image, however many there are, a constant of one image.
 
     That is what comes of constants and of the number of images, where it is a size and nothing else.

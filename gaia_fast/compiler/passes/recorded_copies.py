@@ -15,7 +15,7 @@ def drop_identities(module: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
 
 
-def own_results(module: fx.GraphModule) -> None:
+def copy_returned_constants(module: fx.GraphModule) -> None:
     """Copies what a program would return of its constants: the caller may write to what it gets."""
     output = module.graph.output_node()
     for node in set(output.all_input_nodes):

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from graphs import captured
 from torch import Tensor, nn
 
 from gaia_fast.compiler.ir.marks import LAST, MAP, PHI, marks
 from gaia_fast.errors import LayerError
 
 import zoo
+from graphs import captured
 
 
 @pytest.mark.parametrize("name", ["strided_shortcut", "shared_norm", "norm_act", "vgg_like", "small_bit"])

@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from graphs import captured, fold
 from torch import Tensor, fx
 
 from gaia_fast import GaiaA, GaiaZ
@@ -13,6 +12,7 @@ from gaia_fast.compiler.pipeline import CAPTURED, CUDA, FOLD_NORMS, NATIVE, ONNX
 from gaia_fast.errors import CompilationError
 
 import zoo
+from graphs import captured, fold
 
 aten = torch.ops.aten
 NAMES = ["strided_shortcut", "dense_like", "plain_norm", "small_bit", "parallel"]

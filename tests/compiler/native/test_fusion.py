@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from graphs import captured, fold, fused, targets
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
@@ -14,6 +13,7 @@ from gaia_fast.ops.active_everywhere import active_everywhere
 from gaia_fast.ops.convolution.packing import Algorithm
 
 import zoo
+from graphs import captured, fold, fused, targets
 
 aten = torch.ops.aten
 

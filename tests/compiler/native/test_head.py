@@ -2,7 +2,6 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import fused, targets
 from torch import Tensor, fx, nn
 
 from gaia_fast import GaiaA, GaiaZ
@@ -10,6 +9,7 @@ from gaia_fast.compiler.native.head import OutputComponent, PooledLogits
 from gaia_fast.compiler.native.score import Score
 
 import zoo
+from graphs import fused, targets
 
 aten = torch.ops.aten
 

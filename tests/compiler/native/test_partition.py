@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import captured, fold, fused, native, targets
 from torch import Tensor, fx, nn
 
 from gaia_fast import GaiaA, GaiaZ
@@ -15,6 +14,7 @@ from gaia_fast.compiler.native.executable import Executable
 from gaia_fast.compiler.native.kernels import Convolution
 
 import zoo
+from graphs import captured, fold, fused, native, targets
 
 aten = torch.ops.aten
 DETECTORS = [GaiaA, GaiaZ]

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from graphs import blocked
 from torch import nn
 
 from gaia_fast import GaiaA, GaiaZ
 
 import zoo
+from graphs import blocked
 
 aten = torch.ops.aten
 

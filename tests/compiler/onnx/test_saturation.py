@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from graphs import with_whole_exponentials
 from torch import Tensor, nn
 
 from gaia_fast import GaiaZ
 from gaia_fast.compiler.onnx.conversion import missing
 from gaia_fast.compiler.package.reading import load
+
+from graphs import with_whole_exponentials
 
 if reason := missing():
     pytest.skip(reason, allow_module_level=True)

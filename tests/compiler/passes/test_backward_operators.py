@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gaia_fast.compiler.passes.backward_operators import DECOMPOSITIONS
-from gaia_fast.compiler.pipeline import AS_FORWARD_OPERATORS
+from gaia_fast.compiler.pipeline import DECOMPOSE_BACKWARD
 
 W = torch.randn(8, 6, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 GROUPED = torch.randn(12, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
@@ -63,7 +63,7 @@ def test_adjoint_equals_autograd(name: str, size: tuple[int, int]) -> None:
     graph = make_fx(backward, decomposition_table=DECOMPOSITIONS, tracing_mode="fake", _allow_non_fake_inputs=True)(
         x, g
     )
-    AS_FORWARD_OPERATORS(graph)
+    DECOMPOSE_BACKWARD(graph)
     left = [str(node.target) for node in graph.graph.nodes if "backward" in str(node.target)]
     if size == (8, 8):
         assert bool(left) == (name == "average pooling, borders not counted")
@@ -75,6 +75,6 @@ def test_a_closed_unit_stops_an_infinite_gradient() -> None:
         return torch.ops.aten.threshold_backward(g, y, 0)
 
     y, g = torch.tensor([[-1.0, 0.0, 2.0, float("nan")]]), torch.full((1, 4), float("inf"))
-    graph = AS_FORWARD_OPERATORS(make_fx(backward)(y, g))
+    graph = DECOMPOSE_BACKWARD(make_fx(backward)(y, g))
     assert "backward" not in graph.code
     assert torch.equal(graph(y, g), torch.ops.aten.threshold_backward(g, y, 0))

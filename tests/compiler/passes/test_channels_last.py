@@ -1,11 +1,11 @@
 import pytest
 import torch
-from graphs import with_channels_last
 from torch import Tensor
 
 from gaia_fast import GaiaA, GaiaZ
 
 import zoo
+from graphs import with_channels_last
 
 
 @pytest.mark.parametrize("make", [GaiaZ, GaiaA])

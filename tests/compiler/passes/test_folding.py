@@ -1,11 +1,11 @@
 import pytest
 import torch
-from graphs import captured, fold, targets
 from torch import nn
 
 from gaia_fast.compiler.pipeline import FOLD_CONSTANTS
 
 import zoo
+from graphs import captured, fold, targets
 
 aten = torch.ops.aten
 

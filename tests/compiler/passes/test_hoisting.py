@@ -2,11 +2,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from graphs import targets
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from gaia_fast.compiler.pipeline import FOLD_ROWS, SPREAD_LAST
+from gaia_fast.compiler.pipeline import FOLD_BATCH_CONSTANTS, SINK_BROADCASTS
+
+from graphs import targets
 
 aten = torch.ops.aten
 
@@ -31,7 +32,7 @@ KEPT = {
 @pytest.mark.parametrize(("function", "left"), KEPT.values(), ids=KEPT)
 def test_little_is_computed_before_it_is_spread_out(function: Callable, left: object) -> None:
     x = torch.randn(2, 8)
-    graph = SPREAD_LAST(traced(function, x))
+    graph = SINK_BROADCASTS(traced(function, x))
     assert torch.allclose(graph(x), function(x))
     assert aten.mean.dim not in targets(graph)
     for node in graph.graph.nodes:
@@ -52,7 +53,7 @@ OTHERS = {
 @pytest.mark.parametrize("function", OTHERS.values(), ids=OTHERS)
 def test_other_means_stay(function: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(3, 8)
-    graph = SPREAD_LAST(traced(function, x))
+    graph = SINK_BROADCASTS(traced(function, x))
     assert torch.equal(graph(x), function(x))
     assert aten.mean.dim in targets(graph)
 
@@ -63,7 +64,7 @@ def test_what_is_the_same_for_each_image_becomes_a_constant() -> None:
         return x + seed
 
     x = torch.randn(2, 8, 3, 5)
-    graph = FOLD_ROWS(SPREAD_LAST(traced(function, x)))
+    graph = FOLD_BATCH_CONSTANTS(SINK_BROADCASTS(traced(function, x)))
     assert set(targets(graph)) == {aten.sym_size.int, aten.expand.default, aten.add.Tensor}
     for images in (1, 2, 5):
         y = torch.randn(images, 8, 3, 5)
@@ -82,7 +83,7 @@ DIFFERENT = {
 
 @pytest.mark.parametrize("function", DIFFERENT.values(), ids=DIFFERENT)
 def test_what_differs_between_images_stays(function: Callable[[Tensor], Tensor]) -> None:
-    graph = FOLD_ROWS(traced(function, torch.randn(3, 8)))
+    graph = FOLD_BATCH_CONSTANTS(traced(function, torch.randn(3, 8)))
     for images in (2, 3, 5):
         y = torch.randn(images, 8)
         assert torch.equal(graph(y), function(y))

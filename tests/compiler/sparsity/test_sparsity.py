@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from graphs import fold
 from torch import Tensor, nn
 
 from gaia_fast import reference
@@ -17,6 +16,7 @@ from gaia_fast.inspection import layers
 from gaia_fast.method import Method
 
 import zoo
+from graphs import fold
 
 
 def counted(model: nn.Module, x: Tensor, thorough: bool = False) -> tuple[list[Sparsity | str], dict[str, Tensor]]:
