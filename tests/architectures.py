@@ -21,6 +21,8 @@ def create(name: str) -> nn.Module:
         model = factory(architecture)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
             if module.weight is not None:  # timm begins training with residual branches at zero, and nobody ends there

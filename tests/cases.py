@@ -90,7 +90,7 @@ TARGET_DTYPES = tuple((target, dtype) for target in TARGETS for dtype in target.
 
 # (N, K, H, W). The kernels go by vectors of 4, 8 or 16 floats, by steps of 4 vectors along a row, by 2 or 4 vectors of
 # channels, and add sums up in blocks of 32 and 32 * 32: each boundary is crossed, with and without a remainder.
-SHAPES = (
+SHAPES: tuple[tuple[int, int, int, int], ...] = (
     (1, 1, 1, 1),
     (3, 37, 1, 1),
     (2, 3, 2, 2),

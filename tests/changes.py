@@ -49,14 +49,14 @@ class Config:
     inner: Inner = field(default_factory=Inner)
 
 
-class AttributeDict(dict):
+class AttributeDict(dict[str, Any]):
     def __getattr__(self, name: str) -> Any:
         if name not in self:
             raise AttributeError(name)
         return self[name]
 
 
-def subject() -> nn.Module:
+def subject() -> Any:
     """A model that reads all there is to change; its class is its own, so that that can be changed as well."""
 
     class Settings:
@@ -127,6 +127,8 @@ def subject() -> nn.Module:
     model = Subject()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.uniform_(module.running_mean, -0.3, 0.3)
             nn.init.uniform_(module.running_var, 0.5, 2)
         if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
@@ -139,7 +141,7 @@ def _clip(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor
     return output.clamp(max=0.2)
 
 
-def _replaced_forward(self: nn.Module, x: Tensor) -> Tensor:
+def _replaced_forward(self: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x * 2 - 0.1, self.weight, self.bias)
 
 
@@ -148,14 +150,14 @@ class _Doubled(nn.Linear):
         return super().forward(2 * x - 0.1)
 
 
-def _fused(model: nn.Module, kind: type[torch.optim.Optimizer], **options: Any) -> None:
+def _fused(model: nn.Module, kind: Callable[..., torch.optim.Optimizer], **options: Any) -> None:
     optimiser = kind(model.parameters(), lr=0.05, fused=True, **options)
     model(torch.rand(2, 3, 16, 16)).square().sum().backward()
     optimiser.step()
     optimiser.zero_grad()
 
 
-def _moved_to_the_front(model: nn.Module) -> None:
+def _moved_to_the_front(model: Any) -> None:
     children = model.trunk._modules
     norm = children.pop("5")
     rest = list(children.items())
@@ -163,10 +165,10 @@ def _moved_to_the_front(model: nn.Module) -> None:
     children.update([("5", norm), *rest])
 
 
-def _set_code(model: nn.Module) -> None:
+def _set_code(model: Any) -> None:
     """As the automatic reloading of notebooks does."""
 
-    def middle(self: nn.Module, y: Tensor) -> Tensor:
+    def middle(self: Any, y: Tensor) -> Tensor:
         return self.wide(y) * 2 - 0.1
 
     type(model).middle.__code__ = middle.__code__
@@ -176,12 +178,12 @@ def _set_dict(model: nn.Module) -> None:
     model.__dict__ = {**vars(model), "temperature": 3.0}
 
 
-def _unflagged(model: nn.Module) -> None:
+def _unflagged(model: Any) -> None:
     model.flag = False
 
 
-def _assign(name: str, value: Any) -> Callable[[nn.Module], None]:
-    def change(model: nn.Module) -> None:
+def _assign(name: str, value: Any) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
         owner, _, last = name.rpartition(".")
         setattr(
             functools.reduce(lambda at, part: getattr(at, part), owner.split(".") if owner else [], model), last, value
@@ -190,15 +192,28 @@ def _assign(name: str, value: Any) -> Callable[[nn.Module], None]:
     return change
 
 
-def _do(action: Callable[[nn.Module], Any]) -> Callable[[nn.Module], None]:
-    def change(model: nn.Module) -> None:
+def _do(action: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
         with torch.no_grad():
             action(model)
 
     return change
 
 
-STRUCTURE: dict[str, Callable[[nn.Module], Any]] = {
+def _each(*actions: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        for action in actions:
+            action(model)
+
+    return change
+
+
+def _set_gradients(model: nn.Module) -> None:
+    for each in model.parameters():
+        each.grad = torch.ones_like(each)
+
+
+STRUCTURE: dict[str, Callable[[Any], Any]] = {
     "forward hook": lambda m: m.trunk[5].register_forward_hook(_clip),
     "forward hook first of several": lambda m: m.trunk[5].register_forward_hook(_clip, prepend=True),
     "forward hook with keywords": lambda m: m.trunk[5].register_forward_hook(
@@ -237,8 +252,8 @@ STRUCTURE: dict[str, Callable[[nn.Module], Any]] = {
     "groups of a norm": _assign("trunk.4.num_groups", 4),
     "stride": _assign("trunk.0.stride", (2, 2)),
     "padding": _assign("trunk.0.padding", (0, 0)),
-    "dilation": lambda m: (setattr(m.trunk[0], "dilation", (2, 2)), setattr(m.trunk[0], "padding", (2, 2))),
-    "padding mode": lambda m: (setattr(m.trunk[0], "padding_mode", "circular"),),
+    "dilation": _each(_assign("trunk.0.dilation", (2, 2)), _assign("trunk.0.padding", (2, 2))),
+    "padding mode": _assign("trunk.0.padding_mode", "circular"),
     "slope": _assign("trunk.2.negative_slope", 0.5),
     "window of a pool": _assign("pool.kernel_size", 4),
     "number": _assign("temperature", 3.0),
@@ -266,7 +281,7 @@ STRUCTURE: dict[str, Callable[[nn.Module], Any]] = {
     "module without a name": lambda m: m.helpers.__setitem__(0, nn.Linear(64, 64).requires_grad_(False)),
     "head": lambda m: setattr(m, "fc", nn.Linear(64, 7).eval()),
     "training": lambda m: m.trunk[1].train(),
-    "statistics lost": lambda m: (setattr(m.trunk[1], "running_var", None), setattr(m.trunk[1], "running_mean", None)),
+    "statistics lost": _each(_assign("trunk.1.running_var", None), _assign("trunk.1.running_mean", None)),
     "parametrization": lambda m: (
         parametrize.register_parametrization(m.fc, "weight", nn.Hardtanh(-0.05, 0.05)),
         m.eval(),
@@ -279,7 +294,7 @@ STRUCTURE: dict[str, Callable[[nn.Module], Any]] = {
     "bias taken away": lambda m: setattr(m.fc, "bias", None),
 }
 
-VALUES: dict[str, Callable[[nn.Module], Any]] = {
+VALUES: dict[str, Callable[[Any], Any]] = {
     "in place": _do(lambda m: m.fc.weight.mul_(2)),
     "in place, in inference mode": lambda m: torch.inference_mode()(lambda: m.fc.weight.mul_(2))(),
     "several at once": _do(lambda m: torch._foreach_mul_([m.fc.weight, m.fc.bias], 2.0)),
@@ -289,9 +304,9 @@ VALUES: dict[str, Callable[[nn.Module], Any]] = {
     ".data assigned": lambda m: setattr(m.fc.weight, "data", m.fc.weight.data * 2),
     ".data transposed where it is": lambda m: setattr(m.hidden.weight, "data", m.hidden.weight.data.t()),
     ".data expanded where it is": lambda m: setattr(m.hidden.bias, "data", m.hidden.bias.data[:1].expand(64)),
-    ".data cut short where it is": lambda m: (
-        setattr(m.fc.weight, "data", m.fc.weight.data[:4]),
-        setattr(m.fc.bias, "data", m.fc.bias.data[:4]),
+    ".data cut short where it is": _each(
+        lambda m: setattr(m.fc.weight, "data", m.fc.weight.data[:4]),
+        lambda m: setattr(m.fc.bias, "data", m.fc.bias.data[:4]),
     ),
     "numpy": lambda m: m.fc.weight.detach().numpy().__imul__(2),
     "storage": lambda m: m.fc.bias.untyped_storage().copy_(torch.rand(7).untyped_storage()),
@@ -325,13 +340,13 @@ VALUES: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-def _watched(model: nn.Module) -> Any:
+def _watched(model: Any) -> Any:
     react = ReAct(10.0)
     return react, model.pool.register_forward_hook(react.hook)
 
 
 # Changes to what was put there before: (what, how).
-PREPARED: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module, Any], Any]]] = {
+PREPARED: dict[str, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
     "forward hook taken off": (lambda m: m.trunk[5].register_forward_hook(_clip), lambda m, hook: hook.remove()),
     "forward pre-hook taken off": (lambda m: m.fc.register_forward_pre_hook(ash), lambda m, hook: hook.remove()),
     "hooks cleared": (
@@ -382,7 +397,7 @@ GLOBAL: dict[str, Callable[[], Any]] = {
 
 # ---- what changes nothing
 
-NOTHING: dict[str, Callable[[nn.Module], Any]] = {
+NOTHING: dict[str, Callable[[Any], Any]] = {
     "a call": lambda m: m(torch.rand(3, 3, 16, 16)),
     "a call that records": lambda m: m(torch.rand(1, 3, 16, 16, requires_grad=True)).sum().backward(),
     "deepcopy": copy.deepcopy,
@@ -396,9 +411,9 @@ NOTHING: dict[str, Callable[[nn.Module], Any]] = {
     "a state dict's hook": lambda m: m.register_state_dict_post_hook(lambda *_: None),
     "the same tensor": lambda m: setattr(m, "plain", m.plain),
     "a hook put on and taken off": lambda m: m.fc.register_forward_hook(_clip).remove(),
-    "gradients": lambda m: [setattr(each, "grad", torch.ones_like(each)) for each in m.parameters()],
+    "gradients": _set_gradients,
     "a parameter's hook": lambda m: m.fc.weight.register_hook(lambda g: g),
-    "set back": lambda m: (setattr(m, "flag", False), setattr(m, "flag", True)),
+    "set back": _each(_assign("flag", False), _assign("flag", True)),
     "cpu": lambda m: m.cpu().float().to("cpu"),
     "named_modules": lambda m: (list(m.named_modules()), repr(m)),
 }

@@ -199,6 +199,8 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     model = ZOO[name]().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 1.5)
         if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) and module.weight is not None:
@@ -219,11 +221,14 @@ def image_size(name: str) -> int:
 def sometimes_closed() -> tuple[nn.Module, Tensor, Tensor]:
     """A model; images for which each window has an open channel; and images for which some have none."""
     torch.manual_seed(2)
-    layers = [nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), nn.ReLU()]
+    first, second, norm = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+    layers = [first, nn.BatchNorm2d(16), nn.ReLU(), second, norm, nn.ReLU()]
     model = Pooled(nn.Sequential(*layers), 16).eval()
-    nn.init.zeros_(layers[0].bias)
-    nn.init.constant_(layers[4].bias, -0.02)
-    nn.init.zeros_(layers[3].bias)
+    assert first.bias is not None
+    assert second.bias is not None
+    nn.init.zeros_(first.bias)
+    nn.init.constant_(norm.bias, -0.02)
+    nn.init.zeros_(second.bias)
     good = images(4, 8).sign() * 2
     bad = good[:2].clone()
     bad[:, :, 2:5, 3] = 0  # the first map is zero there, and so the second below zero in every channel

@@ -131,7 +131,9 @@ def sensitivity(
 
 def native_error(compiled: GaiaA | GaiaZ, x: torch.Tensor, truth: torch.Tensor) -> float:
     """The same program on the package's own kernels: the largest relative error, of images that need no hooks."""
-    program = compiled.program(x).program
+    prepared = compiled.program(x)
+    assert prepared is not None
+    program = prepared.program
     found = dict(zip(program.outputs, make_runner("native", program, x, True)(x), strict=True))
     holds = (found["preconditions"] > 0).all(1) if "preconditions" in found else torch.ones(len(x), dtype=torch.bool)
     return relative_error(found["score"][holds], truth[holds])
@@ -147,7 +149,8 @@ def test_compiled_scores_equal_the_reference(name: str) -> None:
     double = copy.deepcopy(model).double()
     derivations = {}
     for detector, method, limit in ((GaiaZ, reference.gaia_z, 1e-4), (GaiaA, reference.gaia_a, 1e-5)):
-        compiled = detector(model, engine="compiled", runtime="eager").prepare(x)
+        compiled = detector(model, engine="compiled", runtime="eager")
+        compiled.prepare(x)
         derivations[detector] = compiled.plan(x).derivations
         truth = method(double, x.double()).score
         plain = relative_error(method(model, x).score, truth)
@@ -159,7 +162,8 @@ def test_compiled_scores_equal_the_reference(name: str) -> None:
     assert set(derivations[GaiaA]) == {"adjoint"}
     # A unit that float32 rounds to zero on some processors.
     if any("counts differently" in each for each in derivations[GaiaZ]):
-        compiled = GaiaZ(double, engine="compiled", runtime="eager").prepare(x.double())
+        compiled = GaiaZ(double, engine="compiled", runtime="eager")
+        compiled.prepare(x.double())
         derivations[GaiaZ] = compiled.plan(x.double()).derivations
     whys = Counter(each.partition(", ")[2] for each in derivations[GaiaZ] if each.startswith("adjoint"))
     forward, adjoint = len(derivations[GaiaZ]) - sum(whys.values()), sum(whys.values())

@@ -6,6 +6,7 @@ classes; so does the ONNX file.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,9 +87,10 @@ def mean_output(model: nn.Module, part: nn.Module, x: Tensor) -> Tensor:
 def built(name: str, pruned: bool) -> tuple[nn.Module, Tensor, Tensor]:
     """A model in float64 whose classes are all predicted; images that are not of class PRUNED; and 200 of all."""
     torch.manual_seed(3)
-    model = HEADS[name]().double().eval()
+    model: Any = HEADS[name]().double().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
             nn.init.normal_(module.running_mean, 0, 0.2)
             nn.init.normal_(module.bias, 0, 0.2)
     random = torch.Generator().manual_seed(1)

@@ -1,11 +1,15 @@
 """Programs made of models, and compared with the reference before they are used."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.compiler import preparation
+from gaia_fast.compiler.program import Program, build
+from gaia_fast.compiler.sparsity import analyse
 from gaia_fast.errors import CompilationError, LayerError, ModelError
 
 import zoo
@@ -21,7 +25,6 @@ def test_a_map_whose_density_fails_on_the_example_gets_its_adjoint() -> None:
 
 
 def test_a_wrong_pattern_is_found_on_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    analyse = preparation.analyse
     model, x = zoo.build("strided_shortcut"), zoo.images(4)
     # The second and third map have one shape, and each other's patterns now.
     monkeypatch.setattr(preparation, "analyse", lambda *arguments: [(d := analyse(*arguments))[0], d[2], d[1], d[3]])
@@ -33,9 +36,8 @@ def test_a_wrong_pattern_is_found_on_the_example(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_program_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = preparation.build
 
-    def wrong(*arguments: object) -> object:
+    def wrong(*arguments: Any) -> Program:
         program = build(*arguments)
         with torch.no_grad():
             next(each for each in program.graph.buffers() if each.ndim == 4).mul_(1.5)
@@ -69,6 +71,7 @@ def test_folding_flips_only_units_that_are_zero_to_rounding() -> None:
     detector = GaiaZ(model, engine="compiled", runtime="eager").prepare(x)
     out = detector.score(x, return_matrix=True)
     own = reference.gaia_z(model, x)
+    assert out.matrix is not None
     different = 0
     for index, (expected, each) in enumerate(zip(own.abnormality, detector.plan(x).maps, strict=True)):
         gap = (out.matrix[:, index, : each.channels] - expected).abs() * each.area
@@ -79,9 +82,8 @@ def test_folding_flips_only_units_that_are_zero_to_rounding() -> None:
 
 def test_a_program_with_wrong_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """GAIA-Z's score alone would not tell."""
-    build = preparation.build
 
-    def wrong(*arguments: object) -> object:
+    def wrong(*arguments: Any) -> Program:
         program = build(*arguments)
         head = next(each for each in program.graph.graph.nodes if each.target is torch.ops.aten.addmm.default)
         # Not in place: the model has its bias there.

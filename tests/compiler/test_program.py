@@ -1,6 +1,7 @@
 """Every method and option as a program, against the reference."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from gaia_fast.errors import CompilationError
 
 import zoo
 
-OPTIONS = [
+OPTIONS: list[dict[str, Any]] = [
     {},
     {"fusion": "inner"},
     {"fusion": "output"},
@@ -27,12 +28,13 @@ SMALL = [name for name in zoo.ZOO if name not in ("resnet34", "wrn_40_2", "small
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_gaia_a_equals_the_reference_in_float64(name: str, options: dict) -> None:
+def test_gaia_a_equals_the_reference_in_float64(name: str, options: dict[str, Any]) -> None:
     model, x = zoo.build(name, torch.float64), zoo.images(3, dtype=torch.float64)
     out = GaiaA(model, engine="compiled", runtime="eager", **options).score(x, return_matrix=True)
     truth = reference.gaia_a(model, x, **options)
     torch.testing.assert_close(out.score, truth.score.float(), rtol=1e-6, atol=0)
     torch.testing.assert_close(out.logits, truth.logits, rtol=1e-10, atol=1e-11)
+    assert out.matrix is not None
     for index, expected in enumerate(truth.abnormality):
         found = out.matrix[:, index, : expected.shape[1]]
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9 * float(expected.abs().max()))
@@ -45,6 +47,7 @@ def test_gaia_z_equals_the_reference_in_float64(name: str, p: float) -> None:
     out = GaiaZ(model, engine="compiled", runtime="eager", p=p).score(x, return_matrix=True)
     truth = reference.gaia_z(model, x, p=p)
     torch.testing.assert_close(out.score, truth.score.float(), rtol=1e-6, atol=0)
+    assert out.matrix is not None
     for index, expected in enumerate(truth.abnormality):
         assert torch.allclose(out.matrix[:, index, : expected.shape[1]].double(), expected, rtol=1e-6)
 
@@ -54,6 +57,7 @@ def test_nothing_is_recorded_when_a_program_runs(name: str) -> None:
     model, x = zoo.build(name), zoo.images(2)
     detector = GaiaA(model, engine="compiled", runtime="eager").prepare(x)
     prepared = detector.program(x)
+    assert prepared is not None
     targets = [str(node.target) for node in prepared.program.graph.graph.nodes]
     assert not any("backward" in target or "detach" in target or "gaia_fast" in target for target in targets)
     outputs = prepared.program.graph(x)
@@ -66,6 +70,7 @@ def test_what_lies_before_the_earliest_map_has_no_adjoint() -> None:
     for layers in (["layer4"], ["layer3", "layer4"]):
         detector = GaiaA(model, layers=layers, engine="compiled", runtime="eager").prepare(x)
         prepared = detector.program(x)
+        assert prepared is not None
         graph = prepared.program.graph.graph
         convolutions[len(layers)] = sum("convolution" in str(node.target) for node in graph.nodes)
     # 36 forward; backward through all but the convolution that makes the earliest map, as far as it reaches: the

@@ -1,6 +1,7 @@
 """Programs held to the reference."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from gaia_fast.method import Method
 
 def test_what_is_allowed_follows_either_setting_of_convolutions() -> None:
     """PyTorch has two settings for TF32, and the older cannot be read once the newer has been used."""
-    logits = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
-    convolutions = torch.backends.cudnn.conv
+    logits: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = convolutions.fp32_precision
     try:
         for precision, eps in (("tf32", 2.0**-11), ("ieee", 2.0**-23)):

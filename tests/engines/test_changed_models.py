@@ -2,6 +2,7 @@
 
 from itertools import cycle
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaOutput, GaiaZ
 from gaia_fast.compiler import preparation
+from gaia_fast.compiler.frontend.capture import Captured, capture
 from gaia_fast.errors import CompilationError
 from gaia_fast.inspection import guards
 
@@ -22,8 +24,12 @@ KINDS = [(kind, runtime) for kind in (GaiaZ, GaiaA) for runtime in ("eager", "na
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """The models captured so far."""
     seen: list[nn.Module] = []
-    capture = preparation.capture
-    monkeypatch.setattr(preparation, "capture", lambda model, *others: (seen.append(model), capture(model, *others))[1])
+
+    def counted(model: nn.Module, *others: Any) -> Captured:
+        seen.append(model)
+        return capture(model, *others)
+
+    monkeypatch.setattr(preparation, "capture", counted)
     return seen
 
 
@@ -72,7 +78,8 @@ def test_hooks_put_on_and_taken_off(kind: type, runtime: str) -> None:
 @pytest.mark.parametrize("kind", [GaiaZ, GaiaA])
 def test_a_hook_that_may_change_gradients_is_refused(kind: type) -> None:
     """Nothing of it is in the graph, and the example may not show what it does to other images."""
-    model, x = zoo.build("strided_shortcut"), zoo.images(2)
+    x = zoo.images(2)
+    model: Any = zoo.build("strided_shortcut")
     detector = kind(model, engine="compiled", runtime="eager").prepare(x)
     expected = detector(x)
     for register in (model.pool.register_full_backward_hook, model.pool.register_full_backward_pre_hook):
@@ -108,6 +115,9 @@ def test_what_changes_nothing_makes_no_program(kind: type, runtime: str, capture
 class Writes(nn.Module):
     """Counts its calls, and keeps what it sees: in attributes, containers and buffers."""
 
+    average: Tensor
+    features: Tensor | None
+
     def __init__(self) -> None:
         super().__init__()
         self.inner = zoo.build("vgg_like")
@@ -127,7 +137,8 @@ class Writes(nn.Module):
 
 def test_what_the_runtimel_writes_by_itself_makes_no_program(captures: list[nn.Module]) -> None:
     model, x = Writes().eval(), zoo.images(2)
-    detector = GaiaZ(model, engine="auto", runtime="eager").prepare(x)
+    detector = GaiaZ(model, engine="auto", runtime="eager")
+    detector.prepare(x)
     before = detector.score(x)
     assert detector.plan(x).engine.name == "compiled", detector.plan(x).engine.why
     made = len(captures)
@@ -142,16 +153,17 @@ def test_what_the_runtimel_writes_by_itself_makes_no_program(captures: list[nn.M
 
 
 def test_a_change_by_another_thread_while_the_runtimel_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = zoo.build("strided_shortcut"), zoo.images(2)
-    capture = preparation.capture
+    x = zoo.images(2)
+    model: Any = zoo.build("strided_shortcut")
 
-    def captured(*arguments: object) -> object:
+    def captured(*arguments: Any) -> Captured:
         found = capture(*arguments)
         model.residual[1].eps = 2.0
         return found
 
     monkeypatch.setattr(preparation, "capture", captured)
-    detector = GaiaZ(model, engine="compiled", runtime="eager").prepare(x)
+    detector = GaiaZ(model, engine="compiled", runtime="eager")
+    detector.prepare(x)
     assert detector.program(x) is None  # the model is not what it was when it was begun
     monkeypatch.undo()
     assert_scored_as_it_is(detector, x, GaiaZ(zoo.build("strided_shortcut"), engine="reference").score(x))
@@ -196,8 +208,10 @@ def told_by_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("told_by_a_device")
 def test_where_a_device_tells(captures: list[nn.Module]) -> None:
-    model, x = zoo.build("strided_shortcut"), zoo.images(2)
-    detector = GaiaZ(model, engine="compiled", runtime="eager").prepare(x)
+    x = zoo.images(2)
+    model: Any = zoo.build("strided_shortcut")
+    detector = GaiaZ(model, engine="compiled", runtime="eager")
+    detector.prepare(x)
     before = detector.score(x)
     assert len(captures) == 1
     model.fc.weight.data.mul_(2)

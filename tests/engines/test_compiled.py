@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.engines import compiled as engine_module
 from gaia_fast.engines import hooks
 from gaia_fast.errors import ArgumentError, InputError, ModelError, NonFiniteError
+from gaia_fast.inspection import checks
 
 import zoo
 
@@ -21,7 +23,7 @@ def test_closed_windows_are_scored_again_exactly(monkeypatch: pytest.MonkeyPatch
     assert set(detector.plan(good).derivations) == {"active units"}
     again: list[int] = []
 
-    def measure(model: nn.Module, x: Tensor, *rest: object) -> object:
+    def measure(model: nn.Module, x: Tensor, *rest: Any) -> object:
         again.append(x.shape[0])
         return hooks_measure(model, x, *rest)
 
@@ -32,6 +34,7 @@ def test_closed_windows_are_scored_again_exactly(monkeypatch: pytest.MonkeyPatch
     truth = reference.gaia_z(model, x)
     assert again == [2]
     assert torch.allclose(out.score, truth.score, rtol=1e-6)
+    assert out.matrix is not None
     for index, expected in enumerate(truth.abnormality):
         assert torch.allclose(out.matrix[:, index], expected, rtol=1e-6)
 
@@ -45,6 +48,7 @@ def test_auto_is_hooks_until_prepared() -> None:
     before = detector(x)
     assert detector.prepare(x) is detector
     plan = detector.plan(x)
+    assert plan.runtime is not None
     assert (plan.engine.name, plan.runtime.name, plan.derivations) == (
         "compiled",
         "eager",
@@ -58,7 +62,8 @@ def test_auto_is_hooks_until_prepared() -> None:
 
 @pytest.mark.parametrize("runtime", ["eager", "native", "onnxruntime"])
 def test_weights_that_change_are_seen(runtime: str) -> None:
-    model, x = zoo.build("strided_shortcut"), zoo.images(3)
+    x = zoo.images(3)
+    model: Any = zoo.build("strided_shortcut")
     detector = GaiaA(model, engine="compiled", runtime=runtime)
     detector(x)
     with torch.no_grad():
@@ -83,7 +88,8 @@ def test_a_runtimel_that_is_moved_is_compiled_again() -> None:
 
 
 def test_auto_goes_back_to_hooks_when_weights_change() -> None:
-    model, x = zoo.build("parallel"), zoo.images(3)
+    x = zoo.images(3)
+    model: Any = zoo.build("parallel")
     detector = GaiaZ(model, runtime="eager").prepare(x)
     with torch.no_grad():
         model.left[0].weight.add_(0.1)
@@ -104,7 +110,8 @@ def test_any_grad_mode_and_frozen_parameters(mode: type[torch.no_grad]) -> None:
 
 
 def test_refusals_of_input_are_those_of_every_engine() -> None:
-    model, x = zoo.build("parallel"), zoo.images(3)
+    x = zoo.images(3)
+    model: Any = zoo.build("parallel")
     detector = GaiaA(model, engine="compiled", runtime="eager").prepare(x)
     assert detector.score(zoo.images(0)).score.shape == (0,)
     bad = x.clone()
@@ -134,12 +141,13 @@ def test_a_call_looks_once_and_closer_only_where_something_is_wrong(
     """On a GPU each look waits for it."""
     looks: list[str] = []
     for name in ("check_pixels", "check_logits", "check_score", "check_output_component"):
-        check = getattr(engine_module.checks, name)
-        monkeypatch.setattr(
-            engine_module.checks,
-            name,
-            lambda *arguments, name=name, check=check: (looks.append(name), check(*arguments))[1],
-        )
+        check = getattr(checks, name)
+
+        def counted(*arguments: Any, name: str = name, check: Callable[..., object] = check) -> object:
+            looks.append(name)
+            return check(*arguments)
+
+        monkeypatch.setattr(checks, name, counted)
     model, x = zoo.build("strided_shortcut"), zoo.images(4)
     compiled = detector(model, engine="compiled", runtime=runtime).prepare(x)
     looks.clear()
@@ -184,6 +192,8 @@ def test_a_runtimel_that_changes_its_structure_is_looked_at_again(change: str, r
         model.set_submodule(name, nn.Sequential(copy.deepcopy(first), nn.BatchNorm2d(first.num_features)).eval())
         again = compiled.score(x, return_matrix=True)
         expected = GaiaZ(model, engine="reference").score(x, return_matrix=True)
+        assert again.matrix is not None
+        assert expected.matrix is not None
         assert again.matrix.shape == expected.matrix.shape
         torch.testing.assert_close(again.score, expected.score, rtol=1e-4, atol=0)
 

@@ -59,11 +59,12 @@ def relative_error(score: Tensor, truth: Tensor) -> float:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ZOO)
-def test_gaia_z_equals_the_reference(name: str, backend: str, unchanged: Callable) -> None:
+def test_gaia_z_equals_the_reference(name: str, backend: str, unchanged: Callable[[nn.Module], nn.Module]) -> None:
     model, x = unchanged(build(name)), images(3, image_size(name))
     out = GaiaZ(model, engine="hooks", backend=backend).score(x, return_matrix=True)
     # Counts are exact: the same forward pass in the same dtype has the same zeros.
     same = reference.gaia_z(model, x)
+    assert out.matrix is not None
     for row, abnormality in enumerate(same.abnormality):
         assert torch.equal(out.matrix[:, row, : abnormality.shape[1]], abnormality)
     truth = reference.gaia_z(copy.deepcopy(model).double(), x.double())
@@ -74,12 +75,15 @@ def test_gaia_z_equals_the_reference(name: str, backend: str, unchanged: Callabl
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("statistic", ["abs_mean", "mean_abs"])
 @pytest.mark.parametrize("name", ZOO)
-def test_gaia_a_equals_the_reference(name: str, statistic: str, backend: str, unchanged: Callable) -> None:
+def test_gaia_a_equals_the_reference(
+    name: str, statistic: str, backend: str, unchanged: Callable[[nn.Module], nn.Module]
+) -> None:
     model, x = unchanged(build(name)), images(3, image_size(name))
     out = GaiaA(model, statistic=statistic, engine="hooks", backend=backend).score(x, return_matrix=True)
     truth = reference.gaia_a(copy.deepcopy(model).double(), x.double(), statistic=statistic)
     assert relative_error(out.score, truth.score) < SCORE_TOLERANCE
     plain = reference.gaia_a(model, x, statistic=statistic)
+    assert out.matrix is not None
     for row, (exact, float32) in enumerate(zip(truth.abnormality, plain.abnormality, strict=True)):
         width = exact.shape[1]
         error = (out.matrix[:, row, :width].double() - exact).abs().max()
@@ -104,7 +108,7 @@ def test_scores_do_not_depend_on_the_batch(detector: type, count: int) -> None:
 
 
 @pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
-def test_no_images_give_no_scores(detector: type, unchanged: Callable) -> None:
+def test_no_images_give_no_scores(detector: type, unchanged: Callable[[nn.Module], nn.Module]) -> None:
     out = detector(unchanged(build("vgg_like"))).score(images(0), return_matrix=True)
     assert out.score.shape == (0,)
     assert out.score.dtype == torch.float32
@@ -115,7 +119,8 @@ def test_no_images_give_no_scores(detector: type, unchanged: Callable) -> None:
 @pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
 @pytest.mark.parametrize("name", ["resnet34", "dense_like", "group_norm", "parallel"])
 def test_channels_last_images_and_models(name: str, detector: type) -> None:
-    model, x = build(name), images(3, image_size(name))
+    x = images(3, image_size(name))
+    model: Any = build(name)
     expected = detector(model)(x)
     last = torch.channels_last
     assert relative_error(detector(model)(x.contiguous(memory_format=last)), expected) < SCORE_TOLERANCE
@@ -158,7 +163,7 @@ def test_float64_goes_to_plain_pytorch(detector: type) -> None:
 
 @pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
 @pytest.mark.parametrize("name", ["resnet34", "parallel", "small_bit"])
-def test_frozen_parameters(name: str, detector: type, unchanged: Callable) -> None:
+def test_frozen_parameters(name: str, detector: type, unchanged: Callable[[nn.Module], nn.Module]) -> None:
     model, x = build(name), images(2, image_size(name))
     expected = detector(model)(x)
     assert torch.equal(detector(unchanged(model.requires_grad_(False)))(x), expected)
@@ -167,7 +172,9 @@ def test_frozen_parameters(name: str, detector: type, unchanged: Callable) -> No
 @pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 @pytest.mark.parametrize("name", ["dense_like", "vgg_like"])
-def test_inside_every_grad_mode(name: str, mode: type, detector: type, unchanged: Callable) -> None:
+def test_inside_every_grad_mode(
+    name: str, mode: type, detector: type, unchanged: Callable[[nn.Module], nn.Module]
+) -> None:
     model = build(name)
     expected = detector(model)(images(2))
     with mode():
@@ -188,7 +195,7 @@ def test_repeated_calls_agree_bit_for_bit(detector: type) -> None:
 
 
 @pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
-def test_a_module_that_raises_leaves_no_trace(detector: type, unchanged: Callable) -> None:
+def test_a_module_that_raises_leaves_no_trace(detector: type, unchanged: Callable[[nn.Module], nn.Module]) -> None:
     class Boom(Exception):
         pass
 
@@ -213,7 +220,9 @@ def test_a_module_that_raises_leaves_no_trace(detector: type, unchanged: Callabl
 
 
 @pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
-def test_images_that_do_not_fit_raise_and_leave_no_trace(detector: type, unchanged: Callable) -> None:
+def test_images_that_do_not_fit_raise_and_leave_no_trace(
+    detector: type, unchanged: Callable[[nn.Module], nn.Module]
+) -> None:
     scorer = detector(unchanged(build("vgg_like")))
     with pytest.raises(ModelError, match=r"'features.0' on .* images of shape \(2, 1, 16, 16\)"):
         scorer(images(2)[:, :1])
@@ -334,7 +343,7 @@ def test_a_call_leaves_nothing_behind_without_the_garbage_collector(detector: ty
     model, x = build("strided_shortcut"), images(2)
     scorer = detector(model)
     scorer(x)
-    maps: list[weakref.ref] = []
+    maps: list[weakref.ref[Tensor]] = []
     handle = model.get_submodule("residual.0").register_forward_hook(lambda _, __, out: maps.append(weakref.ref(out)))
     gc.collect()
     gc.disable()

@@ -4,6 +4,7 @@ import copy
 import sys
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 import torch
@@ -14,9 +15,13 @@ from torch.utils import checkpoint
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.errors import CalibrationError, GaiaError, InputError, LayerError, ModelError, NonFiniteError
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 class Base(nn.Module):
     """Two convolutions with norms, a residual add, a mean and a linear head, in parts to be overridden."""
+
+    b2: nn.BatchNorm2d | nn.GroupNorm
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,11 +40,13 @@ class Base(nn.Module):
         return self.head(y + self.mid(y))
 
 
-def prepared(kind: Callable[[], nn.Module]) -> nn.Module:
+def prepared(kind: Callable[[], Network]) -> Network:
     torch.manual_seed(0)
     model = kind().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.normal_(module.running_mean, 0, 0.3)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -86,7 +93,9 @@ class BorrowedParameters(Base):
 
 class SwappedStatistics(Base):
     def mid(self, y: Tensor) -> Tensor:
+        assert isinstance(self.b2, nn.BatchNorm2d)
         old = self.b2.running_var
+        assert old is not None
         self.b2.running_var = old * 9
         y = super().mid(y)
         self.b2.running_var = old
@@ -261,6 +270,8 @@ def test_a_last_may_depend_on_the_size_of_the_image() -> None:
 
 def test_features_that_the_model_keeps_hang_on_no_graph() -> None:
     class Keeps(Base):
+        average: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("average", torch.zeros(8))
@@ -473,6 +484,7 @@ def test_no_images_with_a_head_without_bias() -> None:
     model = prepared(Base)
     model.fc = nn.Linear(8, 5, bias=False).eval()
     out = GaiaA(model).score(images()[:0], return_matrix=True)
+    assert out.matrix is not None
     assert (out.logits.shape, out.score.shape, out.matrix.shape) == ((0, 5), (0,), (0, 2, 8))
 
 

@@ -9,7 +9,9 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from types import MappingProxyType, SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -35,8 +37,8 @@ def asked_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return request.param
 
 
-def look(model: nn.Module, **options: bool) -> ModelGuard:
-    return ModelGuard(list(model.modules()), **options)
+def look(model: nn.Module, values: bool = True) -> ModelGuard:
+    return ModelGuard(list(model.modules()), values=values)
 
 
 def images() -> Tensor:
@@ -55,7 +57,7 @@ def test_nothing_changed() -> None:
 
 
 @pytest.mark.parametrize("change", [*STRUCTURE.values(), *VALUES.values()], ids=[*STRUCTURE, *VALUES])
-def test_changes_are_seen(change: Callable[[nn.Module], object]) -> None:
+def test_changes_are_seen(change: Callable[[Any], object]) -> None:
     model = subject()
     before = look(model)
     assert before.holds()
@@ -65,7 +67,9 @@ def test_changes_are_seen(change: Callable[[nn.Module], object]) -> None:
 
 
 @pytest.mark.parametrize(("prepare", "change"), PREPARED.values(), ids=PREPARED)
-def test_changes_to_what_was_put_there_are_seen(prepare: Callable, change: Callable) -> None:
+def test_changes_to_what_was_put_there_are_seen(
+    prepare: Callable[[Any], Any], change: Callable[[Any, Any], object]
+) -> None:
     model = subject()
     held = prepare(model)
     before = settled(list(model.modules()), lambda: model(images()))
@@ -75,7 +79,7 @@ def test_changes_to_what_was_put_there_are_seen(prepare: Callable, change: Calla
 
 
 @pytest.mark.parametrize("hooked", GLOBAL.values(), ids=GLOBAL)
-def test_hooks_on_all_modules_are_seen(hooked: Callable) -> None:
+def test_hooks_on_all_modules_are_seen(hooked: Callable[[], AbstractContextManager[None]]) -> None:
     model = subject()
     before = look(model)
     with hooked():
@@ -85,7 +89,7 @@ def test_hooks_on_all_modules_are_seen(hooked: Callable) -> None:
 
 
 @pytest.mark.parametrize("change", STRUCTURE.values(), ids=STRUCTURE)
-def test_structure_is_seen_without_values(change: Callable) -> None:
+def test_structure_is_seen_without_values(change: Callable[[Any], object]) -> None:
     model = subject()
     before = look(model, values=False)
     change(model)
@@ -93,9 +97,9 @@ def test_structure_is_seen_without_values(change: Callable) -> None:
 
 
 @pytest.mark.parametrize("change", VALUES.values(), ids=VALUES)
-def test_a_change_in_one_pass_alone_is_no_work_of_the_models(change: Callable) -> None:
+def test_a_change_in_one_pass_alone_is_no_work_of_the_models(change: Callable[[Any], object]) -> None:
     """Another thread may change the model while it is prepared."""
-    model, passes = subject(), []
+    model, passes = subject(), list[None]()
 
     def run() -> None:
         passes.append(None)
@@ -109,7 +113,7 @@ def test_a_change_in_one_pass_alone_is_no_work_of_the_models(change: Callable) -
 
 @pytest.mark.parametrize("nothing", NOTHING.values(), ids=NOTHING)
 @pytest.mark.parametrize("values", [True, False], ids=["everything", "structure"])
-def test_what_changes_nothing(nothing: Callable, values: bool) -> None:
+def test_what_changes_nothing(nothing: Callable[[Any], object], values: bool) -> None:
     model = subject()
     before = look(model, values=values)
     nothing(model)
@@ -123,6 +127,11 @@ class Busy(nn.Module):
     """Writes in its forward pass whatever a model can write."""
 
     total = 0
+    average: Tensor
+    seen: Tensor
+    log: list[torch.Size]
+    by_call: dict[int, torch.Size]
+    features: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,7 +177,7 @@ def test_what_the_forward_pass_writes_is_left_out() -> None:
     ],
     ids=["attribute", "of an object", "kept tensor", "kept tensor replaced", "weight", "forward", "buffers"],
 )
-def test_all_else_is_seen_in_a_model_that_writes(change: Callable[[nn.Module], object]) -> None:
+def test_all_else_is_seen_in_a_model_that_writes(change: Callable[[Any], object]) -> None:
     model, x = type("Busier", (Busy,), {})().eval(), images()
     state = settled(list(model.modules()), lambda: model(x))
     model(x)
@@ -178,7 +187,7 @@ def test_all_else_is_seen_in_a_model_that_writes(change: Callable[[nn.Module], o
 
 
 def test_a_weight_that_is_written_in_every_pass_is_a_change() -> None:
-    model = zoo.build("vgg_like")
+    model: Any = zoo.build("vgg_like")
     weight = model.features[0].weight
     state = settled(list(model.modules()), lambda: weight.data.mul_(1.01))
     assert state.holds()
@@ -232,7 +241,7 @@ EQUAL: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize(("a", "b"), DIFFERENT.values(), ids=DIFFERENT)
 def test_equal_is_not_the_same(a: object, b: object) -> None:
-    module = nn.Identity()
+    module: Any = nn.Identity()
     module.value = a
     before = look(module)
     module.value = b
@@ -241,7 +250,7 @@ def test_equal_is_not_the_same(a: object, b: object) -> None:
 
 @pytest.mark.parametrize("make", EQUAL.values(), ids=EQUAL)
 def test_equal_is_the_same_where_nothing_can_differ(make: Callable[[], object]) -> None:
-    module = nn.Identity()
+    module: Any = nn.Identity()
     module.value = make()
     before = look(module)
     module.value = make()
@@ -288,7 +297,7 @@ class Slots:
     __slots__ = ("x",)
 
 
-ODD = {
+ODD: dict[str, Callable[[], object]] = {
     "opinionated": Hostile,
     "no attributes of its own": Fleeting,
     "unhashable class": lambda: Unhashable("Odd", (), {}),
@@ -309,7 +318,7 @@ ODD = {
     "array backwards": lambda: np.arange(5.0)[::-1],
     "read-only array": lambda: np.broadcast_to(np.arange(5.0), (2, 5)),
     "strings": lambda: np.array(["a"]),
-    "enumeration": lambda: enum.Enum("Odd", "A B").A,
+    "enumeration": lambda: enum.Enum("Odd", "A B").A,  # type: ignore[attr-defined]
     "builtin": lambda: len,
     "builtin method": lambda: [].append,
     "operator": lambda: torch.ops.aten.relu.default,
@@ -318,10 +327,12 @@ ODD = {
     "data set": lambda: torch.utils.data.TensorDataset(torch.zeros(2)),
     "mappingproxy": lambda: MappingProxyType({"a": 1}),
 }
-ODD_MODULE = nn.Identity()
+ODD_MODULE: nn.Module = nn.Identity()
 
 
 def unfilled() -> Callable[[], object]:
+    never: int
+
     def read() -> object:
         return never
 
@@ -354,12 +365,14 @@ class Wrapper(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "Wrapper":
-        made = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made: Any = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
         made.inner = inner
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, function: object, types: object, args: object = (), kwargs: object = None) -> object:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: object, types: object, args: object = (), kwargs: object = None
+    ) -> object:
         raise RuntimeError("dispatched")
 
 
@@ -414,7 +427,7 @@ SIZES = [1, 3, 64, 255, 256, 257, 1000, 4096, 100_003]
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.complex128])
 def test_the_first_and_the_last_number_are_in_the_sample(size: int, dtype: torch.dtype) -> None:
-    module = nn.Module()
+    module: Any = nn.Module()
     module.plain = torch.zeros(size, dtype=dtype)
     for index in (0, size - 1):
         before = look(module)
@@ -424,7 +437,7 @@ def test_the_first_and_the_last_number_are_in_the_sample(size: int, dtype: torch
 
 @pytest.mark.parametrize("size", [1, 16, 63, 64])
 def test_a_small_tensor_is_compared_whole(size: int) -> None:
-    module = nn.Module()
+    module: Any = nn.Module()
     module.plain = torch.zeros(size)
     for index in range(size):
         before = look(module)
@@ -433,7 +446,7 @@ def test_a_small_tensor_is_compared_whole(size: int) -> None:
 
 
 def test_what_lies_between_the_elements_of_a_tensor_is_not_its() -> None:
-    module = nn.Module()
+    module: Any = nn.Module()
     whole = torch.zeros(100, 10)
     module.plain = whole[:, ::2]
     before = look(module)
@@ -477,6 +490,7 @@ def test_nothing_is_kept_alive_by_a_circle() -> None:
 def test_what_a_model_writes_is_not_kept() -> None:
     model, x = Busy().eval(), images()
     state = settled(list(model.modules()), lambda: model(x))
+    assert model.features is not None
     kept = weakref.ref(model.features)
     model(x)
     gc.collect()
@@ -516,7 +530,7 @@ def test_asked_by_many_threads_while_another_writes() -> None:
 
 
 def test_the_order_of_a_dictionary_is_part_of_it() -> None:
-    module = nn.Module()
+    module: Any = nn.Module()
     module.ordered, module.plain = OrderedDict(a=1, b=2), {"a": 1, "b": 2}
     before = look(module)
     module.ordered.move_to_end("a")

@@ -4,12 +4,12 @@ import copy
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_hooks_adversarial import Base, prepared
+from engines.test_hooks_adversarial import Base, prepared
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
@@ -31,20 +31,23 @@ class Pair(NamedTuple):
 class Keeps(Base):
     """In attributes, in containers of every kind, and in a buffer that is written in place; reads what it kept."""
 
+    average: Tensor
+    latest: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("average", torch.zeros(8))
         self.register_buffer("latest", torch.zeros(1))
         self.kept: Tensor | None = None
         self.listed: list[Tensor] = []
-        self.named: dict[str, object] = {"nested": [{}]}
+        self.named: dict[str, Any] = {"nested": [{}]}
         self.named["training"] = self.named  # a container may hold itself
         self.pair: Pair | None = None
 
     def mid(self, y: Tensor) -> Tensor:
         self.kept = super().mid(y)
         self.listed[:] = [self.kept * 2]
-        self.named["nested"][0]["view"] = self.kept[:, :4]  # type: ignore[index]
+        self.named["nested"][0]["view"] = self.kept[:, :4]
         self.pair = Pair(self.kept, self.kept.mean())
         self.average.mul_(0.9).add_(self.kept.mean((0, 2, 3)))
         self.latest = self.kept.mean().reshape(1)
@@ -56,6 +59,8 @@ class Keeps(Base):
 
 
 def everything_kept(model: Keeps) -> list[Tensor]:
+    assert model.kept is not None
+    assert model.pair is not None
     return [model.kept, *model.listed, model.named["nested"][0]["view"], *model.pair, model.average, model.latest]
 
 
@@ -125,7 +130,9 @@ def test_hooks_of_the_user_that_have_a_say(change: Callable[[Tensor], Tensor], e
             self.b2.register_forward_hook(lambda _, __, out: change(out))
 
     hooked, written, x = prepared(Hooked), prepared(Written), batches(1)[0]
-    for kind, options in ((GaiaA, {"fusion": "inner"}), (GaiaZ, {})):  # A_last would be another: what b2's hook made
+    # A_last would be another: what b2's hook made.
+    kinds: list[tuple[Callable[..., GaiaA | GaiaZ], dict[str, Any]]] = [(GaiaA, {"fusion": "inner"}), (GaiaZ, {})]
+    for kind, options in kinds:
         detector = partial(kind, layers=["b1"], engine=engine, **options)
         scorer, truth = detector(hooked), detector(written)(x)
         for _ in range(2):
@@ -133,7 +140,8 @@ def test_hooks_of_the_user_that_have_a_say(change: Callable[[Tensor], Tensor], e
 
 
 def test_what_hung_on_the_user_s_graph_before_still_does() -> None:
-    model, x = prepared(Base), batches(1)[0]
+    x = batches(1)[0]
+    model: Any = prepared(Base)
     model.own = model.c1(x)
     node = model.own.grad_fn
     GaiaZ(model, engine="hooks")(x)
@@ -155,7 +163,9 @@ def test_a_prepared_runtimel_can_be_copied(detector: type) -> None:
     copy.deepcopy(model)
     assert scorer.plan(x).engine.name == "compiled"
     scorer(x)
-    assert copy.deepcopy(model).kept.grad_fn is None
+    kept = copy.deepcopy(model).kept
+    assert kept is not None
+    assert kept.grad_fn is None
 
 
 @pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
@@ -177,7 +187,7 @@ def test_threads_score_a_prepared_runtimel_as_one_after_the_other(detector: type
 
 @pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
 @pytest.mark.parametrize("kind", [Base, Keeps])
-def test_threads_score_as_one_after_the_other(kind: type, detector: type) -> None:
+def test_threads_score_as_one_after_the_other(kind: type[Base], detector: type) -> None:
     model, images = prepared(kind), batches(THREADS)
     scorer = detector(model, engine="hooks")
     expected = [scorer.score(x) for x in images]
@@ -190,6 +200,7 @@ def test_threads_score_as_one_after_the_other(kind: type, detector: type) -> Non
 
     in_threads(work)
     if kind is Keeps:
+        assert isinstance(model, Keeps)
         assert not any(each.requires_grad for each in everything_kept(model))
 
 
@@ -223,7 +234,7 @@ class Waits(Base):
     def __init__(self) -> None:
         super().__init__()
         self.drop = nn.Dropout(0.5)
-        self.meanwhile: Callable[[], None] = lambda: None
+        self.meanwhile: Callable[[], object] = lambda: None
 
     def mid(self, y: Tensor) -> Tensor:
         self.meanwhile()

@@ -3,12 +3,13 @@
 import random
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_hooks_adversarial import Base, images, prepared
+from engines.test_hooks_adversarial import Base, images, prepared
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
@@ -280,12 +281,12 @@ class ThreadRandom(Base):
         (ThreadRandom, "from torch's generator of cpu, and what it returns differs"),
     ],
 )
-def test_a_runtimel_that_draws_random_numbers_is_refused(kind: type, what: str, engine: str) -> None:
+def test_a_runtimel_that_draws_random_numbers_is_refused(kind: type[Base], what: str, engine: str) -> None:
     model, x = prepared(kind), images()
-    own = [model.generator] if kind is OwnGenerator else []
+    own = [model.generator] if isinstance(model, OwnGenerator) else []
 
     def states() -> list[object]:
-        numpy_state = np.random.get_state()  # noqa: NPY002
+        numpy_state: Any = np.random.get_state()  # noqa: NPY002
         torch_states = [each.get_state().tolist() for each in (torch.default_generator, *own)]
         return [*torch_states, random.getstate(), numpy_state[1].tolist(), numpy_state[2:]]
 

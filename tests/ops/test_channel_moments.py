@@ -1,7 +1,9 @@
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from ops.marks import computed_by_numpy, each_path, each_target_and_dtype, needs_speed
 
 from gaia_fast.errors import ArgumentError, BackendError
 from gaia_fast.ops import channel_moments
@@ -22,7 +24,6 @@ from cases import (
     on_device,
     place,
 )
-from marks import computed_by_numpy, each_path, each_target_and_dtype, needs_speed
 from tolerance import assert_moments, assert_same_bits
 
 
@@ -104,7 +105,9 @@ def test_infinities_overflow_and_nan(target: Target, dtype: torch.dtype, layout:
 @computed_by_numpy
 @each_target_and_dtype
 @each_path
-def test_subnormals_count_also_when_flushed(target: Target, dtype: torch.dtype, layout: Layout, flush_denormal) -> None:
+def test_subnormals_count_also_when_flushed(
+    target: Target, dtype: torch.dtype, layout: Layout, flush_denormal: Callable[[], None]
+) -> None:
     if target.backend == "torch":
         pytest.skip("plain PyTorch compares values, and flushed subnormals compare equal to zero")
     g = place(torch.full((1, 19, 7, 5), torch.finfo(dtype).smallest_normal / 2, dtype=dtype), layout).tensor
@@ -115,7 +118,9 @@ def test_subnormals_count_also_when_flushed(target: Target, dtype: torch.dtype, 
 
 @computed_by_numpy
 @each_path
-def test_flushing_subnormals_changes_no_result(target: Target, layout: Layout, set_threads) -> None:
+def test_flushing_subnormals_changes_no_result(
+    target: Target, layout: Layout, set_threads: Callable[[int], None]
+) -> None:
     if target.backend == "torch":
         pytest.skip("plain PyTorch flushes where it is told to, and not on workers that exist already")
     g = place(torch.full((4, 64, 32, 32), 1e-40, device=target.device), layout).tensor
@@ -192,7 +197,7 @@ def test_out_of_one_channel_may_have_any_stride(target: Target) -> None:
 @each_path
 @pytest.mark.parametrize("shape", [(3, 37, 32, 32), (1, 1, 300, 301), (70, 16, 8, 8)], ids=str)
 def test_repeats_and_threads_agree_bit_for_bit(
-    target: Target, layout: Layout, shape: tuple[int, ...], set_threads
+    target: Target, layout: Layout, shape: tuple[int, ...], set_threads: Callable[[int], None]
 ) -> None:
     if target.backend == "torch" and shape[:2] == (1, 1):
         pytest.skip("plain PyTorch splits a single sum among its threads")

@@ -1,4 +1,5 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from gaia_fast.errors import BackendError
 from gaia_fast.ops.convolution import Weights, convolution, packing
 from gaia_fast.ops.convolution.packing import Algorithm, cheapest_algorithm
+from gaia_fast.ops.convolution.parts import Pair
 from gaia_fast.ops.convolution.reference import convolution_reference
 
 from cases import INF, INTERPRETED, NAN, TARGETS, Target
@@ -19,9 +21,11 @@ LEVELS = [each for each in TARGETS if each.backend == "cpu"]
 # How many times PyTorch's own error a algorithm may have: what the transforms of Winograd's filtering cost.
 ROUNDING = {Algorithm.IM2COL: 2, Algorithm.WINOGRAD_F2: 6, Algorithm.WINOGRAD_F4: 24}
 
+Shape = tuple[int, int, int, int, int, Pair, Pair, Pair, Pair]
+
 # (images, inputs, outputs, height, width, window, stride, padding, dilation). Rows and channels go by 3, 6 or 12 and by
 # 16 or 32, depths by 256, tiles by 2 or 4: each boundary is crossed, with and without a remainder.
-SHAPES = {
+SHAPES: dict[str, Shape] = {
     "one position": (1, 16, 16, 1, 1, (1, 1), (1, 1), (0, 0), (1, 1)),
     "stem": (2, 3, 16, 13, 11, (3, 3), (1, 1), (1, 1), (1, 1)),
     "square": (3, 32, 48, 9, 7, (3, 3), (1, 1), (1, 1), (1, 1)),
@@ -48,7 +52,7 @@ ADJOINTS = {
     "deep": (1, 16, 272, 6, 6, (3, 3), (2, 2), (1, 1)),
     "pieces": (2, 16, 16, 70, 70, (3, 3), (2, 2), (1, 1)),
 }
-ENDINGS = {
+ENDINGS: dict[str, Collection[str]] = {
     "plain": {},
     "forward": {"bias", "residual", "relu", "positive"},
     "backward": {"residual", "relu_mask", "sum", "scale", "skip"},
@@ -66,7 +70,7 @@ def level(request: pytest.FixtureRequest) -> Iterator[Target]:
 class Case:
     """A convolution with random arguments."""
 
-    def __init__(self, shape: tuple, ending: set[str] = frozenset(), seed: int = 0) -> None:
+    def __init__(self, shape: Shape, ending: Collection[str] = frozenset(), seed: int = 0) -> None:
         images, inputs, outputs, height, width, window, self.stride, self.padding, self.dilation = shape
         generator = torch.Generator().manual_seed(seed)
 
@@ -86,7 +90,7 @@ class Case:
         self.statistic = next((each for each in ("sum", "abs_sum", "positive") if each in ending), None)
 
     @property
-    def algorithms(self) -> list[int]:
+    def algorithms(self) -> list[Algorithm]:
         simple = self.weights.shape[2:] == (3, 3) and self.stride == self.dilation == (1, 1)
         return (
             [Algorithm.IM2COL, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4]
@@ -95,7 +99,7 @@ class Case:
         )
 
     @property
-    def window(self) -> dict:
+    def window(self) -> dict[str, Any]:
         return {
             "stride": self.stride,
             "padding": self.padding,
@@ -114,10 +118,11 @@ class Case:
 
     def reference(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         maps = (self.bias, self.residual, self.relu_mask, self.scale, self.skip)
-        wide = [None if each is None else each.to(dtype) for each in maps]
+        bias, residual, relu_mask, scale, skip = [None if each is None else each.to(dtype) for each in maps]
         window = self.stride, self.padding, self.dilation, self.input_size
+        options = *window, self.relu, self.statistic
         weight = self.weights.weight.to(dtype)
-        return convolution_reference(self.x.to(dtype), weight, *wide, *window, self.relu, self.statistic)
+        return convolution_reference(self.x.to(dtype), weight, bias, residual, relu_mask, scale, skip, *options)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -136,6 +141,7 @@ def test_against_the_formula(level: Target, shape: str, ending: str) -> None:
         if case.statistic is None:
             assert sums is None
         else:
+            assert sums is not None
             check_sums(case, algorithm, sums)
 
 
@@ -160,7 +166,9 @@ def test_the_adjoint_of_a_strided_convolution(level: Target, shape: str, ending:
         check_sums(case, None, sums)
     again, same = case.run()
     assert torch.equal(again, y)
-    assert sums is None or torch.equal(same, sums)
+    if sums is not None:
+        assert same is not None
+        assert torch.equal(same, sums)
 
 
 def check_sums(case: Case, algorithm: Algorithm | None, sums: Tensor) -> None:
@@ -179,25 +187,30 @@ def check_sums(case: Case, algorithm: Algorithm | None, sums: Tensor) -> None:
 
 @pytest.mark.parametrize("algorithm", [Algorithm.IM2COL, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
 def test_an_image_knows_nothing_of_the_others_or_of_threads(
-    level: Target, algorithm: int, set_threads: Callable[[int], None]
+    level: Target, algorithm: Algorithm, set_threads: Callable[[int], None]
 ) -> None:
     for shape in ((7, 32, 64, 8, 8), (3, 16, 48, 34, 33), (40, 64, 64, 12, 12)):
         case = Case((*shape, (3, 3), (1, 1), (1, 1), (1, 1)), {"residual", "relu", "sum"})
         y, sums = case.run(algorithm)
+        assert case.residual is not None
+        assert sums is not None
         for threads in (1, 2, 3):
             set_threads(threads)
             again, same = case.run(algorithm)
             assert torch.equal(again, y)
+            assert same is not None
             assert torch.equal(same, sums)
         alone, own = case.run(algorithm, x=case.x[1:2], residual=case.residual[1:2])
         assert torch.equal(alone, y[1:2])
+        assert own is not None
         assert torch.equal(own, sums[1:2])
 
 
 @pytest.mark.parametrize("algorithm", [Algorithm.IM2COL, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
-def test_any_strides(level: Target, algorithm: int) -> None:
+def test_any_strides(level: Target, algorithm: Algorithm) -> None:
     case = Case(SHAPES["square"], ENDINGS["everything"])
     y, _ = case.run(algorithm)
+    assert case.relu_mask is not None
     wide = torch.zeros(3, 64, 18, 7)
     wide[:, ::2, ::2] = case.x
     again, _ = case.run(
@@ -207,11 +220,13 @@ def test_any_strides(level: Target, algorithm: int) -> None:
 
 
 @pytest.mark.parametrize("algorithm", [Algorithm.IM2COL, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
-def test_a_closed_gate_lets_nothing_through_and_a_nan_stays_one(level: Target, algorithm: int) -> None:
+def test_a_closed_gate_lets_nothing_through_and_a_nan_stays_one(level: Target, algorithm: Algorithm) -> None:
     case = Case(SHAPES["square"], {"relu_mask", "sum"})
+    assert case.relu_mask is not None
     case.residual = torch.full_like(case.relu_mask, INF)
     case.relu_mask = torch.zeros_like(case.relu_mask)
     y, sums = case.run(algorithm)
+    assert sums is not None
     assert not y.any()
     assert not sums.any()
     case = Case(SHAPES["square"], {"relu", "positive"})
@@ -226,6 +241,7 @@ def test_no_images(level: Target) -> None:
     case = Case(SHAPES["square"], {"relu", "positive"})
     y, sums = case.run(x=case.x[:0])
     assert y.shape == (0, 48, 9, 7)
+    assert sums is not None
     assert sums.shape == (0, 48)
 
 
@@ -246,6 +262,8 @@ def test_the_cheapest_form_reads_little_for_few_positions_and_multiplies_little_
 
 def test_what_does_not_fit_is_refused_by_name() -> None:
     case = Case(SHAPES["square"], ENDINGS["everything"])
+    assert case.residual is not None
+    assert case.scale is not None
     with pytest.raises(BackendError, match=r"x has 31 channels, the weights \(48, 32, 3, 3\) take 32"):
         case.run(x=case.x[:, 1:])
     with pytest.raises(BackendError, match="residual must be"):
@@ -272,9 +290,9 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
 
 def test_threads_that_pack_at_once_get_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     # A executable keeps the address alone of what it was given.
-    weights, matrix, others = Weights(torch.ones(16, 16, 3, 3)), packing._filter_matrix, []
+    weights, matrix, others = Weights(torch.ones(16, 16, 3, 3)), packing._filter_matrix, list[Tensor]()
 
-    def meanwhile(algorithm: int) -> Tensor:
+    def meanwhile(algorithm: Algorithm) -> Tensor:
         monkeypatch.setattr(packing, "_filter_matrix", matrix)
         others.append(weights.packed(algorithm))
         return matrix(algorithm)

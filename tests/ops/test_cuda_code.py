@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
+from ops.machine_code import ARCHITECTURES, Code, disassembled
 
 from gaia_fast import backends
-
-from machine_code import ARCHITECTURES, Code, disassembled
 
 if backends.kernels is None or not backends.kernels.cuda_build().startswith("sm_"):
     pytest.skip("this extension holds no machine code of CUDA kernels", allow_module_level=True)

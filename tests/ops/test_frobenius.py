@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -195,7 +197,7 @@ def test_negated_views_are_read_as_they_are(target: Target) -> None:
 
 
 M = torch.ones(2, 5)
-BAD_ARGUMENTS: dict[str, tuple[str, tuple]] = {
+BAD_ARGUMENTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "one dimension": ("moments of shape", (torch.ones(5), [5], [1.0])),
     "three dimensions": ("moments of shape", (torch.ones(1, 2, 5), [5], [1.0])),
     "a padded matrix too narrow": ("moments of shape", (torch.ones(1, 2, 5), [5, 6], [1.0, 1.0])),
@@ -218,8 +220,8 @@ BAD_ARGUMENTS: dict[str, tuple[str, tuple]] = {
 
 
 @pytest.mark.parametrize(("message", "arguments"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
-def test_bad_arguments(target: Target, message: str, arguments: tuple) -> None:
-    moved = [on_device(each, target.device) if isinstance(each, Tensor) else each for each in arguments]
+def test_bad_arguments(target: Target, message: str, arguments: tuple[Any, ...]) -> None:
+    moved: list[Any] = [on_device(each, target.device) if isinstance(each, Tensor) else each for each in arguments]
     with pytest.raises(BackendError, match=f"^{message}"):
         frobenius(*moved, backend=target.backend)
 

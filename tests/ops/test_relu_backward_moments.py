@@ -1,7 +1,10 @@
+from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
+from ops.marks import each_path, each_target_and_dtype, needs_speed
 from torch import Tensor
 
 from gaia_fast.errors import ArgumentError, BackendError
@@ -24,7 +27,6 @@ from cases import (
     on_device,
     place,
 )
-from marks import each_path, each_target_and_dtype, needs_speed
 from tolerance import assert_moments, assert_same_bits
 
 # g and y alike in every layout, and the mixtures that a network makes: a mean's gradient is expanded, autograd's may be
@@ -76,7 +78,7 @@ def test_against_float64(target: Target, dtype: torch.dtype, shape: tuple[int, .
 
 @each_target_and_dtype
 def test_by_hand(target: Target, dtype: torch.dtype) -> None:
-    def make(values: list) -> Tensor:
+    def make(values: list[Any]) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=target.device)
 
     g = make([[[[1.0, -2.0], [0.0, 3.0]], [[4.0, -5.0], [6.0, -7.0]]]])
@@ -189,7 +191,7 @@ def test_nothing_beside_the_results_is_written(
     empty_like, sentinel, spare = torch.empty_like, 12345.0, 64
     buffers = []
 
-    def guarded_empty_like(like: Tensor, **options) -> Tensor:
+    def guarded_empty_like(like: Tensor, **options: Any) -> Tensor:
         plain = empty_like(like, **options)
         buffer = torch.full((plain.numel() + 2 * spare,), sentinel, dtype=plain.dtype, device=plain.device)
         buffers.append(buffer)
@@ -220,7 +222,7 @@ def test_nothing_beside_the_results_is_written(
 @each_path
 @pytest.mark.parametrize("shape", [(3, 37, 32, 32), (1, 1, 300, 301), (70, 16, 8, 8)], ids=str)
 def test_repeats_and_threads_agree_bit_for_bit(
-    target: Target, layout: Layout, shape: tuple[int, ...], set_threads
+    target: Target, layout: Layout, shape: tuple[int, ...], set_threads: Callable[[int], None]
 ) -> None:
     if target.backend == "torch" and shape[:2] == (1, 1):
         pytest.skip("plain PyTorch splits a single sum among its threads")
@@ -313,7 +315,7 @@ BAD_ARGUMENTS: dict[str, tuple[str, tuple[Tensor | None, ...]]] = {
 
 @pytest.mark.parametrize(("name", "arguments"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
 def test_bad_arguments(target: Target, name: str, arguments: tuple[Tensor | None, ...]) -> None:
-    moved = [each if each is None else on_device(each, target.device) for each in arguments]
+    moved: list[Any] = [each if each is None else on_device(each, target.device) for each in arguments]
     with pytest.raises(BackendError, match=f"^{name} (must be|has)"):
         relu_backward_moments(*moved, backend=target.backend)
 

@@ -1,7 +1,10 @@
+from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
+from ops.marks import each_path, each_target_and_dtype, needs_speed
 from torch import Tensor
 
 from gaia_fast.errors import ArgumentError, BackendError
@@ -22,7 +25,6 @@ from cases import (
     norm_scale,
     place,
 )
-from marks import each_path, each_target_and_dtype, needs_speed
 from tolerance import assert_same_bits
 
 LAYOUT_PAIRS = (
@@ -103,7 +105,7 @@ def test_what_rounds_to_zero_is_not_counted(target: Target, layout: Layout) -> N
 
 @needs_speed
 @each_path
-def test_repeats_threads_and_other_images(target: Target, layout: Layout, set_threads) -> None:
+def test_repeats_threads_and_other_images(target: Target, layout: Layout, set_threads: Callable[[int], None]) -> None:
     shape = (5, 37, 56, 57)  # enough to wake other threads
     x = gradient(shape, torch.float32, target.device, layout).tensor
     scale = norm_scale(shape[1], torch.float32, target.device)
@@ -140,7 +142,7 @@ def test_lazily_negated_arguments(target: Target) -> None:
         ((torch.zeros(2, 3, 4, 5), None, None, torch.zeros(2, 3, 4, 5).half()), "residual must be"),
     ],
 )
-def test_what_is_refused(arguments: tuple, message: str) -> None:
+def test_what_is_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(BackendError, match=f"^{message}"):
         relu_forward_count(*arguments)
 

@@ -16,6 +16,7 @@ from gaia_fast.ops.convolution.steps import (
     NULL,
     STATISTICS,
     Pointer,
+    Step,
     address,
     check_step,
     convolution_steps,
@@ -59,7 +60,8 @@ def test_waves_wait_for_each_other_and_sums_go_where_they_are_wanted(level: Targ
     packed, answers = torch.empty(IMAGES, 3 * CHANNELS), torch.empty(IMAGES, 2)
     # The maps are given at each run: places 0 to 4.
     row, out = 3 * CHANNELS, (SIDE, SIDE)
-    steps = convolution_steps(
+    steps: list[Step] = []
+    steps += convolution_steps(
         0,
         [part],
         None,
@@ -108,12 +110,14 @@ def test_waves_wait_for_each_other_and_sums_go_where_they_are_wanted(level: Targ
         given = [each.data_ptr() for each in (first, second, third, packed, answers)]
         assert executable.run(given, threads)
         y, sums = convolution(x, weights, padding=(1, 1), relu=True, statistic="sum")
+        assert sums is not None
         assert torch.equal(first, y)
         assert torch.equal(packed[:, :CHANNELS], sums)
         z, counts = ops.relu_forward_count(y, factor, shift, backend="torch")
         assert torch.equal(second, z)
         assert torch.equal(packed[:, CHANNELS : 2 * CHANNELS], counts)
         g, magnitudes = convolution(z, weights, relu_mask=y, padding=(1, 1), statistic="abs_sum")
+        assert magnitudes is not None
         assert torch.equal(third, g)
         assert torch.equal(packed[:, 2 * CHANNELS :], magnitudes)
         assert torch.equal(answers[:, 0], active_everywhere(y, 1, 3))
@@ -139,7 +143,7 @@ def test_a_long_chain_of_small_steps(level: Target, set_threads: Callable[[int],
     ones = torch.ones(CHANNELS)
     x = torch.zeros(1, CHANNELS, 2, 2).contiguous(memory_format=torch.channels_last)
     maps = [torch.empty_like(x) for _ in range(400)]
-    steps = []
+    steps: list[Step] = []
     for i, y in enumerate(maps):
         source = maps[i - 1] if i else x
         steps.append(
@@ -200,7 +204,7 @@ def test_epilogues_that_mean_nothing_are_refused(epilogue: dict[str, Any], messa
         pointwise(**epilogue)
 
 
-CONVOLUTION = {
+CONVOLUTION: dict[str, Any] = {
     "wave": 0,
     "algorithm": 1,
     "x": Y,
@@ -259,7 +263,7 @@ def test_convolutions_that_would_leave_their_memory_are_refused(changed: dict[st
     ],
 )
 def test_checks_outside_of_their_map_are_refused(changed: dict[str, Any], message: str) -> None:
-    given = {"wave": 0, "y": Y, "shape": SHAPE, "begin": 0, "step": 1, "first": 0, "last": CHANNELS}
+    given: dict[str, Any] = {"wave": 0, "y": Y, "shape": SHAPE, "begin": 0, "step": 1, "first": 0, "last": CHANNELS}
     given |= {"out": Pointer(1, 0), "out_stride": 1}
     kernels.CheckStep(**given)
     with pytest.raises(ValueError, match=message):

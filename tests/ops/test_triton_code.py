@@ -6,9 +6,11 @@ multiples of 16 bytes, or at other strides than 1. The columns of `frobenius` an
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from ops.machine_code import ARCHITECTURES, compiled, recorded
 
 from cases import (
     CHANNELS_LAST,
@@ -22,7 +24,6 @@ from cases import (
     gradient,
     norm_scale,
 )
-from machine_code import ARCHITECTURES, compiled, recorded
 
 pytest.importorskip("triton", reason="the triton package is not installed")
 if INTERPRETED or INSTRUMENTED:
@@ -47,7 +48,7 @@ each_wide = pytest.mark.parametrize(("shape", "layout"), WIDE.values(), ids=WIDE
 each_narrow = pytest.mark.parametrize(("shape", "layout"), NARROW.values(), ids=NARROW)
 
 
-def launches_of(op: str, shape: tuple[int, ...], layout: Layout, dtype: torch.dtype, parameters: bool) -> list:
+def launches_of(op: str, shape: tuple[int, ...], layout: Layout, dtype: torch.dtype, parameters: bool) -> list[Any]:
     """Returns the launches of the op's kernel on maps of this kind."""
     module = import_module(f"gaia_fast.ops.{op}.triton")
     n, k = shape[:2]

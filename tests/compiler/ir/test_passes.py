@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def tensors_without_type(module: fx.GraphModule) -> list[fx.Node]:
     images = next(node for node in module.graph.nodes if node.op == "placeholder")
     found = []
 
-    class Look(fx.Interpreter):
+    class Look(fx.Interpreter):  # type: ignore[misc]
         def run_node(self, n: fx.Node) -> object:
             value = super().run_node(n)
             if isinstance(value, Tensor) and n.op != "output" and not isinstance(n.meta.get("val"), Tensor):
@@ -44,7 +45,8 @@ def test_every_tensor_has_a_type_after_every_pass(name: str, make: type[GaiaZ] |
     x = zoo.images(2, zoo.image_size(name))
     found = make(zoo.build(name), engine="compiled", runtime="eager").prepare(x).program(x)
     assert found is not None
-    for passes in ([], NATIVE, ONNX, CUDA):
+    sequences: list[Sequence[Pass]] = [[], NATIVE, ONNX, CUDA]
+    for passes in sequences:
         module = copy_of(found.program.graph)
         assert not tensors_without_type(module)
         for each in passes:

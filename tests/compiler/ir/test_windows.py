@@ -10,8 +10,9 @@ def geometry(kernel: int, stride: int, padding: int, dilation: int, size: int) -
     out = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
     if out < 1:
         return None
-    each = [(value, value) for value in (kernel, stride, padding, dilation)]
-    return Geometry(*each, 1, 1, (size, size), (out, out))
+    return Geometry(
+        (kernel, kernel), (stride, stride), (padding, padding), (dilation, dilation), 1, 1, (size, size), (out, out)
+    )
 
 
 CASES = [

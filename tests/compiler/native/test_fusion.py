@@ -1,6 +1,7 @@
 import copy
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ class Block(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def program(detector: type[GaiaA] | type[GaiaZ], model: nn.Module, x: Tensor, **options: str) -> torch.fx.GraphModule:
+def program(detector: type[GaiaA] | type[GaiaZ], model: nn.Module, x: Tensor, **options: Any) -> torch.fx.GraphModule:
     prepared = detector(model, engine="compiled", runtime="eager", **options).prepare(x).program(x)
     assert prepared is not None
     return prepared.program.graph
@@ -113,6 +114,8 @@ def test_a_map_that_others_read_is_kept() -> None:
 class Otherwise(nn.Module):
     """Two convolutions with something around the second that looks like what is fused, and is not quite that."""
 
+    kept: Tensor
+
     def __init__(self, around: Callable[["Otherwise", Tensor], Tensor]) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -178,9 +181,11 @@ def test_a_gradient_whose_non_zeros_are_counted_is_zero_exactly_where_nothing_re
     torch.manual_seed(0)
     model, x = Corner().eval(), zoo.images(3, 32)
     found = GaiaZ(model, engine="compiled", runtime="native").prepare(x)
-    assert torch.equal(
-        found.score(x, return_matrix=True).matrix, GaiaZ(model, engine="reference").score(x, return_matrix=True).matrix
-    )
+    matrix = found.score(x, return_matrix=True).matrix
+    truth = GaiaZ(model, engine="reference").score(x, return_matrix=True).matrix
+    assert matrix is not None
+    assert truth is not None
+    assert torch.equal(matrix, truth)
     kernels = convolutions(fused(program(GaiaZ, model, x)))
     assert [each.algorithm for each in kernels] == [None] * 3 + [Algorithm.IM2COL] * 2
 

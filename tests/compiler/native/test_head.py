@@ -75,7 +75,7 @@ def test_the_kernels_take_linear_heads_behind_a_mean_and_compute_what_the_operat
     detector: type[GaiaA] | type[GaiaZ], head: str
 ) -> None:
     plain, own, x = program(detector, head)
-    expected = {Score}
+    expected: set[type] = {Score}
     if head in LOGITS:
         expected.add(PooledLogits)
     if detector is GaiaA and head in COMPONENTS:
@@ -99,6 +99,8 @@ def test_scores_of_every_fusion_and_order(fusion: str, p: float) -> None:
 
 class NormScaled(nn.Module):
     """A norm of rows that is the model's own, beside the score's."""
+
+    share: Tensor
 
     def __init__(self) -> None:
         super().__init__()

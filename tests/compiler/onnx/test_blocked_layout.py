@@ -26,11 +26,12 @@ class Wide(nn.Module):
         return self.fc(self.second(self.first(self.stem(x))).mean((2, 3)))
 
 
-def wide() -> nn.Module:
+def wide() -> Wide:
     torch.manual_seed(0)
     model = Wide().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
             module.running_mean.normal_(0, 0.2)
             nn.init.normal_(module.bias, 0, 0.2)
     return model
@@ -43,6 +44,7 @@ def test_the_blocked_form_computes_the_same(detector: type[GaiaA] | type[GaiaZ],
     x = zoo.images(4, 32 if name == "wrn_40_2" else 16)
     compiled = detector(model, engine="compiled", runtime="eager").prepare(x)
     prepared = compiled.program(x)
+    assert prepared is not None
     program = prepared.program
     before = {name for name, _ in program.graph.named_buffers()}
     form = blocked(program.graph)
@@ -62,6 +64,7 @@ def test_nothing_but_convolutions_poolings_sums_and_products_reads_a_map() -> No
         x = zoo.images(4)
         compiled = detector(wide(), engine="compiled", runtime="eager").prepare(x)
         prepared = compiled.program(x)
+        assert prepared is not None
         targets = {node.target for node in blocked(prepared.program.graph).graph.nodes if node.op == "call_function"}
         assert not targets & {aten.where.self, aten.gt.Scalar, aten._to_copy.default}
 
@@ -71,10 +74,12 @@ def test_a_dead_position_shows() -> None:
     x = zoo.images(4)
     compiled = GaiaZ(model, engine="compiled", runtime="eager").prepare(x)
     prepared = compiled.program(x)
+    assert prepared is not None
     program = prepared.program
     form = blocked(program.graph)
     closed = x.clone()
     closed[2] = 0
+    assert model.stem.bias is not None
     model.stem.bias.data.zero_()
     values = {}
     for name, graph in (("plain", program.graph), ("blocked", form)):
@@ -86,14 +91,19 @@ def test_a_dead_position_shows() -> None:
 def test_a_shift_times_a_number_stays_a_sum() -> None:
     class Shifted(Wide):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.stem(x) * self.first[0].weight.view(1, -1, 1, 1)
-            y = torch.add(y, self.first[0].bias.view(1, -1, 1, 1), alpha=-3)
+            norm = self.first[0]
+            assert isinstance(norm, nn.BatchNorm2d)
+            y = self.stem(x) * norm.weight.view(1, -1, 1, 1)
+            y = torch.add(y, norm.bias.view(1, -1, 1, 1), alpha=-3)
             return self.fc(self.second(self.first(y.relu())).mean((2, 3)))
 
     torch.manual_seed(0)
     model, x = Shifted().eval(), zoo.images(2)
-    nn.init.normal_(model.first[0].bias)
+    norm = model.first[0]
+    assert isinstance(norm, nn.BatchNorm2d)
+    nn.init.normal_(norm.bias)
     compiled = GaiaA(model, engine="compiled", runtime="eager").prepare(x)
     prepared = compiled.program(x)
+    assert prepared is not None
     with torch.no_grad():
         torch.testing.assert_close(blocked(prepared.program.graph)(x)[0], model(x), rtol=1e-4, atol=1e-5)

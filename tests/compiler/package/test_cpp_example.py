@@ -37,9 +37,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("score")
     # cmake and ninja lie beside the interpreter, whether or not its environment was activated.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    configure = ["cmake", "-S", SOURCE, "-B", folder, "-G", "Ninja"]
+    configure: list[str | Path] = ["cmake", "-S", SOURCE, "-B", folder, "-G", "Ninja"]
     configure += [f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"]
-    for command in (configure, ["cmake", "--build", folder]):
+    build: list[str | Path] = ["cmake", "--build", folder]
+    for command in (configure, build):
         found = subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
@@ -54,6 +55,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
     model, good, bad = zoo.sometimes_closed()
     detector = GaiaZ(model, engine="hooks")
     detector.calibrate(detector(good), id_tpr=0.5)
+    assert detector.threshold is not None
     detector.threshold *= 1 + 1e-4  # not a score itself, which rounding would put on either side
     path = detector.export(tmp_path_factory.mktemp("package") / "model.pt2", good[:3])
     return Package(path, torch.cat([good, bad]), detector)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_onnx(tmp_path: Path) -> None:
     assert read_metadata(graph(tmp_path / "a.onnx", **OWN)) == OWN
 
 
-PACKAGES = {
+PACKAGES: dict[str, list[tuple[str, str | bytes]]] = {
     "none": [],
     "of another program": [(ENTRY, json.dumps({"AOTI_DEVICE_KEY": "cpu"}))],
     "no JSON": [(ENTRY, "junk")],
@@ -91,10 +92,10 @@ PACKAGES = {
 
 @pytest.mark.parametrize("read", [read_metadata, load])
 @pytest.mark.parametrize("case", PACKAGES)
-def test_packages_with_other_metadata(tmp_path: Path, case: str, read: object) -> None:
+def test_packages_with_other_metadata(tmp_path: Path, case: str, read: Callable[[Path], object]) -> None:
     path = package(tmp_path / "a.pt2", *PACKAGES[case])
     with pytest.raises(ArgumentError, match=r"a\.pt2 (cannot be read|has no metadata of gaia_fast).*export it again"):
-        read(path)  # type: ignore[operator]
+        read(path)
 
 
 def hostile(folder: Path, ending: str) -> dict[str, bytes]:
@@ -121,26 +122,26 @@ def hostile(folder: Path, ending: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("read", [read_metadata, load])
 @pytest.mark.parametrize("ending", metadata.FORMATS)
-def test_files_of_any_bytes(tmp_path: Path, ending: str, read: object) -> None:
+def test_files_of_any_bytes(tmp_path: Path, ending: str, read: Callable[[Path], object]) -> None:
     for name, content in hostile(tmp_path, ending).items():
         path = tmp_path / f"{name}{ending}"
         path.write_bytes(content)
         with pytest.raises(ArgumentError, match=rf"{name}\{ending} (cannot be read|has no metadata).*export it again"):
-            read(path)  # type: ignore[operator]
+            read(path)
 
 
 @pytest.mark.parametrize("read", [read_metadata, load])
 @pytest.mark.parametrize("ending", metadata.FORMATS)
-def test_what_is_no_file(tmp_path: Path, ending: str, read: object) -> None:
+def test_what_is_no_file(tmp_path: Path, ending: str, read: Callable[[Path], object]) -> None:
     os.mkfifo(tmp_path / f"pipe{ending}")
     (tmp_path / f"folder{ending}").mkdir()
     (tmp_path / f"link{ending}").symlink_to("absent")
     (tmp_path / f"device{ending}").symlink_to("/dev/zero")
     for name in ("pipe", "folder", "link", "device", "absent", "no/absent"):
         with pytest.raises(ArgumentError, match=rf"{name}\{ending} is not a file; give one that export\(\) wrote"):
-            read(tmp_path / f"{name}{ending}")  # type: ignore[operator]
+            read(tmp_path / f"{name}{ending}")
     with pytest.raises(ArgumentError, match=r"a\.pth ends in neither of"):
-        read(tmp_path / "a.pth")  # type: ignore[operator]
+        read(tmp_path / "a.pth")
 
 
 def test_onnx_without_our_metadata(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
+from gaia_fast.compiler.onnx.conversion import to_onnx
 from gaia_fast.compiler.package import writing as export_module
 from gaia_fast.compiler.package.reading import load
 from gaia_fast.compiler.package.writing import FORMATS, read_metadata
@@ -78,10 +80,11 @@ print(json.dumps([logits.tolist(), score.tolist(), (score > float(metadata["thre
 def test_onnx_scores_where_there_is_only_onnxruntime(tmp_path: Path, detector: type[GaiaA] | type[GaiaZ]) -> None:
     own, x = detector(zoo.build("strided_shortcut"), engine="hooks"), zoo.images(5, seed=5)
     own.calibrate(own(x), id_tpr=0.6)
+    assert own.threshold is not None
     own.threshold *= 1 + 1e-4  # not a score itself, which rounding would put on either side
     path = own.export(tmp_path / "model.onnx", zoo.images(3))
     np.save(tmp_path / "images.npy", x.numpy())
-    command = [sys.executable, "-I", "-c", ALONE, path, tmp_path / "images.npy"]
+    command: list[str | Path] = [sys.executable, "-I", "-c", ALONE, path, tmp_path / "images.npy"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     logits, score, decisions = json.loads(found.stdout)
@@ -216,9 +219,8 @@ def test_a_file_that_gives_another_dtype_is_not_written(tmp_path: Path, monkeypa
 
 def test_a_file_that_scores_otherwise_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example alone would not tell: the weight of a class that it does not show."""
-    to_onnx = export_module.to_onnx
 
-    def wrong(*arguments: object) -> object:
+    def wrong(*arguments: Any) -> Any:
         model = to_onnx(*arguments)
         for each in model.graph.initializer:
             if list(each.dims) in ([5, 13], [13, 5]):
@@ -236,12 +238,14 @@ def test_a_file_that_scores_otherwise_is_not_written(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("ending", FORMATS)
 def test_an_image_whose_score_would_be_divided_by_zero_is_nan_in_a_file(tmp_path: Path, ending: str) -> None:
     torch.manual_seed(0)
-    features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
-    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    conv, head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 3)
+    features = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU())
+    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head).eval()
+    assert conv.bias is not None
     with torch.no_grad():
-        features[0].weight.abs_()
-        features[0].bias.zero_()
-        model[3].bias.zero_()
+        conv.weight.abs_()
+        conv.bias.zero_()
+        head.bias.zero_()
     x = torch.rand(4, 3, 8, 8)
     x[2] *= -1  # no unit is open: all logits are zero, and so is the output component
     detector = GaiaA(model, engine="compiled", runtime="eager")

@@ -12,7 +12,9 @@ from graphs import with_channels_last
 @pytest.mark.parametrize("name", ["strided_shortcut", "parallel"])
 def test_layout_changes_rounding_alone(name: str, make: type[GaiaZ] | type[GaiaA]) -> None:
     model, x = zoo.build(name).double(), zoo.images(3).double()
-    graph = make(model, engine="compiled", runtime="eager").prepare(x).program(x).program.graph
+    prepared = make(model, engine="compiled", runtime="eager").prepare(x).program(x)
+    assert prepared is not None
+    graph = prepared.program.graph
     before = {key: value for key, value in vars(graph).items() if isinstance(value, Tensor)}
     with torch.no_grad():
         for one, other in zip(graph(x), with_channels_last(graph)(x), strict=True):
@@ -23,10 +25,12 @@ def test_layout_changes_rounding_alone(name: str, make: type[GaiaZ] | type[GaiaA
 
 def test_maps_lie_channels_last() -> None:
     x = zoo.images(3)
-    graph = GaiaZ(zoo.build("strided_shortcut"), engine="compiled", runtime="eager").prepare(x).program(x).program
+    prepared = GaiaZ(zoo.build("strided_shortcut"), engine="compiled", runtime="eager").prepare(x).program(x)
+    assert prepared is not None
+    graph = prepared.program
     seen: list[bool] = []
 
-    class Look(torch.fx.Interpreter):
+    class Look(torch.fx.Interpreter):  # type: ignore[misc]
         def run_node(self, n: torch.fx.Node) -> object:
             value = super().run_node(n)
             if n.target is torch.ops.aten.convolution.default:

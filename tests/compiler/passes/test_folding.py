@@ -42,6 +42,7 @@ def test_a_convolution_that_others_read_too_keeps_its_weights() -> None:
             return self.fc((self.norm(y) + y).relu().mean((2, 3)))
 
     model, x = Read().eval(), zoo.images(2)
+    assert model.norm.running_mean is not None
     model.norm.running_mean.fill_(0.5)
     found = captured(model, x)
     fold(found.graph)

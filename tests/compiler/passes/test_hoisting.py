@@ -30,7 +30,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize(("function", "left"), KEPT.values(), ids=KEPT)
-def test_little_is_computed_before_it_is_spread_out(function: Callable, left: object) -> None:
+def test_little_is_computed_before_it_is_spread_out(function: Callable[[Tensor], Tensor], left: object) -> None:
     x = torch.randn(2, 8)
     graph = SINK_BROADCASTS(traced(function, x))
     assert torch.allclose(graph(x), function(x))

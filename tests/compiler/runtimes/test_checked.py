@@ -1,5 +1,7 @@
 """Checks recorded with the program, as a CUDA graph has them: here PyTorch runs them, on any device."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -31,7 +33,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("make", [GaiaZ, GaiaA])
 def test_a_write_past_pytorch_is_seen(make: type[GaiaZ] | type[GaiaA]) -> None:
-    model, x = zoo.build("strided_shortcut"), zoo.images(2)
+    x = zoo.images(2)
+    model: Any = zoo.build("strided_shortcut")
     detector = make(model, engine="compiled", runtime="eager").prepare(x)
     before = detector(x)
     model.residual[0].weight.data.neg_()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.errors import CompilationError
+from gaia_fast.reference import Reference
 
 import zoo
 
@@ -65,7 +66,7 @@ class OddAreOther(Trunk):
         return self.fc(self.pool(y * 0.5 + y * 0.5 if x.shape[0] % 2 else y).flatten(1))
 
 
-METHODS = {
+METHODS: dict[Callable[..., GaiaZ | GaiaA], Callable[..., Reference]] = {
     GaiaZ: reference.gaia_z,
     partial(GaiaA, head="fc"): partial(reference.gaia_a, head="fc"),
 }

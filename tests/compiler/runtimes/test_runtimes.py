@@ -1,6 +1,8 @@
 import copy
 import threading
 import warnings
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +30,9 @@ def test_every_runtime_scores_any_number_of_images(runtime: str, detector: type[
         assert torch.allclose(out.score, truth(model, x).score, rtol=1e-5)
         with torch.no_grad():
             assert torch.allclose(out.logits, model(x), rtol=1e-4, atol=1e-5)
-    assert compiled.plan(zoo.images(2)).runtime.name == runtime
+    choice = compiled.plan(zoo.images(2)).runtime
+    assert choice is not None
+    assert choice.name == runtime
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -39,7 +43,7 @@ def test_half_precision(dtype: torch.dtype, runtime: str) -> None:
     own = (reference.gaia_a(model, x).score / truth - 1).abs().max()
     found = GaiaA(model, engine="compiled", runtime=runtime)(x)
     assert found.dtype == torch.float32
-    assert (found / truth - 1).abs().max() <= max(2 * own, 4 * torch.finfo(dtype).eps)
+    assert (found / truth - 1).abs().max() <= max(2 * float(own), 4 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -47,7 +51,8 @@ def test_half_precision(dtype: torch.dtype, runtime: str) -> None:
 @pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
 def test_half_precision_is_widened(detector: type[GaiaA] | type[GaiaZ], runtime: str, dtype: torch.dtype) -> None:
     """The score is that of the same weights and images in float64; nothing is rounded to half precision in between."""
-    model, x = zoo.build("strided_shortcut", dtype), zoo.images(4, dtype=dtype)
+    x = zoo.images(4, dtype=dtype)
+    model: Any = zoo.build("strided_shortcut", dtype)
     truth = (reference.gaia_a if detector is GaiaA else reference.gaia_z)(copy.deepcopy(model).double(), x.double())
     compiled = detector(model, engine="compiled", runtime=runtime)
     out = compiled.score(x)
@@ -75,7 +80,9 @@ def test_a_runtimel_that_cannot_be_widened_is_compiled_as_it_is() -> None:
     torch.manual_seed(0)
     model, x = Bound().to(torch.bfloat16).eval(), zoo.images(3, dtype=torch.bfloat16)
     compiled = GaiaZ(model, engine="compiled")
-    assert compiled.plan(x).runtime.name == "inductor"
+    choice = compiled.plan(x).runtime
+    assert choice is not None
+    assert choice.name == "inductor"
     truth = reference.gaia_z(model, x).score
     assert torch.allclose(compiled(x), truth, rtol=0.05)
     with pytest.raises(
@@ -102,7 +109,8 @@ def test_many_images_in_bfloat16_go_where_there_are_matrix_tiles(monkeypatch: py
 
 @pytest.mark.parametrize("runtime", ["eager", "inductor"])
 def test_channels_last(runtime: str) -> None:
-    model = zoo.build("vgg_like").to(memory_format=torch.channels_last)
+    model: Any = zoo.build("vgg_like")
+    model = model.to(memory_format=torch.channels_last)
     x = zoo.images(3).to(memory_format=torch.channels_last)
     found = GaiaA(model, engine="compiled", runtime=runtime)(x)
     assert torch.allclose(found, reference.gaia_a(model, x).score, rtol=1e-5)
@@ -110,16 +118,19 @@ def test_channels_last(runtime: str) -> None:
 
 def test_auto_says_why() -> None:
     one = GaiaZ(zoo.build("resnet34"), engine="compiled").plan(zoo.images(1, 16)).runtime
+    assert one is not None
     assert (one.name, one.why) == (
         "native",
         "fastest measured for float32 on the CPU where its kernels take the convolutions",
     )
     grouped = GaiaZ(zoo.build("dense_like"), engine="compiled").plan(zoo.images(2)).runtime
+    assert grouped is not None
     assert grouped.name == "onnxruntime"
     assert "of the convolutions' operations" in grouped.why
     choice = (
         GaiaZ(zoo.build("parallel", torch.float64), engine="compiled").plan(zoo.images(2, dtype=torch.float64)).runtime
     )
+    assert choice is not None
     assert choice.name == "eager"
 
 
@@ -177,7 +188,7 @@ def test_sizes_are_filled_up_to_the_next_or_split() -> None:
     for count, expected in ((3, [4]), (4, [4]), (5, [8]), (8, [8]), (9, [8, 4]), (11, [8, 4])):
         calls.clear()
         looks: list[int] = []
-        total, channel = runner(x[:count], lambda looks=looks: looks.append(1))
+        total, channel = runner(x[:count], partial(looks.append, 1))
         assert looks == [1]
         assert calls == expected
         torch.testing.assert_close(total, x[:count].sum((1, 2, 3)))

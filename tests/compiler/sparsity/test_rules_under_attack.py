@@ -62,7 +62,7 @@ def twice(block: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 BLUR = [[1 / 16, 2 / 16, 1 / 16], [2 / 16, 4 / 16, 2 / 16], [1 / 16, 2 / 16, 1 / 16]]
-LAPLACE = [[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]
+LAPLACE: list[list[float]] = [[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "slope of zero": lambda: Inside(lambda x: x, activation=nn.LeakyReLU(0.0)),
@@ -163,6 +163,7 @@ def test_images_that_noise_hides(name: str, open_on_noise: bool) -> None:
     model, x = built(name, open_on_noise), others()
     compiled = GaiaZ(model, engine="compiled", runtime="eager").prepare(zoo.images(4, 12, torch.float64))
     found, truth = compiled.score(x, return_matrix=True), reference.gaia_z(model, x)
+    assert found.matrix is not None
     for index, (expected, each) in enumerate(zip(truth.abnormality, compiled.plan(x).maps, strict=True)):
         off = (found.matrix[:, index, : each.channels] - expected).abs().amax(1)
         assert bool((off < 1e-6).all()), f"{each.name} of {name}: off by {off.tolist()}"

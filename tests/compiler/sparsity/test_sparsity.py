@@ -1,6 +1,7 @@
 """Patterns of zeros against the gradients themselves, in float64."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def trunk(*modules: nn.Module, channels: int = 8) -> nn.Module:
     return zoo.Pooled(nn.Sequential(*modules), channels).double().eval()
 
 
-def block(inputs: int = 8, outputs: int = 8, **options: int) -> list[nn.Module]:
+def block(inputs: int = 8, outputs: int = 8, **options: Any) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, 3, padding=1, **options), nn.BatchNorm2d(outputs)]
 
 
@@ -107,7 +108,7 @@ def test_counts_are_those_of_the_gradient(name: str, thorough: bool) -> None:
 
 def test_images_with_an_inactive_window_are_told() -> None:
     """One position of one map is inactive in every channel, and the convolution before it reads no other there."""
-    model = trunk(*block(3, 4), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
+    model: Any = trunk(*block(3, 4), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.ReLU())
     norm = model.trunk[4]
     nn.init.zeros_(model.trunk[3].bias)
     norm.bias.data.fill_(-0.05)
@@ -122,7 +123,7 @@ def test_images_with_an_inactive_window_are_told() -> None:
 
 
 def test_weights_that_are_exactly_zero_are_not_relied_upon() -> None:
-    model = trunk(*block(3), nn.ReLU(), *block(), nn.ReLU())
+    model: Any = trunk(*block(3), nn.ReLU(), *block(), nn.ReLU())
     model.trunk[3].weight.data[:, 2] = 0  # nothing reads channel 2: its gradient is zero
     x = zoo.images(3, 12, torch.float64)
     sparsity, outputs = counted(model, x)
@@ -132,7 +133,7 @@ def test_weights_that_are_exactly_zero_are_not_relied_upon() -> None:
 
 def test_single_zero_weights_are_borne() -> None:
     """Random weights have some: channels with such weights show nothing, and the others suffice."""
-    model = trunk(*block(3), nn.ReLU(), *block(), nn.ReLU())
+    model: Any = trunk(*block(3), nn.ReLU(), *block(), nn.ReLU())
     model.trunk[3].weight.data[5, 2, 1, 1] = 0
     x = zoo.images(3, 12, torch.float64)
     sparsity, outputs = counted(model, x)
@@ -143,7 +144,7 @@ def test_single_zero_weights_are_borne() -> None:
 
 
 def test_a_class_whose_weights_in_the_head_are_zero_is_told() -> None:
-    model = trunk(*block(3), nn.ReLU())
+    model: Any = trunk(*block(3), nn.ReLU())
     model.fc.weight.data[1, 3] = 0
     model.fc.bias.data[1] = 100
     x = zoo.images(3, 12, torch.float64)
@@ -191,7 +192,16 @@ def test_reach_and_cover_are_those_of_a_convolution(options: tuple[int, int, int
     windows = nn.functional.conv2d(x, torch.ones(1, 1, kernel, kernel), None, stride, padding, dilation)
     chosen = (torch.rand(windows.shape, generator=torch.Generator().manual_seed(2)) > 0.7).float()
     (expected,) = torch.autograd.grad(windows, x, chosen, retain_graph=True)
-    geometry = Geometry((kernel,) * 2, (stride,) * 2, (padding,) * 2, (dilation,) * 2, 1, 1, (9, 8), windows.shape[2:])
+    geometry = Geometry(
+        (kernel,) * 2,
+        (stride,) * 2,
+        (padding,) * 2,
+        (dilation,) * 2,
+        1,
+        1,
+        (9, 8),
+        (windows.shape[2], windows.shape[3]),
+    )
     assert torch.equal(geometry.reach(chosen) > 0, expected > 0)
     (everywhere,) = torch.autograd.grad(windows, x, torch.ones_like(windows))
     assert geometry.covers() == bool((everywhere > 0).all())
