@@ -215,7 +215,8 @@ def convolution(
         return nn.ConvTranspose2d(inputs, outputs, kernel, stride=rng.choice([1, 2, 3]), **options)
     strides: list[Size] = [1, 1, 1, 2, 2, 3, (2, 1)]
     paddings: list[Size] = [0, 1, 1, 1, 2, (0, 1)]
-    modes: list[Literal["zeros", "reflect"]] = [*["zeros"] * 6, "zeros" if plain else "reflect"]
+    last: Literal["zeros", "reflect"] = "zeros" if plain else "reflect"
+    modes: list[Literal["zeros", "reflect"]] = ["zeros", "zeros", "zeros", "zeros", "zeros", "zeros", last]
     return nn.Conv2d(
         inputs,
         outputs,
