@@ -38,13 +38,13 @@ class Authors:
         logits, maps = self._forward(x, [layer.module for layer in self.layers])
         self.model.zero_grad()
         logits.max(dim=1).values.sum().backward()
-        return self._mean_square([(each.grad != 0).float().mean((2, 3)) for each in maps])
+        return self._mean_square([(gradient(each) != 0).float().mean((2, 3)) for each in maps])
 
     def gaia_a(self, x: Tensor) -> Tensor:
         logits, maps = self._forward(x, [self.head.last_module])
         self.model.zero_grad()
         torch.log_softmax(logits, dim=1).sum().backward()
-        out = maps[-1].grad.mean((2, 3)).abs().mean(1, keepdim=True).sqrt()
+        out = gradient(maps[-1]).mean((2, 3)).abs().mean(1, keepdim=True).sqrt()
 
         features: list[Tensor] = []
         handle = self.head.module.register_forward_pre_hook(lambda _, args: features.append(args[0]))
@@ -52,8 +52,13 @@ class Authors:
         handle.remove()
         self.model.zero_grad()
         features[0].sum().backward()
-        return self._mean_square([each.grad.mean((2, 3)).abs() / out for each in maps])
+        return self._mean_square([gradient(each).mean((2, 3)).abs() / out for each in maps])
 
     def _mean_square(self, abnormality: list[Tensor]) -> Tensor:
         self.model.zero_grad()
         return torch.cat(abnormality, dim=1).square().mean(1)
+
+
+def gradient(kept: Tensor) -> Tensor:
+    assert kept.grad is not None
+    return kept.grad

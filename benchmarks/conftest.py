@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,11 +32,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[ROWS] = []
 
 
-ROWS: pytest.StashKey[list[dict]] = pytest.StashKey()
+ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
 @pytest.fixture
-def against(request: pytest.FixtureRequest, benchmark: Callable) -> Measure:
+def against(request: pytest.FixtureRequest, benchmark: Any) -> Measure:
     """`against(baseline, run, ...)`: times `run`, each round after one call of `baseline`; records the ratio.
 
     A ratio below 1 means that `run` is faster. `goal` is the ratio that the project aims at, if it names one.

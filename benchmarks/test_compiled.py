@@ -65,7 +65,7 @@ def rounds(batch: int) -> int:
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_plain_forward(model: nn.Module, runtime: str, batch: int, against: Callable) -> None:
+def test_plain_forward(model: nn.Module, runtime: str, batch: int, against: Callable[..., None]) -> None:
     x = torch.randn(batch, 3, 32, 32)
     runner = plain(model, runtime, x)
     against(eager(model, x), lambda: runner(x), rounds(batch), settle=True)
@@ -74,7 +74,7 @@ def test_plain_forward(model: nn.Module, runtime: str, batch: int, against: Call
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("method", METHODS)
-def test_score(model: nn.Module, method: str, runtime: str, batch: int, against: Callable) -> None:
+def test_score(model: nn.Module, method: str, runtime: str, batch: int, against: Callable[..., None]) -> None:
     x = torch.randn(batch, 3, 32, 32)
     score = scorer(model, method, runtime, x)
     goal = GOALS[name_of(model), method, batch] if runtime == FASTEST else None
@@ -85,7 +85,7 @@ def test_score(model: nn.Module, method: str, runtime: str, batch: int, against:
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("method", METHODS)
 def test_score_against_the_same_runtime(
-    model: nn.Module, method: str, runtime: str, batch: int, against: Callable
+    model: nn.Module, method: str, runtime: str, batch: int, against: Callable[..., None]
 ) -> None:
     x = torch.randn(batch, 3, 32, 32)
     score, runner = scorer(model, method, runtime, x), plain(model, runtime, x)
@@ -95,7 +95,7 @@ def test_score_against_the_same_runtime(
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("runtime", ["native", "inductor"])
-def test_bfloat16_against_eager_float32(runtime: str, batch: int, against: Callable) -> None:
+def test_bfloat16_against_eager_float32(runtime: str, batch: int, against: Callable[..., None]) -> None:
     x = torch.randn(batch, 3, 32, 32)
     half, y = build("resnet34", torch.bfloat16), x.bfloat16()
     run = scorer(half, "gaia-a", runtime, y)

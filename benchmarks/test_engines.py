@@ -35,7 +35,7 @@ def cases(model: nn.Module) -> dict[tuple[str, str], Callable[[Tensor], object]]
 
 @pytest.mark.parametrize("batch", [1, 32])
 @pytest.mark.parametrize("case", ["gaia-z:all", "gaia-a:all", "gaia-a:blocks 3+4"])
-def test_hooks_engine(model: nn.Module, case: str, batch: int, against: Callable) -> None:
+def test_hooks_engine(model: nn.Module, case: str, batch: int, against: Callable[..., None]) -> None:
     method, layers = case.split(":")
     score = cases(model).get((method, layers))
     if score is None:
@@ -47,7 +47,7 @@ def test_hooks_engine(model: nn.Module, case: str, batch: int, against: Callable
 
 @pytest.mark.parametrize("batch", [1, 32])
 @pytest.mark.parametrize("method", ["gaia_z", "gaia_a"])
-def test_the_authors_way(model: nn.Module, method: str, batch: int, against: Callable) -> None:
+def test_the_authors_way(model: nn.Module, method: str, batch: int, against: Callable[..., None]) -> None:
     layers = BLOCKS_3_AND_4 if method == "gaia_a" and hasattr(model, "layer4") else None
     x = torch.randn(batch, 3, 32, 32)
     authors = Authors(model, layers, x)
@@ -55,7 +55,7 @@ def test_the_authors_way(model: nn.Module, method: str, batch: int, against: Cal
 
 
 @pytest.mark.parametrize("batch", [1, 32])
-def test_autograd_without_any_statistics(model: nn.Module, batch: int, against: Callable) -> None:
+def test_autograd_without_any_statistics(model: nn.Module, batch: int, against: Callable[..., None]) -> None:
     """The gradient at the first norm alone, by autograd: what a hook-based score cannot avoid unless it does better."""
     norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
     x = torch.randn(batch, 3, 32, 32)

@@ -11,7 +11,7 @@ from gaia_fast import ops
 SHAPES = [(32, 64, 32, 32), (32, 256, 8, 8), (32, 512, 4, 4), (8, 64, 112, 112)]
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-GOAL = {((32, 256, 8, 8), "nchw", torch.float32): 1 / 8}
+GOAL: dict[tuple[tuple[int, ...], str, torch.dtype], float] = {((32, 256, 8, 8), "nchw", torch.float32): 1 / 8}
 
 
 def gradient(shape: tuple[int, ...], layout: str, dtype: torch.dtype, seed: int) -> Tensor:
@@ -22,7 +22,7 @@ def gradient(shape: tuple[int, ...], layout: str, dtype: torch.dtype, seed: int)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_channel_moments(shape: tuple[int, ...], layout: str, dtype: torch.dtype, against: Callable) -> None:
+def test_channel_moments(shape: tuple[int, ...], layout: str, dtype: torch.dtype, against: Callable[..., None]) -> None:
     """Bytes: one read of g. Baseline: sum, abs().sum and (g != 0).sum."""
     g = gradient(shape, layout, dtype, 0)
     out = torch.empty(3, *shape[:2])
@@ -37,7 +37,9 @@ def test_channel_moments(shape: tuple[int, ...], layout: str, dtype: torch.dtype
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_relu_backward_moments(shape: tuple[int, ...], layout: str, dtype: torch.dtype, against: Callable) -> None:
+def test_relu_backward_moments(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype, against: Callable[..., None]
+) -> None:
     """Bytes: one read each of g and y, one write of grad_in. Baseline: threshold_backward, reductions, a product."""
     g, y = gradient(shape, layout, dtype, 0), gradient(shape, layout, dtype, 1)
     scale = torch.rand(shape[1])
@@ -53,7 +55,7 @@ def test_relu_backward_moments(shape: tuple[int, ...], layout: str, dtype: torch
 
 
 @pytest.mark.parametrize("batch", [1, 32, 128])
-def test_frobenius(batch: int, against: Callable) -> None:
+def test_frobenius(batch: int, against: Callable[..., None]) -> None:
     """ResNet34's 36 layers. Baseline: the zero-padded matrix and its norm, as the paper writes it."""
     widths = [64] * 7 + [128] * 9 + [256] * 13 + [512] * 7
     inverse_area = [1 / 1024] * 7 + [1 / 256] * 9 + [1 / 64] * 13 + [1 / 16] * 7

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def test_maps_on_a_gpu_get_the_fastest_kernels(
 ) -> None:
     for name in ("cuda", "triton"):
         reason = f"no {name} here" if name in missing else ""
-        here = backends._Kernels(lambda reason=reason: reason, str, lambda: "cuda")
+        here = backends._Kernels(partial(str, reason), str, lambda: "cuda")
         monkeypatch.setitem(backends._COMPILED, name, here)
     choice = backends.choose("auto", CUDA, dtype)
     assert choice.name == expected

@@ -12,7 +12,7 @@ from gaia_fast.files import kind, replacing, write_text
 pytestmark = pytest.mark.usefixtures("deadline")
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path):
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     with replacing(tmp_path / "a.txt") as written:
         assert written.name == "a.txt"
         with written.open("w") as file:
@@ -33,7 +33,7 @@ def fails_half_way(path: Path, error: type[BaseException]) -> None:
 
 @pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
 @pytest.mark.parametrize("there", [True, False])
-def test_what_goes_wrong_leaves_all_as_it_was(tmp_path, error, there):
+def test_what_goes_wrong_leaves_all_as_it_was(tmp_path: Path, error: type[BaseException], there: bool) -> None:
     if there:
         (tmp_path / "a.txt").write_text("good")
     before = os.listdir(tmp_path)
@@ -43,7 +43,7 @@ def test_what_goes_wrong_leaves_all_as_it_was(tmp_path, error, there):
     assert not there or (tmp_path / "a.txt").read_text() == "good"
 
 
-def test_a_writer_that_writes_nothing_leaves_all_as_it_was(tmp_path):
+def test_a_writer_that_writes_nothing_leaves_all_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("good")
     with pytest.raises(ArgumentError, match=r"a\.txt cannot be written"), replacing(tmp_path / "a.txt"):
         pass
@@ -51,7 +51,7 @@ def test_a_writer_that_writes_nothing_leaves_all_as_it_was(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_permissions(tmp_path):
+def test_permissions(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_text(tmp_path / "new", "x")
@@ -64,7 +64,7 @@ def test_permissions(tmp_path):
     assert stat.S_IMODE((tmp_path / "old").stat().st_mode) == 0o604
 
 
-def test_links_stay_links(tmp_path):
+def test_links_stay_links(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "target").write_text("good")
     (tmp_path / "middle").symlink_to("far/target")
@@ -78,14 +78,14 @@ def test_links_stay_links(tmp_path):
     assert sorted(os.listdir(tmp_path / "far")) == ["new", "target"]
 
 
-def test_through_a_linked_folder(tmp_path):
+def test_through_a_linked_folder(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     (tmp_path / "near").symlink_to("far")
     write_text(tmp_path / "near" / "a", "x")
     assert (tmp_path / "far" / "a").read_text() == "x"
 
 
-def test_names_at_the_limit(tmp_path, monkeypatch):
+def test_names_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("x" * 255, "ä" * 127, " ", ".hidden", "a\nb"):
         write_text(tmp_path / name, "x")
         assert (tmp_path / name).read_text() == "x"
@@ -94,7 +94,7 @@ def test_names_at_the_limit(tmp_path, monkeypatch):
     assert (tmp_path / "relative").read_text() == "x"
 
 
-def test_a_named_pipe_is_written_to(tmp_path):
+def test_a_named_pipe_is_written_to(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     found = []
     reader = threading.Thread(target=lambda: found.append((tmp_path / "pipe").read_text()))
@@ -105,13 +105,13 @@ def test_a_named_pipe_is_written_to(tmp_path):
     assert os.listdir(tmp_path) == ["pipe"]
 
 
-def test_devices_are_written_to():
+def test_devices_are_written_to() -> None:
     write_text(Path("/dev/null"), "x")
     assert Path("/dev/null").is_char_device()
 
 
 @pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}", "link"])
-def test_an_open_file_stays_the_one_that_is_open(tmp_path, name):
+def test_an_open_file_stays_the_one_that_is_open(tmp_path: Path, name: str) -> None:
     """As /dev/stdout is, once the shell has sent it to a file."""
     with open(tmp_path / "out", "w+") as file:
         path = Path(name.format(file.fileno()))
@@ -123,7 +123,7 @@ def test_an_open_file_stays_the_one_that_is_open(tmp_path, name):
     assert sorted(os.listdir(tmp_path)) == (["link", "out"] if name == "link" else ["out"])
 
 
-def test_what_cannot_be_written_is_refused(tmp_path):
+def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent" / "a", tmp_path / "file" / "a", Path("/proc/a")):
         (tmp_path / "file").touch()
         with pytest.raises(ArgumentError, match=r"is a folder|cannot be written"):
@@ -133,8 +133,8 @@ def test_what_cannot_be_written_is_refused(tmp_path):
         write_text(tmp_path / "loop", "x")
 
 
-def test_a_folder_that_takes_no_files(tmp_path, monkeypatch):
-    def refused(*_, **__):
+def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "a").write_text("good")
@@ -144,7 +144,7 @@ def test_a_folder_that_takes_no_files(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_text() == "good"
 
 
-def test_kinds(tmp_path):
+def test_kinds(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")

@@ -98,7 +98,7 @@ def test_gradients_against_finite_differences() -> None:
     def phi(channel: int, step: float) -> Tensor:
         shift.zero_()[channel] = step
         with torch.no_grad():
-            return model.trunk(x).mean((2, 3)).sum()
+            return model.get_submodule("trunk")(x).mean((2, 3)).sum()
 
     # Shifting a whole channel adds up its gradient over space: H*W times the mean.
     area = 36
@@ -108,9 +108,9 @@ def test_gradients_against_finite_differences() -> None:
 
 
 @pytest.mark.parametrize("method", [reference.gaia_z, reference.gaia_a])
-def test_identity_with_the_definition_of_the_authors(method: object) -> None:
+def test_identity_with_the_definition_of_the_authors(method: Callable[..., reference.Reference]) -> None:
     """Their score is the mean of eps^2 over all channels: ours squared, over the number of channels."""
-    score, abnormality, _ = method(build("wrn_40_2", FLOAT64), images(3, 32, FLOAT64))  # type: ignore[operator]
+    score, abnormality, _ = method(build("wrn_40_2", FLOAT64), images(3, 32, FLOAT64))
     eps = torch.cat(abnormality, dim=1)
     assert torch.allclose(score**2 / eps.shape[1], eps.square().mean(1), rtol=1e-12)
 
@@ -136,7 +136,7 @@ def test_the_caller_s_images_are_left_alone() -> None:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 @pytest.mark.parametrize("method", [reference.gaia_z, reference.gaia_a])
-def test_inside_every_grad_mode(method: Callable, mode: type) -> None:
+def test_inside_every_grad_mode(method: Callable[..., reference.Reference], mode: type) -> None:
     model = build("vgg_like")
     expected = method(model, images(2))
     with mode():
@@ -162,7 +162,7 @@ class Permuting(nn.Module):
 @pytest.mark.parametrize(
     "norm", [lambda: nn.InstanceNorm2d(8, affine=True), Permuting, lambda: nn.Unflatten(1, (8, 1))]
 )
-def test_a_map_that_is_a_view_and_an_activation_in_place(norm: Callable, engine: str) -> None:
+def test_a_map_that_is_a_view_and_an_activation_in_place(norm: Callable[[], nn.Module], engine: str) -> None:
     """The place in the graph of a view changes when it is written, and so would that of A_last."""
 
     class Net(nn.Module):

@@ -18,7 +18,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import gaia_fast
 from gaia_fast import GaiaA, GaiaZ
+from gaia_fast.compiler.preparation import Prepared
 from gaia_fast.compiler.runtimes.inductor import Inductor
 from gaia_fast.errors import GaiaError
 from gaia_fast.files import write_text
@@ -67,39 +70,53 @@ def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> d
         "plain, cudagraph": lambda: bind(plain(model, "cudagraph", x), x),
         "plain, inductor": lambda: bind(plain(model, "inductor", x), x),
     }
-    more = {}
+    more: dict[str, Callable[[], Callable[[], object]]] = {}
+
+    def authors_way(way: str, layers: list[str] | None) -> Callable[[], object]:
+        return bind(getattr(Authors(model, layers, x), way), x)
+
+    def compiled(make: type[GaiaA] | type[GaiaZ], layers: list[str] | None, runtime: str) -> GaiaA | GaiaZ:
+        made = make(model, layers=layers, engine="compiled", runtime=runtime)
+        made.prepare(x)
+        return made
+
+    def score(
+        make: type[GaiaA] | type[GaiaZ], layers: list[str] | None, runtime: str, kept: list[GaiaA | GaiaZ]
+    ) -> Callable[[], object]:
+        kept.append(compiled(make, layers, runtime))
+        return bind(kept[0].score, x)
+
+    def program(kept: list[GaiaA | GaiaZ]) -> Prepared:
+        prepared = kept[0].program(x)
+        assert prepared is not None
+        return prepared
+
+    def alone(kept: list[GaiaA | GaiaZ]) -> Callable[[], object]:
+        return bind(program(kept).runner, x)
+
+    def alone_on_own_kernels(kept: list[GaiaA | GaiaZ], backend: str) -> Callable[[], object]:
+        return bind(Inductor(on_own_kernels(program(kept).program.graph, backend)[0], x), x)
+
+    def hooks(make: type[GaiaA] | type[GaiaZ], layers: list[str] | None, backend: str) -> Callable[[], object]:
+        return bind(make(model, layers=layers, engine="hooks", backend=backend).score, x)
+
     for detector, layers in ((GaiaZ, None), (GaiaA, late)):
         title = detector.__name__.replace("Gaia", "GAIA-")
         if name == "resnet34":  # without in-place ReLUs, as the authors' way needs
             way = "gaia_z" if detector is GaiaZ else "gaia_a"
-            wanted[f"{title}, authors' way"] = lambda way=way, layers=layers: bind(
-                getattr(Authors(model, layers, x), way), x
-            )
-
-        def compiled(runtime: str, make: type[GaiaZ] = detector, layers: list[str] | None = layers) -> GaiaZ:
-            return make(model, layers=layers, engine="compiled", runtime=runtime).prepare(x)
-
+            wanted[f"{title}, authors' way"] = partial(authors_way, way, layers)
         for runtime in ("inductor", "cudagraph"):
-            kept: list[GaiaZ] = []
-
-            def prepared(
-                compiled: Callable = compiled, runtime: str = runtime, kept: list[GaiaZ] = kept
-            ) -> Callable[[], object]:
-                kept.append(compiled(runtime))
-                return bind(kept[0].score, x)
-
-            wanted[f"{title}, compiled, {runtime}"] = prepared
-            wanted[f"{title}, its program alone, {runtime}"] = lambda kept=kept: bind(kept[0].program(x).runner, x)
+            kept: list[GaiaA | GaiaZ] = []
+            wanted[f"{title}, compiled, {runtime}"] = partial(score, detector, layers, runtime, kept)
+            wanted[f"{title}, its program alone, {runtime}"] = partial(alone, kept)
         if (name, x.dtype, x.shape[0]) == THOROUGH:
             for backend in BACKENDS[1:]:
-                more[f"{title}, its program alone, own kernels, {backend}"] = lambda kept=kept, backend=backend: bind(
-                    Inductor(on_own_kernels(kept[0].program(x).program.graph, backend)[0], x), x
+                more[f"{title}, its program alone, own kernels, {backend}"] = partial(
+                    alone_on_own_kernels, kept, backend
                 )
         for backend in BACKENDS:
-            wanted[f"{title}, hooks, {backend}"] = lambda make=detector, layers=layers, backend=backend: bind(
-                make(model, layers=layers, engine="hooks", backend=backend).score, x
-            )
-        wanted[f"{title}, compiled, eager"] = lambda compiled=compiled: bind(compiled("eager").score, x)
+            wanted[f"{title}, hooks, {backend}"] = partial(hooks, detector, layers, backend)
+        wanted[f"{title}, compiled, eager"] = partial(score, detector, layers, "eager", [])
     wanted |= more
     found = {}
     for title, make in wanted.items():
@@ -148,7 +165,7 @@ def measure(found: dict[str, Callable[[], object]], seconds: float) -> dict[str,
     return {title: statistics.median(each) for title, each in times.items()}
 
 
-def goals(rows: list[dict]) -> list[str]:
+def goals(rows: list[dict[str, Any]]) -> list[str]:
     """Each goal with what was measured, of every case that it is for: a quotient of two rows."""
     cases: dict[str, dict[str, float]] = {}
     for row in rows:

@@ -15,12 +15,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import geometric_mean
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from torch._C._autograd import DeviceType
 from triton.testing import do_bench
 
 import gaia_fast
@@ -83,9 +86,9 @@ def runs_on(g: Tensor) -> dict[tuple[str, str], Callable[[], object]]:
     out = torch.empty(3, *g.shape[:2], device="cuda")
     runs: dict[tuple[str, str], Callable[[], object]] = {}
     for name in BACKENDS:
-        runs["channel_moments", name] = lambda name=name: ops.channel_moments(g, out=out, backend=name)
-        runs["relu_backward_moments", name] = lambda name=name: ops.relu_backward_moments(g, y, out=out, backend=name)
-        runs["relu_forward_count", name] = lambda name=name: ops.relu_forward_count(g, scale, scale, y, backend=name)
+        runs["channel_moments", name] = partial(ops.channel_moments, g, out=out, backend=name)
+        runs["relu_backward_moments", name] = partial(ops.relu_backward_moments, g, y, out=out, backend=name)
+        runs["relu_forward_count", name] = partial(ops.relu_forward_count, g, scale, scale, y, backend=name)
     runs["channel_moments", "torch"] = lambda: eager_moments(g)
     runs["relu_backward_moments", "torch"] = lambda: eager_backward(g, y)
     return runs
@@ -107,7 +110,9 @@ def maps_like(shape: tuple[int, ...], dtype: torch.dtype, layout: str, images: i
     return made.contiguous(memory_format=FORMATS[layout])
 
 
-def map_rows(shape: tuple[int, ...], dtype: torch.dtype, layout: str, copy: float, with_compile: bool) -> list[dict]:
+def map_rows(
+    shape: tuple[int, ...], dtype: torch.dtype, layout: str, copy: float, with_compile: bool
+) -> list[dict[str, Any]]:
     """Times the kernels on maps of one kind, and PyTorch on the same: many images, and one."""
     bytes_a_map = dtype.itemsize * shape[0] * shape[1] * shape[2]
     images = -(-OVER_L2 * torch.cuda.get_device_properties(0).L2_cache_size // bytes_a_map)
@@ -115,8 +120,8 @@ def map_rows(shape: tuple[int, ...], dtype: torch.dtype, layout: str, copy: floa
     rows = []
     one = maps_like(shape, dtype, layout, 1)
     for (op, name), run in runs_on(one).items():
-        spent = {"microseconds_a_call": microseconds_a_call(run)}
-        rows.append({"op": op, "backend": name, "shape": [1, *shape]} | kind | spent)
+        row: dict[str, Any] = {"op": op, "backend": name, "shape": [1, *shape]} | kind
+        rows.append(row | {"microseconds_a_call": microseconds_a_call(run)})
     g = maps_like(shape, dtype, layout, images)
     for (op, name), run in (runs_on(g) | (compiled_on(g) if with_compile else {})).items():
         spent = milliseconds(run)
@@ -133,10 +138,10 @@ def kernels_launched(run: Callable[[], object]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         run()
         torch.cuda.synchronize()
-    return sum(event.count for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)
+    return sum(event.count for event in profile.key_averages() if event.device_type == DeviceType.CUDA)
 
 
-def frobenius_rows() -> list[dict]:
+def frobenius_rows() -> list[dict[str, Any]]:
     rows = []
     for images in (1, 128):
         moments = torch.rand(images, sum(WIDTHS), device="cuda")
@@ -180,7 +185,7 @@ def _said(command: list[str]) -> str:
         return ""
 
 
-def by_kind(rows: list[dict], figure: str) -> dict[tuple[str, ...], dict[str, float]]:
+def by_kind(rows: list[dict[str, Any]], figure: str) -> dict[tuple[str, ...], dict[str, float]]:
     """Returns (op, map, dtype, layout) with `figure` of each backend, of the rows that have it."""
     kinds: dict[tuple[str, ...], dict[str, float]] = {}
     for row in rows:
@@ -190,7 +195,7 @@ def by_kind(rows: list[dict], figure: str) -> dict[tuple[str, ...], dict[str, fl
     return kinds
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """Returns a line for each kind of map: every backend's share of the copy bandwidth, and PyTorch's time over it."""
     columns = f"{'op':<22} {'map':<20} {'dtype':<9} {'layout':<14}"
     lines = [f"{columns} share of copy: triton  cuda | times slower: torch  compile"]
@@ -211,9 +216,9 @@ def table(rows: list[dict]) -> str:
 OTHERS = ("torch", "torch.compile")
 
 
-def defaults(rows: list[dict]) -> list[dict]:
+def defaults(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of every op, layout and dtype: the faster backend, for many images and for one, and how much faster it is."""
-    found = []
+    found: list[dict[str, Any]] = []
     for figure, size in (("milliseconds", "many images"), ("microseconds_a_call", "one image")):
         groups: dict[tuple[str, ...], list[dict[str, float]]] = {}
         for (op, _, dtype, layout), spent in by_kind(rows, figure).items():
@@ -221,23 +226,19 @@ def defaults(rows: list[dict]) -> list[dict]:
         for (op, layout, dtype), kinds in groups.items():
             ratios = [each["triton"] / each["cuda"] for each in kinds]
             mean = geometric_mean(ratios)
+            over_torch = [each["torch"] / min(each[b] for b in BACKENDS) for each in kinds if "torch" in each]
             found.append(
                 {"op": op, "layout": layout, "dtype": dtype, "size": size, "faster": "cuda" if mean > 1 else "triton"}
                 | {"triton_over_cuda": mean, "least": min(ratios), "most": max(ratios)}
-                | {
-                    "over_torch": min(
-                        (each["torch"] / min(each[b] for b in BACKENDS) for each in kinds if "torch" in each),
-                        default=None,
-                    )
-                }
+                | {"over_torch": min(over_torch, default=None)}
             )
     return found
 
 
-def goals(rows: list[dict]) -> list[dict]:
+def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each goal: what was measured in the worst case, where, and in how many cases it is missed."""
 
-    def goal(what: str, least: float, cases: dict[str, float]) -> dict:
+    def goal(what: str, least: float, cases: dict[str, float]) -> dict[str, Any]:
         worst = min(cases, key=lambda name: cases[name], default=None)
         missed = {name: value for name, value in cases.items() if value < least}
         measured = None if worst is None else cases[worst]
@@ -268,7 +269,7 @@ def goals(rows: list[dict]) -> list[dict]:
     return found
 
 
-def report(rows: list[dict]) -> str:
+def report(rows: list[dict[str, Any]]) -> str:
     """Returns the two tables that decide: the backends beside each other, and the goals."""
     lines = ["", f"default backend{'':<32} size         faster   triton/cuda: mean, least, most   torch/faster, least"]
     for each in defaults(rows):

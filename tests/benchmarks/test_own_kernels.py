@@ -13,12 +13,14 @@ from own_kernels import on_own_kernels
     ("make", "layers", "expected"), [(GaiaZ, None, 17), (GaiaA, None, 17), (GaiaA, ["layer3", "layer4"], 8)]
 )
 def test_every_unit_that_is_counted_or_summed(
-    make: type[GaiaZ], layers: list[str] | None, expected: int, dtype: torch.dtype
+    make: type[GaiaA] | type[GaiaZ], layers: list[str] | None, expected: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(0)
     model = models.resnet18(num_classes=10).eval().to(dtype)
     x = torch.randn(3, 3, 32, 32, dtype=dtype)
-    program = make(model, layers=layers, engine="compiled", runtime="eager").prepare(x).program(x).program
+    prepared = make(model, layers=layers, engine="compiled", runtime="eager").prepare(x).program(x)
+    assert prepared is not None
+    program = prepared.program
     own, count = on_own_kernels(program.graph, "torch")
     assert count == expected
     assert sum(str(node.target).startswith("gaia_fast.") for node in own.graph.nodes) == expected

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -14,7 +17,7 @@ def rgb(pictures: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs gaia-fast in an empty folder."""
     folder = tmp_path / "cwd"
     folder.mkdir()
@@ -27,20 +30,20 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def digits_npz(tmp_path):
+def digits_npz(tmp_path: Path) -> Path:
     pictures, labels = held_out_pictures()
     np.savez(tmp_path / "digits.npz", x=rgb(pictures[:40]), y=labels[:40])
     return tmp_path / "digits.npz"
 
 
 @pytest.fixture
-def noise_npz(tmp_path):
+def noise_npz(tmp_path: Path) -> Path:
     np.savez(tmp_path / "noise.npz", x=rgb(noise_pictures()[:30]))
     return tmp_path / "noise.npz"
 
 
 @pytest.fixture
-def digits_folder(tmp_path):
+def digits_folder(tmp_path: Path) -> Path:
     """Six digits in two folders."""
     for index, picture in enumerate(rgb(held_out_pictures()[0][:6])):
         path = tmp_path / "pictures" / ("a" if index < 3 else "b") / f"{index}.png"
@@ -50,7 +53,7 @@ def digits_folder(tmp_path):
 
 
 @pytest.fixture
-def damaged_folder(digits_folder):
+def damaged_folder(digits_folder: Path) -> Path:
     """Those digits and two files that are no images."""
     (digits_folder / "a" / "broken.png").write_bytes(b"not an image")
     (digits_folder / "zero.jpg").write_bytes(b"")

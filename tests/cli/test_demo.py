@@ -1,7 +1,10 @@
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
 from PIL import Image
 
 from gaia_fast.cli.demo import _times
@@ -12,7 +15,7 @@ from gaia_fast.evaluation.timing import Timing
 
 
 @pytest.fixture(autouse=True)
-def fewer_images(monkeypatch):
+def fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thirty images of each set, to be quick."""
     sources = digits.digits_sources
 
@@ -20,7 +23,7 @@ def fewer_images(monkeypatch):
         labels = None if source.labels is None else source.labels[:30]
         return ImageSource(source.names[:30], source._pictures[:30], source.preset, labels)
 
-    def fewer():
+    def fewer() -> tuple[ImageSource, dict[str, ImageSource]]:
         id_source, ood = sources()
         return first(id_source), {name: first(source) for name, source in ood.items()}
 
@@ -33,7 +36,7 @@ def fewer_images(monkeypatch):
     )
 
 
-def test_demo(run, tmp_path):
+def test_demo(run: Callable[..., Result], tmp_path: Path) -> None:
     found = run("demo", "--out", tmp_path / "new" / "folder", "--json", "out.json")
     assert found.exit_code == 0
     assert "gaia-a: 6 layers from layer3.0.bn1 to layer4.0.shortcut.1, 288 channels" in found.stdout
@@ -54,7 +57,7 @@ def test_demo(run, tmp_path):
         assert np.asarray(picture.convert("L")).std() > 10
 
 
-def test_says_where_the_time_went():
+def test_says_where_the_time_went() -> None:
     text = _times(Timing(forward_ms=8, ratios={"gaia-a": 1.25, "gaia-z": 4}, images=64, repeats=11, threads=2))
     assert "plain forward pass 8.00 ms" in text
     assert "gaia-a with its prediction 1.25x, so 20% of it goes to the score" in text
@@ -62,7 +65,7 @@ def test_says_where_the_time_went():
     assert "measured on this machine just now (2 threads, batch of 64" in text
 
 
-def test_says_plainly_where_it_fails(run, monkeypatch):
+def test_says_plainly_where_it_fails(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "missing", lambda: "not needed here")
     monkeypatch.setattr(image_sets, "weak_spots", lambda found: ["it fails at dusk"])
     assert "Where the methods fail:\nit fails at dusk" in run("demo").stdout
@@ -70,7 +73,7 @@ def test_says_plainly_where_it_fails(run, monkeypatch):
     assert "No method has an AUROC below 0.8" in run("demo").stdout
 
 
-def test_without_matplotlib(run, monkeypatch):
+def test_without_matplotlib(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "missing", lambda: "matplotlib is not here")
     found = run("demo")
     assert found.exit_code == 0

@@ -1,7 +1,11 @@
 import dataclasses
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import Result
 from PIL import Image
 
 from gaia_fast import GaiaA
@@ -14,12 +18,14 @@ DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
 KEYS = {"auroc", "fpr95_id_positive", "fpr95_ood_positive", "aupr_in", "aupr_out", "n_id", "n_ood"}
 
 
-def read(path="out.json"):
+def read(path: str = "out.json") -> Any:
     with open(path) as file:
         return json.load(file)
 
 
-def test_json_table_and_pictures(run, digits_npz, noise_npz, digits_folder, tmp_path):
+def test_json_table_and_pictures(
+    run: Callable[..., Result], digits_npz: Path, noise_npz: Path, digits_folder: Path, tmp_path: Path
+) -> None:
     found = run(
         "evaluate", *DIGITS, "--id", digits_npz, "--ood", f"noise={noise_npz}", "--ood", f"same={digits_folder}",
         "--layers", "gaia-a=layer3,layer4", "--json", "out.json",
@@ -55,7 +61,9 @@ def test_json_table_and_pictures(run, digits_npz, noise_npz, digits_folder, tmp_
             assert picture.size[0] > 500
 
 
-def test_no_plots_and_one_method(run, digits_folder, noise_npz, tmp_path):
+def test_no_plots_and_one_method(
+    run: Callable[..., Result], digits_folder: Path, noise_npz: Path, tmp_path: Path
+) -> None:
     found = run(
         "evaluate", *DIGITS, "--id", digits_folder, "--ood", f"n={noise_npz}", "--method", "gaia-z", "--no-plots",
         "--json", "out.json",
@@ -68,13 +76,17 @@ def test_no_plots_and_one_method(run, digits_folder, noise_npz, tmp_path):
     assert "histograms" not in found.stdout
 
 
-def test_plots_go_where_they_are_asked_for(run, digits_npz, noise_npz, tmp_path):
+def test_plots_go_where_they_are_asked_for(
+    run: Callable[..., Result], digits_npz: Path, noise_npz: Path, tmp_path: Path
+) -> None:
     arguments = ("evaluate", *DIGITS, "--id", digits_npz, "--ood", f"n={noise_npz}", "--method", "gaia-z")
     assert run(*arguments, "--plots", tmp_path / "x" / "y").exit_code == 0
     assert [path.name for path in (tmp_path / "x" / "y").iterdir()] == ["n.png"]
 
 
-def test_without_matplotlib(run, digits_npz, noise_npz, monkeypatch):
+def test_without_matplotlib(
+    run: Callable[..., Result], digits_npz: Path, noise_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(plots, "missing", lambda: "matplotlib is not here")
     arguments = ("evaluate", *DIGITS, "--id", digits_npz, "--ood", f"n={noise_npz}", "--method", "gaia-z")
     found = run(*arguments)
@@ -84,7 +96,7 @@ def test_without_matplotlib(run, digits_npz, noise_npz, monkeypatch):
     assert (found.exit_code, found.stderr) == (1, "Error: --plots: matplotlib is not here\n")
 
 
-def test_unreadable_images_in_any_set(run, digits_npz, damaged_folder):
+def test_unreadable_images_in_any_set(run: Callable[..., Result], digits_npz: Path, damaged_folder: Path) -> None:
     found = run(
         "evaluate", *DIGITS, "--id", digits_npz, "--ood", f"other={damaged_folder}", "--method", "gaia-z",
         "--no-plots", "--json", "out.json",
@@ -108,13 +120,13 @@ def test_unreadable_images_in_any_set(run, digits_npz, damaged_folder):
         (("--ood", "a=x", "--method", "gaia-b"), "gaia-b"),
     ],
 )
-def test_wrong_usage(run, digits_npz, options, message):
+def test_wrong_usage(run: Callable[..., Result], digits_npz: Path, options: tuple[str, ...], message: str) -> None:
     found = run("evaluate", *DIGITS, "--id", digits_npz, *options)
     assert found.exit_code == 2
     assert message in found.stderr
 
 
-def test_set_that_does_not_exist(run, digits_npz):
+def test_set_that_does_not_exist(run: Callable[..., Result], digits_npz: Path) -> None:
     found = run("evaluate", *DIGITS, "--id", digits_npz, "--ood", "a=absent")
     assert found.exit_code == 1
     assert found.stderr.startswith("Error: absent does not exist")

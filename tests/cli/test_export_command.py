@@ -1,5 +1,9 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from click.testing import Result
 
 from gaia_fast.compiler.package.reading import load
 from gaia_fast.compiler.package.writing import read_metadata
@@ -11,7 +15,7 @@ DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
 
 
 @pytest.mark.parametrize("method", ["gaia-z", "gaia-a"])
-def test_a_file_that_scores(run, digits_npz, tmp_path, method):
+def test_a_file_that_scores(run: Callable[..., Result], digits_npz: Path, tmp_path: Path, method: str) -> None:
     path = tmp_path / "model.onnx"
     arguments = ("--method", method, "--images", digits_npz, "--threshold", "2.5")
     found = run("export", path, *DIGITS, *arguments)
@@ -25,13 +29,13 @@ def test_a_file_that_scores(run, digits_npz, tmp_path, method):
     torch.testing.assert_close(score, make_detector(method, model, engine="hooks")(x), rtol=1e-4, atol=0)
 
 
-def test_noise_where_there_are_no_images(run, tmp_path):
+def test_noise_where_there_are_no_images(run: Callable[..., Result], tmp_path: Path) -> None:
     found = run("export", tmp_path / "model.onnx", *DIGITS, "--size", "8")
     assert found.exit_code == 0, found.output
     assert "checked on 8 images of noise" in found.stderr
 
 
-def test_wrong_usage(run, tmp_path, digits_npz):
+def test_wrong_usage(run: Callable[..., Result], tmp_path: Path, digits_npz: Path) -> None:
     assert run("export", tmp_path / "model.pth", *DIGITS).exit_code == 2
     assert run("export", tmp_path / "model.onnx", *DIGITS, "--size", "8", "--images", digits_npz).exit_code == 2
     assert run("export", tmp_path / "model.onnx", "--arch", "resnet34", "--size", "32").exit_code == 2  # no weights

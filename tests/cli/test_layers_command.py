@@ -1,6 +1,9 @@
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from click.testing import Result
 
 from gaia_fast import GaiaA
 from gaia_fast.data.digits import held_out_digits
@@ -9,7 +12,7 @@ from gaia_fast.models import digits_resnet
 DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
 
 
-def test_prints_the_plans(run, digits_npz):
+def test_prints_the_plans(run: Callable[..., Result], digits_npz: Path) -> None:
     found = run("layers", digits_npz, *DIGITS, "--layers", "gaia-a=layer3,layer4", "--json", "out.json")
     assert found.exit_code == 0
     model = digits_resnet(pretrained=True)
@@ -29,13 +32,13 @@ def test_prints_the_plans(run, digits_npz):
     ("options", "first_map"),
     [(("--size", "16"), "16x16"), (("--size", "16x24"), "16x24"), (("--preset", "cifar10"), "32x32")],
 )
-def test_size_without_an_image(run, options, first_map):
+def test_size_without_an_image(run: Callable[..., Result], options: tuple[str, ...], first_map: str) -> None:
     found = run("layers", "--arch", "digits_resnet", "--method", "gaia-z", *options)
     assert found.exit_code == 0
     assert found.stdout.splitlines()[4].split() == ["bn1", "8", first_map]
 
 
-def test_layers_of_one_method_replace_those_of_all(run):
+def test_layers_of_one_method_replace_those_of_all(run: Callable[..., Result]) -> None:
     found = run("layers", *DIGITS, "--layers", "layer2", "--layers", "gaia-a=layer3", "--layers", "gaia-a=layer4,bn1")
     first, second = found.stdout.split("\n\n")
     assert "7 layers, 296 channels" in first
@@ -43,7 +46,7 @@ def test_layers_of_one_method_replace_those_of_all(run):
     assert "3 layers, 48 channels" in second
 
 
-def test_untrained_networks_have_layers_too(run):
+def test_untrained_networks_have_layers_too(run: Callable[..., Result]) -> None:
     found = run("layers", "--arch", "resnet18", "--num-classes", "3", "--preset", "cifar10", "--backend", "torch")
     assert found.exit_code == 0
     assert "backend  torch: asked for" in found.stdout
@@ -58,13 +61,13 @@ def test_untrained_networks_have_layers_too(run):
         (("picture.png", "--size", "32"), "not both"),
     ],
 )
-def test_wrong_usage(run, options, message):
+def test_wrong_usage(run: Callable[..., Result], options: tuple[str, ...], message: str) -> None:
     found = run("layers", "--arch", "digits_resnet", *options)
     assert found.exit_code == 2
     assert message in found.stderr
 
 
-def test_image_that_cannot_be_read(run):
+def test_image_that_cannot_be_read(run: Callable[..., Result]) -> None:
     with open("x.png", "w") as file:
         file.write("no image")
     found = run("layers", "x.png", *DIGITS)
@@ -72,7 +75,7 @@ def test_image_that_cannot_be_read(run):
     assert "no image in x.png can be read" in found.stderr
 
 
-def test_layer_that_is_not_there(run):
+def test_layer_that_is_not_there(run: Callable[..., Result]) -> None:
     found = run("layers", *DIGITS, "--layers", "layer9", "--layers", "layer4")
     assert found.exit_code == 1
     assert "no module named 'layer9'; did you mean" in found.stderr

@@ -1,7 +1,10 @@
 import textwrap
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import Result
 from safetensors.torch import save_file
 
 from gaia_fast.models import digits_resnet
@@ -34,7 +37,7 @@ NETWORK = """
 
 
 @pytest.fixture
-def network(run, tmp_path, monkeypatch):
+def network(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module `own.network` in the current folder, by a name no other test uses."""
     name = f"own_{tmp_path.name}"
     (tmp_path / "cwd" / name).mkdir()
@@ -43,19 +46,19 @@ def network(run, tmp_path, monkeypatch):
     return f"{name}.network"
 
 
-def scores(result) -> list[float]:
+def scores(result: Result) -> list[float]:
     assert result.exit_code == 0, result.output
     return [float(line.split(",")[2]) for line in result.stdout.splitlines()[1:]]
 
 
-def test_own_runtimel_from_the_current_folder(run, network, digits_npz):
+def test_own_runtimel_from_the_current_folder(run: Callable[..., Result], network: str, digits_npz: Path) -> None:
     expected = scores(run("score", digits_npz, "--arch", "digits_resnet", "--preset", "digits"))
     for attribute in ("network", "Zoo.network", "instance"):
         found = run("score", digits_npz, "--model", f"{network}:{attribute}", "--preset", "digits")
         assert scores(found) == expected
 
 
-def test_num_classes_is_passed_on(run, network, digits_npz):
+def test_num_classes_is_passed_on(run: Callable[..., Result], network: str, digits_npz: Path) -> None:
     arguments = ("validate", digits_npz, "--preset", "digits", "--limit", "1", "--method", "gaia-z")
     assert run(*arguments, "--model", f"{network}:network", "--num-classes", "3").exit_code == 0
     assert __import__("sys").modules[network].made[-1].linear.out_features == 3
@@ -65,12 +68,14 @@ def test_num_classes_is_passed_on(run, network, digits_npz):
 
 
 @pytest.mark.parametrize("choice", [("--arch", "digits_resnet"), ("--model", "{}:bare")])
-def test_weights_apply_to_either(run, network, digits_npz, tmp_path, choice):
+def test_weights_apply_to_either(
+    run: Callable[..., Result], network: str, digits_npz: Path, tmp_path: Path, choice: tuple[str, ...]
+) -> None:
     torch.manual_seed(1)
     other = digits_resnet()
     save_file(other.state_dict(), tmp_path / "other.safetensors")
-    choice = [each.format(network) for each in choice]
-    found = scores(run("score", digits_npz, *choice, "--weights", tmp_path / "other.safetensors", "--preset", "digits"))
+    model = [each.format(network) for each in choice]
+    found = scores(run("score", digits_npz, *model, "--weights", tmp_path / "other.safetensors", "--preset", "digits"))
     shipped = scores(run("score", digits_npz, "--arch", "digits_resnet", "--preset", "digits"))
     assert len(found) == len(shipped)
     assert found != shipped
@@ -84,7 +89,9 @@ def test_weights_apply_to_either(run, network, digits_npz, tmp_path, choice):
         ("not_a_module", "returned a int; it must return a torch.nn.Module"),
     ],
 )
-def test_own_runtimel_that_fails_is_one_line(run, network, digits_npz, attribute, message):
+def test_own_runtimel_that_fails_is_one_line(
+    run: Callable[..., Result], network: str, digits_npz: Path, attribute: str, message: str
+) -> None:
     found = run("score", digits_npz, "--model", f"{network}:{attribute}")
     assert found.exit_code == 1
     assert message in found.stderr
@@ -92,7 +99,7 @@ def test_own_runtimel_that_fails_is_one_line(run, network, digits_npz, attribute
     assert found.stderr.count("\n") == 1
 
 
-def test_module_that_does_not_exist(run, digits_npz):
+def test_module_that_does_not_exist(run: Callable[..., Result], digits_npz: Path) -> None:
     found = run("score", digits_npz, "--model", "no_such_package.models:net")
     assert found.exit_code == 1
     assert "No module named 'no_such_package'" in found.stderr
@@ -113,13 +120,13 @@ def test_module_that_does_not_exist(run, digits_npz):
         (("--arch", "digits_resnet", "--fusion", "inner"), "--fusion belongs to gaia-a"),
     ],
 )
-def test_wrong_usage(run, digits_npz, arguments, message):
+def test_wrong_usage(run: Callable[..., Result], digits_npz: Path, arguments: tuple[str, ...], message: str) -> None:
     found = run("score", digits_npz, *arguments)
     assert found.exit_code == 2
     assert message in found.stderr
 
 
-def test_wrong_weights(run, digits_npz, tmp_path):
+def test_wrong_weights(run: Callable[..., Result], digits_npz: Path, tmp_path: Path) -> None:
     save_file({"some.weight": torch.zeros(2)}, tmp_path / "wrong.safetensors")
     found = run("score", digits_npz, "--arch", "digits_resnet", "--weights", tmp_path / "wrong.safetensors")
     assert found.exit_code == 1
@@ -131,14 +138,14 @@ def test_wrong_weights(run, digits_npz, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_device_that_is_not_there(run, digits_npz):
+def test_device_that_is_not_there(run: Callable[..., Result], digits_npz: Path) -> None:
     found = run("score", digits_npz, "--arch", "digits_resnet", "--device", "cuda")
     assert found.exit_code == 1
     assert "--device cuda cannot be used here" in found.stderr
     assert found.stderr.count("\n") == 1
 
 
-def test_backend_that_cannot_run(run, digits_npz):
+def test_backend_that_cannot_run(run: Callable[..., Result], digits_npz: Path) -> None:
     found = run("score", digits_npz, "--arch", "digits_resnet", "--backend", "cuda", "--preset", "digits")
     if not torch.cuda.is_available():
         assert found.exit_code == 1

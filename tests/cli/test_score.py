@@ -5,14 +5,18 @@ import io
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import Result
 from PIL import Image
 from pyarrow import parquet
+from torch import Tensor
 
-from gaia_fast import GaiaA, GaiaZ
+from gaia_fast import GaiaA, GaiaOutput, GaiaZ
 from gaia_fast.calibration import threshold_for
 from gaia_fast.data.digits import held_out_digits
 from gaia_fast.models import digits_resnet
@@ -25,13 +29,13 @@ def rows_of(text: str) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def expected():
+def expected() -> tuple[np.ndarray, list[int]]:
     """Scores and classes of the first 40 held-out digits."""
     out = GaiaZ(digits_resnet(pretrained=True)).score(held_out_digits()[0][:40])
     return out.score.numpy(), out.logits.argmax(1).tolist()
 
 
-def test_csv_on_stdout(run, digits_npz, expected):
+def test_csv_on_stdout(run: Callable[..., Result], digits_npz: Path, expected: tuple[np.ndarray, list[int]]) -> None:
     found = run("score", digits_npz, *DIGITS)
     assert found.exit_code == 0
     rows = rows_of(found.stdout)
@@ -43,7 +47,7 @@ def test_csv_on_stdout(run, digits_npz, expected):
     assert "gaia-z: 40 images scored" in found.stderr
 
 
-def test_method_and_its_options(run, digits_npz):
+def test_method_and_its_options(run: Callable[..., Result], digits_npz: Path) -> None:
     found = run(
         "score", digits_npz, *DIGITS, "--method", "gaia-a", "--layers", "layer3,layer4", "--fusion", "inner",
         "--statistic", "mean_abs", "--head", "linear", "--engine", "reference", "--batch-size", "64",
@@ -56,7 +60,9 @@ def test_method_and_its_options(run, digits_npz):
     assert np.array_equal(scores, detector.predict(held_out_digits()[0][:40]).numpy())
 
 
-def test_csv_file_and_json(run, digits_folder, expected):
+def test_csv_file_and_json(
+    run: Callable[..., Result], digits_folder: Path, expected: tuple[np.ndarray, list[int]]
+) -> None:
     found = run("score", digits_folder, *DIGITS, "--out", "rows.csv", "--threshold", "9.7", "--json", "out.json")
     assert found.exit_code == 0
     assert found.stdout == ""
@@ -76,7 +82,12 @@ def test_csv_file_and_json(run, digits_folder, expected):
     assert [image["image"] for image in record["images"]] == [row["image"] for row in rows]
 
 
-def test_parquet(run, digits_npz, expected, monkeypatch):
+def test_parquet(
+    run: Callable[..., Result],
+    digits_npz: Path,
+    expected: tuple[np.ndarray, list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("gaia_fast.cli.score._ROWS_AT_ONCE", 20)
     found = run("score", digits_npz, *DIGITS, "--out", "rows.parquet", "--threshold", "9.7", "--batch-size", "7")
     assert found.exit_code == 0
@@ -89,7 +100,7 @@ def test_parquet(run, digits_npz, expected, monkeypatch):
     assert parquet.ParquetFile("rows.parquet").num_row_groups == 2
 
 
-def test_parquet_without_pyarrow(run, digits_npz, monkeypatch):
+def test_parquet_without_pyarrow(run: Callable[..., Result], digits_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
     found = run("score", digits_npz, *DIGITS, "--out", "rows.parquet")
@@ -98,7 +109,13 @@ def test_parquet_without_pyarrow(run, digits_npz, monkeypatch):
 
 
 @pytest.mark.parametrize(("tpr", "accepted"), [((), 38), (("--id-tpr", "0.5"), 20), (("--id-tpr", "1"), 40)])
-def test_calibration(run, digits_npz, expected, tpr, accepted):
+def test_calibration(
+    run: Callable[..., Result],
+    digits_npz: Path,
+    expected: tuple[np.ndarray, list[int]],
+    tpr: tuple[str, ...],
+    accepted: int,
+) -> None:
     found = run("score", digits_npz, *DIGITS, "--calibrate-on", digits_npz, *tpr, "--json", "out.json")
     assert found.exit_code == 0
     assert [row["is_ood"] for row in rows_of(found.stdout)].count("false") == accepted
@@ -119,13 +136,15 @@ def test_calibration(run, digits_npz, expected, tpr, accepted):
         (("--layers", ","), "names no module"),
     ],
 )
-def test_wrong_usage(run, digits_npz, options, message):
+def test_wrong_usage(run: Callable[..., Result], digits_npz: Path, options: tuple[str, ...], message: str) -> None:
     found = run("score", digits_npz, *DIGITS, *options)
     assert found.exit_code == 2
     assert message in found.stderr
 
 
-def test_unreadable_images_are_named_and_left_out(run, damaged_folder, expected):
+def test_unreadable_images_are_named_and_left_out(
+    run: Callable[..., Result], damaged_folder: Path, expected: tuple[np.ndarray, list[int]]
+) -> None:
     found = run("score", damaged_folder, *DIGITS, "--batch-size", "2", "--json", "out.json")
     assert found.exit_code == 3
     rows = rows_of(found.stdout)
@@ -137,7 +156,7 @@ def test_unreadable_images_are_named_and_left_out(run, damaged_folder, expected)
         assert [each["image"] for each in json.load(file)["unreadable"]] == ["a/broken.png", "zero.jpg"]
 
 
-def test_names_that_are_commands_to_a_terminal(run, digits_folder):
+def test_names_that_are_commands_to_a_terminal(run: Callable[..., Result], digits_folder: Path) -> None:
     for name in ("\x1b[2J.png", "a\nError: b.png", os.fsdecode(b"\xff.png")):
         (digits_folder / name).write_text("none")
     found = run("score", digits_folder, *DIGITS)
@@ -146,17 +165,21 @@ def test_names_that_are_commands_to_a_terminal(run, digits_folder):
     assert named == [f"unreadable: {name}" for name in (r"'\x1b[2J.png'", r"'a\nError: b.png'", r"'\udcff.png'")]
 
 
-def test_unreadable_calibration_images_count_too(run, damaged_folder, digits_npz):
+def test_unreadable_calibration_images_count_too(
+    run: Callable[..., Result], damaged_folder: Path, digits_npz: Path
+) -> None:
     found = run("score", digits_npz, *DIGITS, "--calibrate-on", damaged_folder)
     assert found.exit_code == 3
     assert len(rows_of(found.stdout)) == 40
     assert f"unreadable: {damaged_folder}: a/broken.png" in found.stderr
 
 
-def fails_at_the_third_batch(monkeypatch, seen=lambda: None):
+def fails_at_the_third_batch(
+    monkeypatch: pytest.MonkeyPatch, seen: Callable[[], object] = lambda: None
+) -> list[object]:
     right, batches = GaiaZ.score, []
 
-    def score(self, x, **options):
+    def score(self: GaiaZ, x: Tensor, **options: Any) -> GaiaOutput:
         batches.append(seen())
         if len(batches) == 3:
             raise OSError("the power went")
@@ -166,9 +189,11 @@ def fails_at_the_third_batch(monkeypatch, seen=lambda: None):
     return batches
 
 
-def test_rows_come_on_stdout_while_images_are_read(run, digits_npz, monkeypatch):
+def test_rows_come_on_stdout_while_images_are_read(
+    run: Callable[..., Result], digits_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The rows of a batch are out before the next batch is scored."""
-    flushed = []
+    flushed: list[str] = []
     out = fails_at_the_third_batch(monkeypatch, lambda: len(rows_of("".join(flushed))))
     monkeypatch.setattr("gaia_fast.cli.score._text_file", lambda out: contextlib.nullcontext(Lines(flushed)))
     found = run("score", digits_npz, *DIGITS, "--batch-size", "10")
@@ -179,16 +204,18 @@ def test_rows_come_on_stdout_while_images_are_read(run, digits_npz, monkeypatch)
 class Lines(io.StringIO):
     """Text that counts once it is flushed."""
 
-    def __init__(self, flushed):
+    def __init__(self, flushed: list[str]) -> None:
         super().__init__()
         self.flushed = flushed
 
-    def flush(self):
+    def flush(self) -> None:
         self.flushed[:] = [self.getvalue()]
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
-def test_a_run_that_fails_leaves_the_earlier_file(run, digits_npz, monkeypatch, name):
+def test_a_run_that_fails_leaves_the_earlier_file(
+    run: Callable[..., Result], digits_npz: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     assert run("score", digits_npz, *DIGITS, "--out", name).exit_code == 0
     before = Path(name).read_bytes()
     monkeypatch.setattr("gaia_fast.cli.score._ROWS_AT_ONCE", 5)
@@ -199,7 +226,7 @@ def test_a_run_that_fails_leaves_the_earlier_file(run, digits_npz, monkeypatch, 
     assert [each.name for each in Path().iterdir()] == [name]
 
 
-def test_no_readable_image_leaves_the_earlier_file(run, tmp_path):
+def test_no_readable_image_leaves_the_earlier_file(run: Callable[..., Result], tmp_path: Path) -> None:
     Path("rows.csv").write_text("good")
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_text("none")
@@ -212,7 +239,7 @@ def test_no_readable_image_leaves_the_earlier_file(run, tmp_path):
 @pytest.mark.parametrize(
     ("images", "message"), [("absent", "absent does not exist"), ("cwd.txt", "neither an image"), (".", "no image")]
 )
-def test_images_that_are_none(run, images, message):
+def test_images_that_are_none(run: Callable[..., Result], images: str, message: str) -> None:
     with open("cwd.txt", "w") as file:
         file.write("text")
     found = run("score", images, *DIGITS)
@@ -222,7 +249,7 @@ def test_images_that_are_none(run, images, message):
 
 
 @pytest.mark.usefixtures("deadline")
-def test_hostile_images_are_named_and_left_out(run, digits_folder):
+def test_hostile_images_are_named_and_left_out(run: Callable[..., Result], digits_folder: Path) -> None:
     os.mkfifo(digits_folder / "a" / "pipe.png")
     Image.new("RGB", (40, 30)).save(digits_folder / "large.png")
     found = run("score", digits_folder, *DIGITS, "--max-pixels", "1000")
@@ -243,7 +270,7 @@ def test_hostile_images_are_named_and_left_out(run, digits_folder):
         ("evaluate", "--id", "good.png", "--ood", "a={}"),
     ],
 )  # fmt: skip
-def test_every_command_has_the_limit(run, command):
+def test_every_command_has_the_limit(run: Callable[..., Result], command: tuple[str, ...]) -> None:
     Image.new("RGB", (40, 30)).save("large.png")
     Image.new("RGB", (8, 8)).save("good.png")
     found = run(*(each.format("large.png") for each in command), *DIGITS, "--max-pixels", "1000")
@@ -256,10 +283,10 @@ def test_every_command_has_the_limit(run, command):
 
 
 @pytest.mark.usefixtures("deadline")
-def test_results_go_through_a_pipe(run, digits_npz):
+def test_results_go_through_a_pipe(run: Callable[..., Result], digits_npz: Path) -> None:
     os.mkfifo("out.json")
     os.mkfifo("rows.csv")
-    found = {}
+    found: dict[str, str] = {}
     readers = [
         threading.Thread(target=lambda name=name: found.setdefault(name, Path(name).read_text()))
         for name in ("out.json", "rows.csv")
@@ -273,21 +300,21 @@ def test_results_go_through_a_pipe(run, digits_npz):
     assert sorted(os.listdir()) == ["out.json", "rows.csv"]
 
 
-def test_a_result_that_cannot_be_written_is_one_line(run, digits_npz):
+def test_a_result_that_cannot_be_written_is_one_line(run: Callable[..., Result], digits_npz: Path) -> None:
     Path("out.json").symlink_to("absent/out.json")
     found = run("score", digits_npz, *DIGITS, "--json", "out.json")
     assert found.exit_code == 1
     assert found.stderr.splitlines()[-1].startswith("Error: out.json cannot be written (No such file or directory)")
 
 
-def test_near_miss_of_a_layer(run, digits_npz):
+def test_near_miss_of_a_layer(run: Callable[..., Result], digits_npz: Path) -> None:
     found = run("score", digits_npz, *DIGITS, "--layers", "layr3")
     assert found.exit_code == 1
     assert "no module named 'layr3'; did you mean 'layer3'" in found.stderr
     assert found.stdout == ""
 
 
-def test_runtimel_that_does_not_take_the_images(run, digits_npz, tmp_path):
+def test_runtimel_that_does_not_take_the_images(run: Callable[..., Result], digits_npz: Path, tmp_path: Path) -> None:
     found = run("score", digits_npz, "--arch", "digits_resnet", "--preset", "cifar10")
     # Digits of 8x8 pixels are smaller than the crop: each is unreadable, and then there is nothing to score.
     assert found.exit_code == 1

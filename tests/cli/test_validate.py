@@ -1,20 +1,25 @@
 import dataclasses
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import Result
+from torch import Tensor
 
-from gaia_fast import GaiaZ
+from gaia_fast import GaiaOutput, GaiaZ
 
 DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
 EAGER = ("--engine", "reference", "--engine", "hooks")  # what need not be compiled
 
 
-def read():
+def read() -> Any:
     with open("out.json") as file:
         return json.load(file)
 
 
-def test_passes(run, digits_npz):
+def test_passes(run: Callable[..., Result], digits_npz: Path) -> None:
     found = run("validate", digits_npz, *DIGITS, "--limit", "5", "--batch-size", "3", "--json", "out.json")
     assert found.exit_code == 0
     assert found.stdout.splitlines()[-1] == "passed"
@@ -33,17 +38,19 @@ def test_passes(run, digits_npz):
     assert f"of {record['channels']} channel counts differ" in found.stdout
 
 
-def test_limit_is_64_images_by_default(run, digits_npz):
+def test_limit_is_64_images_by_default(run: Callable[..., Result], digits_npz: Path) -> None:
     assert run("validate", digits_npz, *DIGITS, *EAGER, "--method", "gaia-z", "--json", "out.json").exit_code == 0
     assert read()["images"] == 40
     assert read()["options"]["limit"] == 64
 
 
 @pytest.mark.parametrize("folder", ["digits_folder", "damaged_folder"])
-def test_wrong_scores_fail(run, folder, request, monkeypatch):
+def test_wrong_scores_fail(
+    run: Callable[..., Result], folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = GaiaZ.score
 
-    def score(self, x, **options):
+    def score(self: GaiaZ, x: Tensor, **options: Any) -> GaiaOutput:
         out = right(self, x, **options)
         return dataclasses.replace(out, score=out.score * 1.001) if self._options.backend == "torch" else out
 
@@ -56,7 +63,7 @@ def test_wrong_scores_fail(run, folder, request, monkeypatch):
     assert {check["method"] for check in read()["checks"] if check["passed"] is False} == {"gaia-z"}
 
 
-def test_unreadable_images(run, damaged_folder):
+def test_unreadable_images(run: Callable[..., Result], damaged_folder: Path) -> None:
     found = run(
         "validate", damaged_folder, *DIGITS, *EAGER, "--method", "gaia-a", "--layers", "layer4", "--json", "out.json"
     )
@@ -66,7 +73,7 @@ def test_unreadable_images(run, damaged_folder):
     assert "unreadable: a/broken.png" in found.stderr
 
 
-def test_layers_and_options_reach_the_checks(run, digits_folder):
+def test_layers_and_options_reach_the_checks(run: Callable[..., Result], digits_folder: Path) -> None:
     arguments = ("validate", digits_folder, *DIGITS, *EAGER, "--json", "out.json", "--limit", "2")
     assert run(*arguments, "--layers", "gaia-z=layer4", "--fusion", "top1").exit_code == 0
     assert read()["channels"] == 2 * 3 * 64
@@ -76,7 +83,7 @@ def test_layers_and_options_reach_the_checks(run, digits_folder):
     assert "did you mean 'layer4'" in found.stderr
 
 
-def test_what_is_checked_can_be_chosen(run, digits_folder):
+def test_what_is_checked_can_be_chosen(run: Callable[..., Result], digits_folder: Path) -> None:
     arguments = ("--method", "gaia-a", "--limit", "2", "--engine", "hooks", "--json", "out.json")
     assert run("validate", digits_folder, *DIGITS, *arguments).exit_code == 0
     assert {check["engine"] for check in read()["checks"]} == {"hooks"}

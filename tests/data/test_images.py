@@ -5,6 +5,9 @@ import tracemalloc
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,17 +23,17 @@ def picture(seed: int, h: int = 32, w: int = 32) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
 
 
-def save(path, seed: int = 0, h: int = 32, w: int = 32) -> None:
+def save(path: Path, seed: int = 0, h: int = 32, w: int = 32) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture(seed, h, w)).save(path)
 
 
-def truncate(path) -> None:
+def truncate(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
 
 
-def test_nested_folders_in_order(tmp_path):
+def test_nested_folders_in_order(tmp_path: Path) -> None:
     for seed, name in enumerate(["b/z/one.PNG", "b/two.bmp", "a.JpEg", "c/three.webp", "a/four.jpg"]):
         save(tmp_path / name, seed)
     (tmp_path / "notes.txt").write_text("no image")
@@ -47,7 +50,7 @@ def test_nested_folders_in_order(tmp_path):
     assert source.unreadable == []
 
 
-def test_batches_are_filled(tmp_path):
+def test_batches_are_filled(tmp_path: Path) -> None:
     for seed in range(5):
         save(tmp_path / f"{seed}.png", seed)
     batches = list(load_images(tmp_path, "cifar10").batches(2))
@@ -56,7 +59,7 @@ def test_batches_are_filled(tmp_path):
     assert torch.equal(batches[2].images[0], PRESETS["cifar10"](picture(4)))
 
 
-def test_bad_images_never_stop_the_others(tmp_path):
+def test_bad_images_never_stop_the_others(tmp_path: Path) -> None:
     for seed, name in enumerate(["0.png", "1_cut.png", "2.png", "3_cut.jpg", "5.png", "6_small.png", "7_cut.webp"]):
         save(tmp_path / name, seed, h=16 if "small" in name else 64, w=64)
     for name in ("1_cut.png", "3_cut.jpg", "7_cut.webp"):
@@ -77,14 +80,14 @@ def test_bad_images_never_stop_the_others(tmp_path):
     assert all("\n" not in reason and str(tmp_path) not in reason for reason in reasons.values())
 
 
-def test_all_images_bad(tmp_path):
+def test_all_images_bad(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("x")
     source = load_images(tmp_path, "none")
     assert list(source.batches(4)) == []
     assert [name for name, _ in source.unreadable] == ["a.png"]
 
 
-def test_other_formats_are_not_tried(tmp_path):
+def test_other_formats_are_not_tried(tmp_path: Path) -> None:
     Image.fromarray(picture(0)).save(tmp_path / "a.gif")
     (tmp_path / "a.gif").rename(tmp_path / "a.png")
     source = load_images(tmp_path, "none")
@@ -92,7 +95,7 @@ def test_other_formats_are_not_tried(tmp_path):
     assert len(source.unreadable) == 1
 
 
-def test_an_image_deleted_meanwhile(tmp_path):
+def test_an_image_deleted_meanwhile(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     save(tmp_path / "b.png")
     source = load_images(tmp_path, "none")
@@ -101,7 +104,7 @@ def test_an_image_deleted_meanwhile(tmp_path):
     assert source.unreadable[0][0] == "a.png"
 
 
-def test_mixed_sizes_are_batched_in_runs(tmp_path):
+def test_mixed_sizes_are_batched_in_runs(tmp_path: Path) -> None:
     for i, side in enumerate((8, 8, 9, 8, 8, 8)):
         save(tmp_path / f"{i}.png", i, h=side)
     batches = list(load_images(tmp_path, "none").batches(2))
@@ -109,7 +112,7 @@ def test_mixed_sizes_are_batched_in_runs(tmp_path):
     assert [batch.images.shape[2] for batch in batches] == [8, 9, 8, 8]
 
 
-def test_exif_orientation_is_ignored(tmp_path):
+def test_exif_orientation_is_ignored(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by a quarter
     Image.fromarray(picture(0, h=10, w=20)).save(tmp_path / "a.png", exif=exif)
@@ -117,14 +120,14 @@ def test_exif_orientation_is_ignored(tmp_path):
     assert torch.equal(batch.images[0], PRESETS["none"](picture(0, h=10, w=20)))
 
 
-def test_single_image(tmp_path):
+def test_single_image(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     source = load_images(tmp_path / "a.png", PRESETS["none"])
     assert source.names == ["a.png"]
     assert torch.equal(source[0], PRESETS["none"](picture(0)))
 
 
-def test_indexing(tmp_path):
+def test_indexing(tmp_path: Path) -> None:
     save(tmp_path / "a.png", 0)
     save(tmp_path / "b.png", 1)
     (tmp_path / "c.png").write_text("x")
@@ -137,7 +140,7 @@ def test_indexing(tmp_path):
     assert source.unreadable == []
 
 
-def test_a_source_can_be_sent_to_the_workers_of_a_data_loader(tmp_path):
+def test_a_source_can_be_sent_to_the_workers_of_a_data_loader(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=picture(0)[None])
     save(tmp_path / "a.png", 0)
     for path in (tmp_path, tmp_path / "d.npz"):
@@ -145,7 +148,7 @@ def test_a_source_can_be_sent_to_the_workers_of_a_data_loader(tmp_path):
         assert torch.equal(next(iter(DataLoader(source)))[0], PRESETS["none"](picture(0)))
 
 
-def test_npz_with_labels(tmp_path):
+def test_npz_with_labels(tmp_path: Path) -> None:
     x = np.stack([picture(i, 40, 36) for i in range(5)])
     np.savez(tmp_path / "d.npz", x=x, y=np.arange(5, dtype=np.uint8) + 3)
     source = load_images(tmp_path / "d.npz", "cifar100")
@@ -159,7 +162,7 @@ def test_npz_with_labels(tmp_path):
     assert batches[1].labels.dtype == torch.int64
 
 
-def test_npz_without_labels_and_too_small(tmp_path):
+def test_npz_without_labels_and_too_small(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.zeros((2, 31, 40, 3), np.uint8))
     source = load_images(tmp_path / "d.npz", "cifar10")
     assert source.labels is None
@@ -185,14 +188,14 @@ X = np.zeros((4, 8, 8, 3), np.uint8)
         ({"x": np.array([{}] * 4, dtype=object)}, "Object arrays"),
     ],
 )
-def test_wrong_npz(tmp_path, arrays, reason):
+def test_wrong_npz(tmp_path: Path, arrays: dict[str, Any], reason: str) -> None:
     np.savez(tmp_path / "d.npz", **arrays)
     with pytest.raises(DataError, match=rf"d\.npz.*{reason}.*Save it by numpy\.savez"):
         load_images(tmp_path / "d.npz", "none")
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", None])
-def test_damaged_npz(tmp_path, content):
+def test_damaged_npz(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "d.npz"
     if content is None:
         np.savez_compressed(path, x=np.stack([picture(0)]))
@@ -204,21 +207,21 @@ def test_damaged_npz(tmp_path, content):
         load_images(path, "none")
 
 
-def test_npy_under_the_name_of_an_npz(tmp_path):
+def test_npy_under_the_name_of_an_npz(tmp_path: Path) -> None:
     with open(tmp_path / "d.npz", "wb") as file:
         np.save(file, X)
     with pytest.raises(DataError, match=r"cannot be read as an \.npz \(File is not a zip file\)"):
         load_images(tmp_path / "d.npz", "none")
 
 
-def npz(path, compression=zipfile.ZIP_DEFLATED, **entries: bytes) -> None:
+def npz(path: Path, compression: int = zipfile.ZIP_DEFLATED, /, **entries: bytes) -> None:
     with warnings.catch_warnings(), zipfile.ZipFile(path, "w", compression) as archive:
         warnings.simplefilter("ignore")  # of names that come twice
         for name, data in entries.items():
             archive.writestr(name.replace("__", "."), data)
 
 
-def header(shape, dtype="|u1", version=b"\1\0") -> bytes:
+def header(shape: tuple[int, ...], dtype: str = "|u1", version: bytes = b"\1\0") -> bytes:
     text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}\n".encode()
     return b"\x93NUMPY" + version + len(text).to_bytes(2 if version == b"\1\0" else 4, "little") + text
 
@@ -246,30 +249,34 @@ IMAGE = header((4, 8, 8, 3)) + bytes(768)
         ({"x__npy": header((4, 8, 8, 3), version=b"\2\0") + bytes(768)}, "format"),
     ],
 )
-def test_hostile_npz(tmp_path, entries, reason):
+def test_hostile_npz(tmp_path: Path, entries: dict[str, bytes], reason: str) -> None:
     npz(tmp_path / "d.npz", **entries)
     with pytest.raises(DataError, match=rf"d\.npz.*{reason}.*Save it by numpy\.savez"):
         load_images(tmp_path / "d.npz", "none")
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "<i4", ">i8", "<u8"])
-def test_labels_of_any_integer_dtype(tmp_path, dtype):
+def test_labels_of_any_integer_dtype(tmp_path: Path, dtype: str) -> None:
     np.savez(tmp_path / "d.npz", x=X, y=np.array([0, 1, 2, 127], dtype))
-    assert load_images(tmp_path / "d.npz", "none").labels.tolist() == [0, 1, 2, 127]
+    labels = load_images(tmp_path / "d.npz", "none").labels
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2, 127]
 
 
-def test_the_largest_label(tmp_path):
+def test_the_largest_label(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=X, y=np.full(4, 2**63 - 1, np.uint64))
-    assert load_images(tmp_path / "d.npz", "none").labels.tolist() == [2**63 - 1] * 4
+    labels = load_images(tmp_path / "d.npz", "none").labels
+    assert labels is not None
+    assert labels.tolist() == [2**63 - 1] * 4
 
 
-def test_other_arrays_of_an_npz_are_not_read(tmp_path):
+def test_other_arrays_of_an_npz_are_not_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=X, names=np.array([{}] * 4, dtype=object))
     assert len(load_images(tmp_path / "d.npz", "none")) == 4
 
 
 @pytest.mark.parametrize("entry", ["x__npy", "y__npy", "other__npy"])
-def test_an_npz_bomb_is_not_inflated(tmp_path, entry):
+def test_an_npz_bomb_is_not_inflated(tmp_path: Path, entry: str) -> None:
     entries = {"x__npy": IMAGE} | {entry: header((2**26,), "<f4") + bytes(2**28)}
     npz(tmp_path / "d.npz", **entries)
     del entries
@@ -287,7 +294,7 @@ def test_an_npz_bomb_is_not_inflated(tmp_path, entry):
 
 
 @pytest.fixture
-def odd_folder(tmp_path):
+def odd_folder(tmp_path: Path) -> Iterator[Path]:
     """One image, and what only has the name of one."""
     save(tmp_path / "m.png")
     os.mkfifo(tmp_path / "a.png")
@@ -304,7 +311,7 @@ def odd_folder(tmp_path):
 
 
 @pytest.mark.usefixtures("deadline")
-def test_only_regular_files_are_opened(odd_folder):
+def test_only_regular_files_are_opened(odd_folder: Path) -> None:
     source = load_images(odd_folder, "none")
     (batch,) = source.batches(8)
     assert batch.names == ["f.png/n.png", "m.png"]
@@ -327,7 +334,7 @@ def test_only_regular_files_are_opened(odd_folder):
         ("x" * 300 + ".png", "out of reach"), ("m.png/m.png", "out of reach"),
     ],
 )  # fmt: skip
-def test_a_single_path_that_is_no_regular_file(odd_folder, name, reason):
+def test_a_single_path_that_is_no_regular_file(odd_folder: Path, name: str, reason: str) -> None:
     (odd_folder / "a.npz").symlink_to("a.png")
     with pytest.raises(DataError, match=rf"{reason}.*Give a folder of images"):
         load_images(odd_folder / name, "none")
@@ -343,7 +350,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
-def test_too_many_pixels(tmp_path):
+def test_too_many_pixels(tmp_path: Path) -> None:
     save(tmp_path / "a.png", h=20, w=30)
     save(tmp_path / "b.webp", h=20, w=31)
     save(tmp_path / "c.bmp", h=21, w=30)
@@ -358,7 +365,7 @@ def test_too_many_pixels(tmp_path):
     assert len(list(load_images(tmp_path, "none").batches(1))) == 4
 
 
-def test_a_large_image_is_not_decoded(tmp_path):
+def test_a_large_image_is_not_decoded(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png_header(10_000, 10_000))  # decoded, it is cut short
     with pytest.raises(DataError, match="10000x10000 pixels are more than 64000000"):
         load_images(tmp_path / "a.png", "none")[0]
@@ -366,8 +373,9 @@ def test_a_large_image_is_not_decoded(tmp_path):
         load_images(tmp_path / "a.png", "none", max_pixels=10**8)[0]
 
 
-def test_limits_that_are_none(tmp_path, monkeypatch):
+def test_limits_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "a.png")
+    assert Image.MAX_IMAGE_PIXELS is not None
     for limit in (0, -1, 2 * Image.MAX_IMAGE_PIXELS + 1):
         with pytest.raises(ArgumentError, match=rf"max_pixels is {limit}; .* PIL\.Image\.MAX_IMAGE_PIXELS"):
             load_images(tmp_path, "none", max_pixels=limit)
@@ -375,7 +383,9 @@ def test_limits_that_are_none(tmp_path, monkeypatch):
     assert len(list(load_images(tmp_path, "none", max_pixels=10**12).batches(1))) == 1
 
 
-def test_pillows_warnings_stay_with_us(tmp_path, monkeypatch, recwarn):
+def test_pillows_warnings_stay_with_us(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     """Of transparency, animation, metadata and size: none of them is about the pixels."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
     palette = Image.fromarray(picture(0, 16, 16)).convert("P")
@@ -401,7 +411,7 @@ def test_pillows_warnings_stay_with_us(tmp_path, monkeypatch, recwarn):
     assert [str(each.message) for each in recwarn] == []
 
 
-def test_nothing_to_read(tmp_path):
+def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone does not exist\. Give"):
         load_images(tmp_path / "gone", "none")
     with pytest.raises(DataError, match=r"holds no image\. Put \.png"):
@@ -411,7 +421,7 @@ def test_nothing_to_read(tmp_path):
         load_images(tmp_path / "a.csv", "none")
 
 
-def test_wrong_arguments(tmp_path):
+def test_wrong_arguments(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     with pytest.raises(ArgumentError, match="no preset 'cifar'; choose one of cifar10, cifar100, imagenet"):
         load_images(tmp_path, "cifar")

@@ -1,7 +1,9 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.data import PRESETS, ImageSource
@@ -10,15 +12,16 @@ from gaia_fast.errors import ArgumentError, DataError, NonFiniteError
 from gaia_fast.evaluation import image_sets
 from gaia_fast.evaluation.image_sets import MethodResult, ScoredSet, compare, make_detector, score_set, weak_spots
 from gaia_fast.models import digits_resnet
+from gaia_fast.models.resnet import ResNet
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> ResNet:
     return digits_resnet(pretrained=True)
 
 
 @pytest.fixture(scope="module")
-def sources():
+def sources() -> tuple[ImageSource, dict[str, ImageSource]]:
     id_source, ood = digits_sources()
     return id_source, ood
 
@@ -28,13 +31,13 @@ def first(source: ImageSource, count: int) -> ImageSource:
     return ImageSource(source.names[:count], source._pictures[:count], source.preset, labels)
 
 
-def scored(scores, baseline=None) -> ScoredSet:
-    scores = np.asarray(scores, dtype=np.float32)
-    by_method = {"gaia-z": scores, "msp": scores if baseline is None else np.asarray(baseline)}
+def scored(scores: Sequence[float], baseline: Sequence[float] | None = None) -> ScoredSet:
+    array = np.asarray(scores, dtype=np.float32)
+    by_method = {"gaia-z": array, "msp": array if baseline is None else np.asarray(baseline)}
     return ScoredSet([str(i) for i in range(len(scores))], None, np.zeros(len(scores), int), by_method, [])
 
 
-def test_make_detector(model):
+def test_make_detector(model: nn.Module) -> None:
     detector = make_detector("gaia-a", model, layers=["layer4"], fusion="inner", statistic="mean_abs", engine="hooks")
     assert isinstance(detector, GaiaA)
     assert (detector.method.fusion, detector.method.statistic) == ("inner", "mean_abs")
@@ -43,10 +46,10 @@ def test_make_detector(model):
         make_detector("gaia-x", model)
 
 
-def test_score_set_equals_the_detectors(model, sources):
+def test_score_set_equals_the_detectors(model: nn.Module, sources: tuple[ImageSource, dict[str, ImageSource]]) -> None:
     source = first(sources[0], 13)
-    detectors = {"gaia-a": GaiaA(model, layers=["layer4"]), "gaia-z": GaiaZ(model)}
-    done = []
+    detectors: dict[str, GaiaA | GaiaZ] = {"gaia-a": GaiaA(model, layers=["layer4"]), "gaia-z": GaiaZ(model)}
+    done: list[int] = []
     found = score_set(detectors, source, batch_size=5, advance=done.append)
     assert done == [5, 5, 3]
     images, labels = held_out_digits()
@@ -56,6 +59,7 @@ def test_score_set_equals_the_detectors(model, sources):
     with torch.no_grad():
         logits = model(images[:13]).double()
     assert found.names == [str(index) for index in range(13)]
+    assert found.labels is not None
     assert np.array_equal(found.labels, labels[:13].numpy())
     assert np.array_equal(found.predicted, logits.argmax(1).numpy())
     assert found.accuracy == float((logits.argmax(1) == labels[:13]).double().mean())
@@ -63,31 +67,33 @@ def test_score_set_equals_the_detectors(model, sources):
     assert found.scores["msp"] == pytest.approx(-torch.softmax(logits, 1).amax(1).numpy(), rel=1e-5)
 
 
-def test_images_follow_the_runtimels_dtype(model, sources):
+def test_images_follow_the_runtimels_dtype(
+    model: nn.Module, sources: tuple[ImageSource, dict[str, ImageSource]]
+) -> None:
     double = digits_resnet(pretrained=True).double()
     found = score_set({"gaia-z": GaiaZ(double)}, first(sources[0], 4))
     expected = score_set({"gaia-z": GaiaZ(model)}, first(sources[0], 4))
     assert found.scores["gaia-z"] == pytest.approx(expected.scores["gaia-z"], rel=1e-4)
 
 
-def test_unreadable_images_are_left_out(model):
+def test_unreadable_images_are_left_out(model: nn.Module) -> None:
     pictures = np.zeros((3, 8, 8, 3), dtype=np.uint8)
     small = ImageSource(["a", "b", "c"], pictures, PRESETS["cifar10"])
     with pytest.raises(DataError, match=r"none of the 3 images can be read \(a: .*smaller than the 32x32 crop"):
         score_set({"gaia-z": GaiaZ(model)}, small)
 
 
-def test_an_image_without_a_score_is_named():
+def test_an_image_without_a_score_is_named() -> None:
     class Flat(nn.Module):
         """Logits that are all equal, where GAIA-A's output component is zero."""
 
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.norm = nn.BatchNorm2d(3)
             self.head = nn.Linear(3, 4)
             nn.init.zeros_(self.head.weight)
 
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Tensor:
             return self.head(self.norm(x).mean((2, 3)))
 
     source = ImageSource(["first.png", "last.png"], np.zeros((2, 8, 8, 3), dtype=np.uint8), PRESETS["none"])
@@ -95,7 +101,7 @@ def test_an_image_without_a_score_is_named():
         score_set({"gaia-a": GaiaA(Flat().eval())}, source)
 
 
-def test_compare():
+def test_compare() -> None:
     found = compare(scored([1, 2, 3, 4]), {"near": scored([3, 5]), "far": scored([8, 9])})
     assert set(found.results) == {"gaia-z", "msp"}
     result = found.results["gaia-z"]
@@ -106,7 +112,7 @@ def test_compare():
     assert result.metrics["far"].auroc == 1
 
 
-def test_weak_spots_say_what_is_wrong():
+def test_weak_spots_say_what_is_wrong() -> None:
     id_set = scored([1, 2, 3, 4], baseline=[0.1, 0.2, 0.3, 0.4])
     found = compare(
         id_set,
@@ -124,9 +130,10 @@ def test_weak_spots_say_what_is_wrong():
     assert "good" not in "".join(weak_spots(found, below=0.99))
 
 
-def test_evaluate_on_the_demos_images(model, sources):
+def test_evaluate_on_the_demos_images(model: nn.Module, sources: tuple[ImageSource, dict[str, ImageSource]]) -> None:
     id_source, ood = first(sources[0], 60), {name: first(sources[1][name], 40) for name in ("photos", "noise")}
     found = image_sets.evaluate({"gaia-z": GaiaZ(model)}, id_source, ood)
+    assert found.id_set.accuracy is not None
     assert found.id_set.accuracy > 0.95
     for name in ood:
         metrics = found.results["gaia-z"].metrics[name]

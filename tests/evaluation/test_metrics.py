@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -6,20 +8,20 @@ from gaia_fast.errors import CalibrationError
 from gaia_fast.evaluation.metrics import ood_metrics
 
 
-def test_perfect_separation():
+def test_perfect_separation() -> None:
     found = ood_metrics([1.0, 2.0, 3.0], [4.0, 5.0])
     assert (found.auroc, found.aupr_in, found.aupr_out) == (1, 1, 1)
     assert (found.fpr95_id_positive, found.fpr95_ood_positive) == (0, 0)
     assert (found.n_id, found.n_ood) == (3, 2)
 
 
-def test_larger_scores_mean_ood():
+def test_larger_scores_mean_ood() -> None:
     found = ood_metrics([4.0, 5.0], [1.0, 2.0, 3.0])
     assert found.auroc == 0
     assert (found.fpr95_id_positive, found.fpr95_ood_positive) == (1, 1)
 
 
-def test_by_hand_with_ties():
+def test_by_hand_with_ties() -> None:
     found = ood_metrics([1.0, 2.0, 2.0, 3.0], [2.0, 4.0])
     # Pairs (ID, OOD): the OOD 2 beats 1, ties twice, loses to 3; the OOD 4 beats all.
     assert found.auroc == pytest.approx((1 + 2 * 0.5 + 4) / 8)
@@ -32,7 +34,7 @@ def test_by_hand_with_ties():
     assert found.aupr_in == pytest.approx(0.25 * 1 + 0.5 * 3 / 4 + 0.25 * 4 / 5)
 
 
-def test_both_directions_of_fpr95():
+def test_both_directions_of_fpr95() -> None:
     id_scores = np.arange(1.0, 101.0)  # 95 accepts 95 of them
     ood_scores = np.concatenate([[10.5], np.full(4, 50.5), np.full(10, 95.0), np.full(5, 200.0)])
     found = ood_metrics(id_scores, ood_scores)
@@ -41,20 +43,20 @@ def test_both_directions_of_fpr95():
 
 
 @pytest.mark.parametrize(("n_id", "n_ood"), [(40, 30), (540, 500), (37, 11)])
-def test_no_share_is_rounded_to_more_than_one(n_id, n_ood):
+def test_no_share_is_rounded_to_more_than_one(n_id: int, n_ood: int) -> None:
     found = ood_metrics(np.arange(n_id), n_id + np.arange(n_ood))
     assert (found.auroc, found.fpr95_id_positive, found.fpr95_ood_positive) == (1, 0, 0)
     for aupr in (found.aupr_in, found.aupr_out):
         assert 1 - 1e-12 < aupr <= 1
 
 
-def test_all_scores_equal():
+def test_all_scores_equal() -> None:
     found = ood_metrics([1.0, 1.0], [1.0, 1.0])
     assert (found.auroc, found.aupr_in, found.aupr_out) == (0.5, 0.5, 0.5)
     assert (found.fpr95_id_positive, found.fpr95_ood_positive) == (1, 1)
 
 
-def test_order_and_kind_do_not_matter():
+def test_order_and_kind_do_not_matter() -> None:
     rng = np.random.default_rng(0)
     id_scores, ood_scores = rng.normal(0, 1, 50).astype(np.float32), rng.normal(1, 1, 30).astype(np.float32)
     expected = ood_metrics(id_scores, ood_scores)
@@ -77,6 +79,6 @@ def test_order_and_kind_do_not_matter():
         ([1.0], [float("inf"), 2.0, float("-inf")], "2 of 3 OOD scores"),
     ],
 )
-def test_unusable_scores(id_scores, ood_scores, message):
+def test_unusable_scores(id_scores: Any, ood_scores: Any, message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
         ood_metrics(id_scores, ood_scores)

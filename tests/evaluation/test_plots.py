@@ -1,4 +1,5 @@
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from PIL import Image
 
 from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation import plots
-from gaia_fast.evaluation.image_sets import ScoredSet, compare
+from gaia_fast.evaluation.image_sets import Evaluation, ScoredSet, compare
 
 
 def scored(seed: int, mean: float, count: int) -> ScoredSet:
@@ -16,11 +17,11 @@ def scored(seed: int, mean: float, count: int) -> ScoredSet:
 
 
 @pytest.fixture
-def evaluation():
+def evaluation() -> Evaluation:
     return compare(scored(0, 0, 40), {"letters": scored(1, 2, 30)})
 
 
-def drawn(path) -> np.ndarray:
+def drawn(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB")).astype(int)
 
@@ -33,7 +34,7 @@ def has_color(pixels: np.ndarray, rgb: tuple[int, int, int]) -> bool:
 ID_BAR, OOD_BAR = (133, 162, 200), (236, 176, 121)
 
 
-def test_histograms(tmp_path, evaluation):
+def test_histograms(tmp_path: Path, evaluation: Evaluation) -> None:
     plots.save_histograms(tmp_path / "letters.png", evaluation, "letters")
     pixels = drawn(tmp_path / "letters.png")
     middle = pixels.shape[1] // 2
@@ -42,7 +43,7 @@ def test_histograms(tmp_path, evaluation):
         assert has_color(panel, OOD_BAR)
 
 
-def test_histogram_shares_and_threshold(evaluation):
+def test_histogram_shares_and_threshold(evaluation: Evaluation) -> None:
     axes = plots._figure(4, 3).subplots()
     plots._histogram(axes, evaluation, "gaia-z", "letters")
     heights = [sum(bar.get_height() for bar in container) for container in axes.containers]
@@ -51,7 +52,7 @@ def test_histogram_shares_and_threshold(evaluation):
     assert f"AUROC {evaluation.results['gaia-z'].metrics['letters'].auroc:.3f}" in axes.get_title()
 
 
-def test_all_scores_equal():
+def test_all_scores_equal() -> None:
     same = ScoredSet(["0"], None, np.zeros(1, int), {"gaia-z": np.ones(1), "msp": np.ones(1)}, [])
     axes = plots._figure(4, 3).subplots()
     plots._histogram(axes, compare(same, {"same": same}), "gaia-z", "same")
@@ -59,7 +60,7 @@ def test_all_scores_equal():
     assert all(bar.get_width() > 0 for container in axes.containers for bar in container)
 
 
-def test_overview(tmp_path, evaluation):
+def test_overview(tmp_path: Path, evaluation: Evaluation) -> None:
     gray = np.full((40, 8, 8), 77, dtype=np.uint8)
     color = np.full((30, 8, 8, 3), (10, 200, 30), dtype=np.uint8)
     plots.save_overview(tmp_path / "all.png", evaluation, {"digits": gray, "letters": color}, columns=3)
@@ -71,8 +72,10 @@ def test_overview(tmp_path, evaluation):
     assert not has_color(pixels[:middle], ID_BAR)  # no histogram of ID against itself
 
 
-def test_a_picture_that_cannot_be_drawn_leaves_the_earlier_one(tmp_path, monkeypatch, evaluation):
-    def fails(self, path, **_):
+def test_a_picture_that_cannot_be_drawn_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluation: Evaluation
+) -> None:
+    def fails(self: object, path: Path, **_: object) -> None:
         path.write_bytes(b"half")
         raise OSError("the disk is full")
 
@@ -88,7 +91,7 @@ def test_a_picture_that_cannot_be_drawn_leaves_the_earlier_one(tmp_path, monkeyp
     assert (tmp_path / "a.png").read_bytes() == b"good"
 
 
-def test_without_matplotlib(tmp_path, monkeypatch, evaluation):
+def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluation: Evaluation) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "gaia-fast[plot]" in plots.missing()
     with pytest.raises(ArgumentError, match="matplotlib"):

@@ -1,10 +1,11 @@
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from gaia_fast import GaiaZ, backends, reference
+from gaia_fast import GaiaOutput, GaiaZ, backends, reference
 from gaia_fast.compiler.package.writing import FORMATS
 from gaia_fast.data.digits import held_out_digits
 from gaia_fast.detector import GaiaA
@@ -12,6 +13,7 @@ from gaia_fast.errors import DataError, ModelError, NonFiniteError
 from gaia_fast.evaluation import validation
 from gaia_fast.evaluation.validation import validate
 from gaia_fast.models import digits_resnet
+from gaia_fast.models.resnet import ResNet
 from gaia_fast.options import Runtime
 
 import zoo
@@ -20,21 +22,21 @@ EAGER = ("reference", "hooks")  # what need not be compiled
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> ResNet:
     return digits_resnet(pretrained=True)
 
 
 @pytest.fixture(scope="module")
-def batches():
+def batches() -> list[Tensor]:
     return list(held_out_digits()[0][:5].split(3))
 
 
-def find(found, method, engine, backend):
+def find(found: validation.Validation, method: str, engine: str, backend: str) -> validation.Check:
     (check,) = [c for c in found.checks if (c.method, c.engine, c.backend) == (method, engine, backend)]
     return check
 
 
-def test_every_engine_and_backend_passes_or_says_why_not(model, batches):
+def test_every_engine_and_backend_passes_or_says_why_not(model: nn.Module, batches: list[Tensor]) -> None:
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = validate(model, batches)
     assert found.passed
@@ -49,14 +51,20 @@ def test_every_engine_and_backend_passes_or_says_why_not(model, batches):
             assert check.score_error is None
         else:
             assert check.reason == ""
+            assert check.score_error is not None
+            assert check.limit is not None
             assert 0 < check.score_error <= check.limit
             counted = check.method == "gaia-z" and check.engine != "export"
-            assert check.wrong_counts is None if not counted else check.wrong_counts <= (check.engine == "compiled")
+            if counted:
+                assert check.wrong_counts is not None
+                assert check.wrong_counts <= (check.engine == "compiled")
+            else:
+                assert check.wrong_counts is None
     assert find(found, "gaia-a", "hooks", "torch").passed
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
-def test_errors_are_those_of_the_references(model, batches):
+def test_errors_are_those_of_the_references(model: nn.Module, batches: list[Tensor]) -> None:
     found = validate(model, batches, methods=("gaia-a",), layers={"gaia-a": ["layer4"]}, fusion="inner", engines=EAGER)
     double = digits_resnet(pretrained=True).double()
     errors = []
@@ -69,19 +77,21 @@ def test_errors_are_those_of_the_references(model, batches):
     assert (found.float64_counts, found.channels) == (None, None)
 
 
-def distort(monkeypatch, detector, change):
+def distort(
+    monkeypatch: pytest.MonkeyPatch, detector: type[GaiaA] | type[GaiaZ], change: Callable[[GaiaOutput], GaiaOutput]
+) -> None:
     """Makes the torch backend of `detector` alone return `change(output)`."""
     right = detector.score
 
-    def score(self, x, *, return_matrix=False):
+    def score(self: GaiaA | GaiaZ, x: Tensor, *, return_matrix: bool = False) -> GaiaOutput:
         out = right(self, x, return_matrix=return_matrix)
         return change(out) if (self._options.engine, self._options.backend) == ("hooks", "torch") else out
 
     monkeypatch.setattr(detector, "score", score)
 
 
-def test_a_wrong_score_fails(monkeypatch, model, batches):
-    def off_in_the_last_image(out):
+def test_a_wrong_score_fails(monkeypatch: pytest.MonkeyPatch, model: nn.Module, batches: list[Tensor]) -> None:
+    def off_in_the_last_image(out: GaiaOutput) -> GaiaOutput:
         score = out.score.clone()
         score[-1] *= 1 + 2e-5
         return dataclasses.replace(out, score=score)
@@ -95,8 +105,9 @@ def test_a_wrong_score_fails(monkeypatch, model, batches):
     assert "the score is off by 2e-05, more than 1e-05" in failed[0].reason
 
 
-def test_a_wrong_count_fails(monkeypatch, model, batches):
-    def one_more_in_one_channel(out):
+def test_a_wrong_count_fails(monkeypatch: pytest.MonkeyPatch, model: nn.Module, batches: list[Tensor]) -> None:
+    def one_more_in_one_channel(out: GaiaOutput) -> GaiaOutput:
+        assert out.matrix is not None
         matrix = out.matrix.clone()
         matrix[0, 0, 3] += 1 / 1024  # one position of the first layer's 32x32 map
         return dataclasses.replace(out, matrix=matrix)
@@ -109,8 +120,10 @@ def test_a_wrong_count_fails(monkeypatch, model, batches):
     assert find(found, "gaia-z", "reference", "torch").passed
 
 
-def test_an_engine_that_raises_fails_and_the_others_go_on(monkeypatch, model, batches):
-    def refuse(out):
+def test_an_engine_that_raises_fails_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, model: nn.Module, batches: list[Tensor]
+) -> None:
+    def refuse(out: GaiaOutput) -> GaiaOutput:
         raise NonFiniteError("no score today")
 
     distort(monkeypatch, GaiaA, refuse)
@@ -122,7 +135,7 @@ def test_an_engine_that_raises_fails_and_the_others_go_on(monkeypatch, model, ba
     assert not found.passed
 
 
-def test_a_float64_runtimel_runs_where_it_can(batches):
+def test_a_float64_runtimel_runs_where_it_can(batches: list[Tensor]) -> None:
     found = validate(digits_resnet(pretrained=True).double(), [x.double() for x in batches], engines=EAGER)
     assert found.passed
     assert found.own_error["gaia-a"] == 0
@@ -131,7 +144,7 @@ def test_a_float64_runtimel_runs_where_it_can(batches):
     assert "float64" in find(found, "gaia-z", "hooks", "cpu").reason
 
 
-def test_half_precision_is_held_to_plain_pytorch(batches):
+def test_half_precision_is_held_to_plain_pytorch(batches: list[Tensor]) -> None:
     half = digits_resnet(pretrained=True).bfloat16()
     found = validate(half, [x.bfloat16() for x in batches], engines=EAGER)
     check = find(found, "gaia-a", "hooks", "torch")
@@ -139,36 +152,37 @@ def test_half_precision_is_held_to_plain_pytorch(batches):
     assert found.own_error["gaia-a"] > 1e-5
     assert check.limit == 2 * found.own_error["gaia-a"]
     assert check.passed
+    assert found.float64_counts is not None
     assert found.float64_counts > 0
 
 
-def test_no_images(model):
+def test_no_images(model: nn.Module) -> None:
     with pytest.raises(DataError, match="no images"):
         validate(model, [])
 
 
-def test_nothing_passes_where_nothing_ran():
+def test_nothing_passes_where_nothing_ran() -> None:
     unavailable = validation.Check("gaia-z", "hooks", "cuda", None, "no GPU")
     assert not validation.Validation(1, "float32", {}, None, None, [unavailable]).passed
 
 
-def test_a_runtimel_that_cannot_be_copied(batches):
+def test_a_runtimel_that_cannot_be_copied(batches: list[Tensor]) -> None:
     class Single(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.inner = digits_resnet(pretrained=True)
 
-        def __deepcopy__(self, memo):
+        def __deepcopy__(self, memo: object) -> nn.Module:
             raise TypeError("there is only one of me")
 
-        def forward(self, x):
+        def forward(self, x: Tensor) -> Tensor:
             return self.inner(x)
 
     with pytest.raises(ModelError, match=r"Single cannot be copied to torch.float64.*only one of me"):
         validate(Single().eval(), batches)
 
 
-def test_images_that_a_file_leaves_without_a_score_are_told(monkeypatch):
+def test_images_that_a_file_leaves_without_a_score_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "FORMATS", (".onnx",))
     model, good, bad = zoo.sometimes_closed()
     (check,) = validate(model, [good, bad], methods=("gaia-z",), engines=("export",)).checks
@@ -176,7 +190,7 @@ def test_images_that_a_file_leaves_without_a_score_are_told(monkeypatch):
     assert check.reason == "2 of 6 images got no score (NaN): a file cannot ask hooks"
 
 
-def test_a_file_that_scores_nothing_fails(monkeypatch):
+def test_a_file_that_scores_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "FORMATS", (".onnx",))
     model, good, bad = zoo.sometimes_closed()
     file = GaiaZ(model, engine="compiled").export

@@ -153,6 +153,10 @@ def _some_layers(model: nn.Module, rng: Random) -> list[str]:
     """Some norms, or also other modules of the trunk."""
     names = [name for name, module in model.named_modules() if isinstance(module, PLAIN_NORMS)]
     if rng.random() < 0.3:
-        names += [f"trunk.{name}" for name, module in model.trunk.named_children() if not list(module.children())]
+        names += [
+            f"trunk.{name}"
+            for name, module in model.get_submodule("trunk").named_children()
+            if not list(module.children())
+        ]
     names = list(dict.fromkeys(names))
     return rng.sample(names, rng.randint(1, len(names)))

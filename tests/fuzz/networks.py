@@ -144,7 +144,7 @@ class _Builder:
         inputs = self.channels // count if chunked else self.channels
         merge = rng.choice(["cat", "cat", "add"] if self.plain else ["cat", "cat", "add", "mul", "max", "where"])
         outputs = rng.randint(1, 6)
-        branches = [
+        branches: list[nn.Module] = [
             self._block(inputs, rng.randint(1, 6) if merge == "cat" else outputs)
             if index == 0 or rng.random() < 0.7
             else nn.Identity()
@@ -299,6 +299,7 @@ def _disturb(model: nn.Module, rng: Random) -> None:
             continue
         which = rng.randrange(weight.shape[0])
         if isinstance(module, PLAIN_NORMS):
+            assert isinstance(bias, Tensor)
             weight.uniform_(0.5, 1.5)
             bias.normal_(0, 0.3)
             if rng.random() < 0.3:
@@ -325,7 +326,7 @@ def _disturb(model: nn.Module, rng: Random) -> None:
 @torch.no_grad()
 def _settle(model: nn.Module, rng: Random, images: Tensor) -> None:
     """Running statistics that fit the images, somewhat off; logits of which none always wins, where that can be."""
-    tracked = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+    tracked: list[Any] = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
     if rng.random() < 0.8:
         for module in tracked:
             module.train().momentum = 1.0
@@ -335,7 +336,8 @@ def _settle(model: nn.Module, rng: Random, images: Tensor) -> None:
     for module in tracked:
         module.running_mean.add_(0.1 * torch.randn_like(module.running_mean))
         module.running_var.mul_(torch.empty_like(module.running_var).uniform_(0.7, 1.4))
-    last = [module for module in model.head.modules() if getattr(module, "bias", None) is not None][-1:]
+    head = model.get_submodule("head")
+    last: list[Any] = [module for module in head.modules() if getattr(module, "bias", None) is not None][-1:]
     if last and rng.random() < 0.6:
         outputs: list[Tensor] = []
         with last[0].register_forward_hook(lambda *call: outputs.append(call[2])):

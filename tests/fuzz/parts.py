@@ -4,11 +4,13 @@ from collections import UserDict
 from collections.abc import Callable
 from random import Random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Size: TypeAlias = int | tuple[int, int]
 
 
 class Do(nn.Module):
@@ -196,7 +198,10 @@ def convolution(
         outputs = groups * rng.randint(max(1, 2 // groups), max(1, 12 // groups))
     elif outputs % groups:
         groups = 1
-    kernel = rng.choice([1, 3, 3, 3, 5, (1, 3), (3, 1)] if same_size else [1, 2, 3, 3, 3, 4, 5, (1, 3), (5, 1), (3, 2)])
+    kernels: list[Size] = [1, 2, 3, 3, 3, 4, 5, (1, 3), (5, 1), (3, 2)]
+    if same_size:
+        kernels = [1, 3, 3, 3, 5, (1, 3), (3, 1)]
+    kernel = rng.choice(kernels)
     options: dict[str, Any] = {"groups": groups, "bias": rng.random() < 0.5}
     if same_size:
         height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
@@ -208,14 +213,18 @@ def convolution(
         return nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, **options)
     if not plain and rng.random() < 0.15:
         return nn.ConvTranspose2d(inputs, outputs, kernel, stride=rng.choice([1, 2, 3]), **options)
+    strides: list[Size] = [1, 1, 1, 2, 2, 3, (2, 1)]
+    paddings: list[Size] = [0, 1, 1, 1, 2, (0, 1)]
+    last: Literal["zeros", "reflect"] = "zeros" if plain else "reflect"
+    modes: list[Literal["zeros", "reflect"]] = ["zeros", "zeros", "zeros", "zeros", "zeros", "zeros", last]
     return nn.Conv2d(
         inputs,
         outputs,
         kernel,
-        stride=rng.choice([1, 1, 1, 2, 2, 3, (2, 1)]),
-        padding=rng.choice([0, 1, 1, 1, 2, (0, 1)]),
+        stride=rng.choice(strides),
+        padding=rng.choice(paddings),
         dilation=rng.choice([1, 1, 1, 1, 2]),
-        padding_mode=rng.choice(["zeros"] * 6 + ["zeros" if plain else "reflect"]),
+        padding_mode=rng.choice(modes),
         **options,
     )
 
@@ -292,6 +301,7 @@ def pool(rng: Random, plain: bool = False) -> nn.Module:
     stride = rng.choice([1, 2, size])
     padding = rng.choice([0, 0, size // 2])
     ceil = rng.random() < 0.3
+    sizes: list[Size] = [1, 2, 3, (3, 2)]
     if plain:
         return rng.choice([nn.MaxPool2d(size, stride, padding), nn.AvgPool2d(size, stride), nn.AdaptiveAvgPool2d(2)])
     return rng.choice(
@@ -299,8 +309,8 @@ def pool(rng: Random, plain: bool = False) -> nn.Module:
             *[lambda: nn.MaxPool2d(size, stride, padding, ceil_mode=ceil)] * 3,
             lambda: nn.MaxPool2d(size, stride, 0, dilation=2),
             *[lambda: nn.AvgPool2d(size, stride, padding, ceil_mode=ceil, count_include_pad=rng.random() < 0.5)] * 2,
-            lambda: nn.AdaptiveAvgPool2d(rng.choice([1, 2, 3, (3, 2)])),
-            lambda: nn.AdaptiveMaxPool2d(rng.choice([1, 2, 3, (3, 2)])),
+            lambda: nn.AdaptiveAvgPool2d(rng.choice(sizes)),
+            lambda: nn.AdaptiveMaxPool2d(rng.choice(sizes)),
             lambda: nn.LPPool2d(2, size, stride),
             lambda: Do("maximum over space", lambda x: x.amax((2, 3), keepdim=True)),
         ]

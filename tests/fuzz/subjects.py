@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +31,10 @@ def silence() -> None:
 
 def _detector(draw: Draw, engine: str, runtime: str = "auto") -> GaiaA | GaiaZ:
     q = draw.question
+    shared: dict[str, Any] = {"layers": q.layers, "p": q.p, "engine": engine, "runtime": runtime}
     if q.name == "gaia-z":
-        return GaiaZ(draw.model, layers=q.layers, p=q.p, engine=engine, runtime=runtime)
-    options = {"head": q.head, "fusion": q.fusion, "statistic": q.statistic}
-    return GaiaA(draw.model, layers=q.layers, p=q.p, engine=engine, runtime=runtime, **options)
+        return GaiaZ(draw.model, **shared)
+    return GaiaA(draw.model, head=q.head, fusion=q.fusion, statistic=q.statistic, **shared)
 
 
 def _by_engine(engine: str, draw: Draw, _: Path) -> Score:

@@ -74,8 +74,8 @@ def test_the_oracle_by_hand() -> None:
     norm, relu = nn.BatchNorm2d(1, eps=0), nn.ReLU(inplace=True)
     model = nn.Sequential(norm, relu, nn.Flatten(), nn.Linear(4, 2)).double().eval()
     with torch.no_grad():
-        model[3].weight.copy_(torch.tensor([[1.0, 2, 3, 4], [0, 0, 0, 0]]))
-        model[3].bias.zero_()
+        model.get_parameter("3.weight").copy_(torch.tensor([[1.0, 2, 3, 4], [0, 0, 0, 0]]))
+        model.get_parameter("3.bias").zero_()
     x = torch.tensor([[[[1.0, -1], [2, -2]]]], dtype=torch.float64)
     found = answer(model, x, GAIA_Z)
     assert torch.equal(found.gradients[0], torch.tensor([[[[1.0, 0], [3, 0]]]], dtype=torch.float64))
@@ -88,8 +88,8 @@ def test_noise_reaches_classes_that_are_all_but_equally_likely() -> None:
     """Logits of 1e-4 leave 1 - C p four digits less, however exact the logits are."""
     model = nn.Sequential(nn.BatchNorm2d(1, eps=0), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)).double().eval()
     with torch.no_grad():
-        model[3].weight.copy_(torch.tensor([[1e-4, 2e-4, 3e-4, 4e-4], [0, 0, 0, 0]]))
-        model[3].bias.zero_()
+        model.get_parameter("3.weight").copy_(torch.tensor([[1e-4, 2e-4, 3e-4, 4e-4], [0, 0, 0, 0]]))
+        model.get_parameter("3.bias").zero_()
     x = torch.tensor([[[[1.0, -1], [2, -2]]]], dtype=torch.float64)
     gaia_a = Question("gaia-a", "division", "abs_mean", 2.0, None, None)
     exact = answer(model, x, gaia_a)

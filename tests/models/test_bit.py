@@ -1,3 +1,7 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,14 +16,14 @@ def tiny() -> BitResNetV2:
     return BitResNetV2((1, 2), num_classes=5, width=32)
 
 
-def google_arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
+def google_arrays(rng: np.random.Generator) -> dict[str, Any]:
     """The tensors of `tiny` under Google's names, written out by hand from their file layout."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
 
-    def kernel(name, h, i, o):
+    def kernel(name: str, h: int, i: int, o: int) -> None:
         arrays[f"resnet/{name}/kernel"] = rng.normal(size=(h, h, i, o)).astype(np.float32)
 
-    def norm(name, channels):
+    def norm(name: str, channels: int) -> None:
         for part in ("gamma", "beta"):
             arrays[f"resnet/{name}group_norm/{part}"] = rng.normal(size=channels).astype(np.float32)
 
@@ -40,7 +44,7 @@ def google_arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return arrays
 
 
-def test_full_size_state_dict_names_and_shapes():
+def test_full_size_state_dict_names_and_shapes() -> None:
     with torch.device("meta"):
         state = bit_s_r101x1().state_dict()
     expected = {
@@ -65,7 +69,7 @@ def test_full_size_state_dict_names_and_shapes():
     assert sum(tensor.numel() for tensor in state.values()) == 44_541_480  # as published for R101x1 with 1000 classes
 
 
-def test_maps_and_logits():
+def test_maps_and_logits() -> None:
     model = tiny().eval()
     maps = []
     for name, module in model.named_modules():
@@ -82,7 +86,7 @@ def test_maps_and_logits():
     assert shapes["before_head.pool"] == (2, 256, 1, 1)
 
 
-def test_convolution_standardises_its_weight():
+def test_convolution_standardises_its_weight() -> None:
     torch.manual_seed(0)
     conv = StdConv2d(3, 4, 3, stride=2, padding=1, bias=False).double()
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
@@ -94,17 +98,18 @@ def test_convolution_standardises_its_weight():
     assert torch.equal(conv(x), torch.zeros_like(expected))
 
 
-def test_root_pads_the_max_pool_with_zeros():
+def test_root_pads_the_max_pool_with_zeros() -> None:
     model = tiny().eval()
     pad_and_pool = model.root[1:]
     x = -torch.ones(1, 2, 4, 4)
     assert pad_and_pool(x)[0, 0].tolist() == [[0.0, 0.0], [0.0, -1.0]]
 
 
-def test_unit_against_its_formula():
+def test_unit_against_its_formula() -> None:
     torch.manual_seed(0)
     unit = PreActBottleneck(32, 128, stride=2).eval()
     x = torch.randn(2, 32, 8, 8)
+    assert unit.downsample is not None
     a = unit.gn1(x).clamp(min=0)
     inner = unit.conv2(unit.gn2(unit.conv1(a)).clamp(min=0))
     expected = unit.conv3(unit.gn3(inner).clamp(min=0)) + unit.downsample(a)
@@ -117,12 +122,12 @@ def test_unit_against_its_formula():
     assert torch.equal(same(x), x)
 
 
-def test_google_npz_fills_every_tensor(tmp_path):
+def test_google_npz_fills_every_tensor(tmp_path: Path) -> None:
     arrays = google_arrays(np.random.default_rng(0))
     np.savez(tmp_path / "bit.npz", **arrays)
     state = load_weights(tiny(), tmp_path / "bit.npz").state_dict()
 
-    def same(name, google, kernel=False):
+    def same(name: str, google: str, kernel: bool = False) -> None:
         array = arrays[google]
         np.testing.assert_array_equal(state[name].numpy(), np.einsum("hwio->oihw", array) if kernel else array)
 
@@ -139,7 +144,7 @@ def test_google_npz_fills_every_tensor(tmp_path):
     same("head.conv.bias", "resnet/head/conv2d/bias")
 
 
-def test_google_npz_that_does_not_fit(tmp_path):
+def test_google_npz_that_does_not_fit(tmp_path: Path) -> None:
     arrays = google_arrays(np.random.default_rng(0))
     arrays["resnet/block2/unit03/a/group_norm/gamma"] = np.zeros(256, np.float32)
     arrays["elsewhere"] = np.zeros(1, np.float32)
@@ -151,7 +156,7 @@ def test_google_npz_that_does_not_fit(tmp_path):
         load_weights(tiny(), tmp_path / "bit.npz")
 
 
-def test_npz_of_objects_is_never_unpickled(tmp_path):
+def test_npz_of_objects_is_never_unpickled(tmp_path: Path) -> None:
     np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
     with pytest.raises(WeightsError, match=r"objects\.npz holds more than tensors"):
         load_weights(tiny(), tmp_path / "objects.npz")
@@ -160,7 +165,7 @@ def test_npz_of_objects_is_never_unpickled(tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda b: b[: len(b) // 2], lambda b: b"no archive" * 9, lambda b: b[:-200] + b[-190:]]
 )
-def test_damaged_npz(tmp_path, damage):
+def test_damaged_npz(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "bit.npz"
     np.savez(path, a=np.zeros(1000, np.float32))
     path.write_bytes(damage(path.read_bytes()))

@@ -6,7 +6,7 @@ from gaia_fast.errors import WeightsError
 from gaia_fast.models import digits_resnet
 
 
-def test_shipped_weights_recognise_held_out_digits():
+def test_shipped_weights_recognise_held_out_digits() -> None:
     model = digits_resnet(pretrained=True)
     assert not model.training
     images, labels = held_out_digits()
@@ -15,7 +15,7 @@ def test_shipped_weights_recognise_held_out_digits():
     assert accuracy >= 0.98
 
 
-def test_untrained_network():
+def test_untrained_network() -> None:
     torch.manual_seed(0)
     model = digits_resnet(num_classes=4)
     assert model.training
@@ -24,6 +24,6 @@ def test_untrained_network():
     assert not torch.equal(digits_resnet().conv1.weight, digits_resnet(pretrained=True).conv1.weight)
 
 
-def test_shipped_weights_know_ten_classes():
+def test_shipped_weights_know_ten_classes() -> None:
     with pytest.raises(WeightsError, match=r"linear\.weight is \(10, 64\), the model wants \(7, 64\)"):
         digits_resnet(7, pretrained=True)

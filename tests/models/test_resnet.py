@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ def block_names(prefix: str, projection: bool) -> set[str]:
 
 
 @pytest.mark.parametrize(("factory", "blocks"), [(resnet18, (2, 2, 2, 2)), (resnet34, (3, 4, 6, 3))])
-def test_state_dict_names_and_shapes(factory, blocks):
+def test_state_dict_names_and_shapes(factory: Callable[[int], ResNet], blocks: tuple[int, ...]) -> None:
     with torch.device("meta"):
         state = factory(100).state_dict()
     expected = {"conv1.weight", "linear.weight", "linear.bias"} | {f"bn1.{part}" for part in BN}
@@ -30,12 +32,12 @@ def test_state_dict_names_and_shapes(factory, blocks):
     assert state["linear.weight"].shape == (100, 512)
 
 
-def test_full_size_forward():
+def test_full_size_forward() -> None:
     with torch.inference_mode():
         assert resnet18().eval()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
-def test_resolution_halves_after_the_first_stage_and_the_last_stage_is_the_last_map():
+def test_resolution_halves_after_the_first_stage_and_the_last_stage_is_the_last_map() -> None:
     model = ResNet((1, 1, 1, 1), num_classes=7, width=4).eval()
     maps = []
     for name, module in model.named_modules():
@@ -47,10 +49,10 @@ def test_resolution_halves_after_the_first_stage_and_the_last_stage_is_the_last_
     assert [name for name, shape in maps if len(shape) == 4][-1] == "layer4"
 
 
-def test_block_against_its_formula():
+def test_block_against_its_formula() -> None:
     torch.manual_seed(0)
     block = BasicBlock(3, 5, stride=2).eval()
-    block.shortcut[1].running_mean.normal_()
+    block.get_buffer("shortcut.1.running_mean").normal_()
     x = torch.randn(2, 3, 8, 8)
     inner = block.bn1(block.conv1(x)).clamp(min=0)
     expected = (block.bn2(block.conv2(inner)) + block.shortcut[1](block.shortcut[0](x))).clamp(min=0)

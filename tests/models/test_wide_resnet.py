@@ -12,7 +12,7 @@ from gaia_fast.models.wide_resnet import PreActBlock, WideResNet
 BN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
-def test_state_dict_names_and_shapes():
+def test_state_dict_names_and_shapes() -> None:
     state = wrn_40_2(100).state_dict()
     expected = {"conv1.weight", "fc.weight", "fc.bias"} | {f"bn1.{part}" for part in BN}
     for stage in (1, 2, 3):
@@ -29,7 +29,7 @@ def test_state_dict_names_and_shapes():
     assert state["fc.weight"].shape == (100, 128)
 
 
-def test_the_pool_is_the_last_module_that_returns_a_map():
+def test_the_pool_is_the_last_module_that_returns_a_map() -> None:
     model = WideResNet(10, 1, num_classes=7).eval()
     maps = []
     for name, module in model.named_modules():
@@ -41,10 +41,11 @@ def test_the_pool_is_the_last_module_that_returns_a_map():
     assert [entry for entry in maps if len(entry[1]) == 4][-1] == ("pool", (2, 64, 1, 1))
 
 
-def test_a_widening_block_takes_its_shortcut_behind_the_norm_and_others_before_it():
+def test_a_widening_block_takes_its_shortcut_behind_the_norm_and_others_before_it() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 4, 8, 8)
     widening = PreActBlock(4, 6, stride=2).eval()
+    assert widening.convShortcut is not None
     torch.nn.init.zeros_(widening.conv2.weight)
     assert torch.equal(widening(x), widening.convShortcut(widening.bn1(x).clamp(min=0)))
 
@@ -55,12 +56,12 @@ def test_a_widening_block_takes_its_shortcut_behind_the_norm_and_others_before_i
 
 
 @pytest.mark.parametrize("depth", [4, 11, 41])
-def test_impossible_depth(depth):
+def test_impossible_depth(depth: int) -> None:
     with pytest.raises(ArgumentError, match="6n \\+ 4"):
         WideResNet(depth, 2, 10)
 
 
-def test_trained_weights_predict_cifar10():
+def test_trained_weights_predict_cifar10() -> None:
     shared = Path(os.environ.get("GAIA_FAST_SHARED", Path(__file__).parents[3] / "shared" / "data"))
     weights, images = shared / "wrn_40_2_cifar10.safetensors", shared / "cifar10_test.npz"
     if not (weights.is_file() and images.is_file()):
