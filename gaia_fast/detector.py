@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,9 @@ class _Options:
     engine: str
     backend: str
     runtime: str
+
+
+DetectorT = TypeVar("DetectorT", bound="_Detector")
 
 
 class _Detector:
@@ -116,7 +119,7 @@ class _Detector:
     def __call__(self, x: Tensor) -> Tensor:
         return self.predict(x)
 
-    def prepare(self, example: Tensor) -> "_Detector":
+    def prepare(self: DetectorT, example: Tensor) -> DetectorT:
         """Compiles the model for images like `example`: same size, dtype and device. Seconds, in some runtimes minutes.
 
         With engine="compiled" the first call does it unasked; it is done once for each size of image, and again where
@@ -207,7 +210,7 @@ class _Detector:
         export_program(self._subject, path, example, metadata)
         return path
 
-    def calibrate(self, loader_or_scores: Iterable[Any], id_tpr: float = 0.95) -> "_Detector":
+    def calibrate(self: DetectorT, loader_or_scores: Iterable[Any], id_tpr: float = 0.95) -> DetectorT:
         """Sets `threshold` so that at least the share `id_tpr` of in-distribution images is accepted.
 
         Args:

@@ -113,7 +113,7 @@ def test_non_finite_images_are_named(detector: Detector, bad: float) -> None:
         detector(build("strided_shortcut"))(x)
 
 
-def test_a_model_in_training_runtime(detector: Detector) -> None:
+def test_a_model_in_training_mode(detector: Detector) -> None:
     model = build("vgg_like")
     scorer = detector(model)
     model.get_submodule("classifier.2").train()
@@ -123,7 +123,7 @@ def test_a_model_in_training_runtime(detector: Detector) -> None:
         detector(build("vgg_like").train())(images(2))
 
 
-def test_a_norm_over_the_batch_even_in_eval_runtime(detector: Detector) -> None:
+def test_a_norm_over_the_batch_even_in_eval_mode(detector: Detector) -> None:
     trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU())
     with pytest.raises(ModelError, match=r"'trunk.1' .* no running statistics"):
         detector(Pooled(trunk, 4).eval())(images(2))
@@ -145,7 +145,7 @@ def test_an_output_component_of_zero_is_not_divided_by() -> None:
     assert GaiaA(model, fusion="inner")(images(2)).isfinite().all()
 
 
-def test_what_the_runtimel_returns() -> None:
+def test_what_the_model_returns() -> None:
     class Wrapped(nn.Module):
         def __init__(self, kind: str) -> None:
             super().__init__()
@@ -250,7 +250,7 @@ def test_a_detector_can_be_copied(detector: Detector, way: str, prepared: bool) 
         assert twin.model.fc.weight.any()
 
 
-def test_a_runtimel_set_to_training_is_no_detector_s_to_keep(detector: Detector) -> None:
+def test_a_model_set_to_training_is_no_detector_s_to_keep(detector: Detector) -> None:
     scorer = detector(build("vgg_like"))
     scorer.model.train()
     with pytest.raises(ModelError, match="eval"):
@@ -265,7 +265,7 @@ def test_data_parallel_is_unwrapped(detector: Detector) -> None:
     assert torch.equal(detector(nn.DataParallel(model))(x), detector(model)(x))
 
 
-def test_compiled_runtimels_are_unwrapped_or_refused(detector: Detector) -> None:
+def test_compiled_models_are_unwrapped_or_refused(detector: Detector) -> None:
     model, x = build("strided_shortcut"), images(2)
     whole = torch.compile(model)
     assert isinstance(whole, nn.Module)

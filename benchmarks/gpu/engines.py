@@ -126,7 +126,7 @@ def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> d
         try:
             found[title] = make()
             found[title]()
-        except (GaiaError, RuntimeError, IndexError) as error:
+        except (GaiaError, RuntimeError, IndexError, AssertionError) as error:
             found.pop(title, None)
             print(f"cannot run: {title}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
     return found
@@ -307,7 +307,8 @@ def main() -> None:
         print(case.title)
         for what, milliseconds in spent.items():
             rows.append({"case": case.title, "what": what, "milliseconds": milliseconds})
-            print(f"  {what:<56} {milliseconds:9.3f} ms  {milliseconds / spent['plain, eager']:6.2f}x of plain eager")
+            ratio = milliseconds / spent.get("plain, eager", float("nan"))
+            print(f"  {what:<56} {milliseconds:9.3f} ms  {ratio:6.2f}x of plain eager")
         record = {
             "device": torch.cuda.get_device_name(),
             "python": platform.python_version(),
@@ -318,7 +319,8 @@ def main() -> None:
             "goals": goals(rows),
             "rows": rows,
         }
-        write_text(arguments.out, json.dumps(record, indent=1) + "\n")  # after each case: the time may end here
+        if arguments.out is not None:  # after each case: the time may end here
+            write_text(arguments.out, json.dumps(record, indent=1) + "\n")
     print("\ngoals", *goals(rows), sep="\n")
 
 

@@ -51,7 +51,7 @@ def scores(result: Result) -> list[float]:
     return [float(line.split(",")[2]) for line in result.stdout.splitlines()[1:]]
 
 
-def test_own_runtimel_from_the_current_folder(run: Callable[..., Result], network: str, digits_npz: Path) -> None:
+def test_own_model_from_the_current_folder(run: Callable[..., Result], network: str, digits_npz: Path) -> None:
     expected = scores(run("score", digits_npz, "--arch", "digits_resnet", "--preset", "digits"))
     for attribute in ("network", "Zoo.network", "instance"):
         found = run("score", digits_npz, "--model", f"{network}:{attribute}", "--preset", "digits")
@@ -89,7 +89,7 @@ def test_weights_apply_to_either(
         ("not_a_module", "returned a int; it must return a torch.nn.Module"),
     ],
 )
-def test_own_runtimel_that_fails_is_one_line(
+def test_own_model_that_fails_is_one_line(
     run: Callable[..., Result], network: str, digits_npz: Path, attribute: str, message: str
 ) -> None:
     found = run("score", digits_npz, "--model", f"{network}:{attribute}")

@@ -314,7 +314,7 @@ def test_near_miss_of_a_layer(run: Callable[..., Result], digits_npz: Path) -> N
     assert found.stdout == ""
 
 
-def test_runtimel_that_does_not_take_the_images(run: Callable[..., Result], digits_npz: Path, tmp_path: Path) -> None:
+def test_model_that_does_not_take_the_images(run: Callable[..., Result], digits_npz: Path, tmp_path: Path) -> None:
     found = run("score", digits_npz, "--arch", "digits_resnet", "--preset", "cifar10")
     # Digits of 8x8 pixels are smaller than the crop: each is unreadable, and then there is nothing to score.
     assert found.exit_code == 1

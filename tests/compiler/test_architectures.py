@@ -188,7 +188,7 @@ class Branching(nn.Module):
         return self.fc(torch.relu(y).mean((2, 3)))
 
 
-def test_a_runtimel_that_is_no_graph_is_refused_with_its_line_and_scored_by_hooks() -> None:
+def test_a_model_that_is_no_graph_is_refused_with_its_line_and_scored_by_hooks() -> None:
     model, x = Branching().eval(), torch.randn(2, 3, 8, 8)
     with pytest.raises(CompilationError, match=rf"Branching cannot be compiled: .* at {__file__}:\d+: .*hooks"):
         GaiaZ(model, engine="compiled").prepare(x)

@@ -55,7 +55,7 @@ def test_autocast_is_refused() -> None:
         detector(zoo.images(2))
 
 
-def test_a_number_of_images_written_into_the_runtimel_is_filled_up() -> None:
+def test_a_number_of_images_written_into_the_model_is_filled_up() -> None:
     torch.manual_seed(0)
     model, x = zoo.FixedBatch(3).eval(), zoo.images(3)
     detector = GaiaZ(model, engine="compiled", runtime="onnxruntime").prepare(x)

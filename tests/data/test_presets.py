@@ -70,7 +70,7 @@ def test_arrays_and_pillow_images_agree() -> None:
         assert torch.equal(preset(picture), preset(Image.fromarray(picture)))
 
 
-def test_other_runtimes_become_rgb() -> None:
+def test_other_modes_become_rgb() -> None:
     gray = np.arange(256, dtype=np.uint8).reshape(16, 16)
     x = PRESETS["none"](Image.fromarray(gray))
     assert torch.equal(x, torch.from_numpy(gray).float().div(255).expand(3, 16, 16))

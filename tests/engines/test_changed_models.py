@@ -135,7 +135,7 @@ class Writes(nn.Module):
         return self.inner(self.features)
 
 
-def test_what_the_runtimel_writes_by_itself_makes_no_program(captures: list[nn.Module]) -> None:
+def test_what_the_model_writes_by_itself_makes_no_program(captures: list[nn.Module]) -> None:
     model, x = Writes().eval(), zoo.images(2)
     detector = GaiaZ(model, engine="auto", runtime="eager")
     detector.prepare(x)
@@ -152,7 +152,7 @@ def test_what_the_runtimel_writes_by_itself_makes_no_program(captures: list[nn.M
     assert_scored_as_it_is(detector, x, before)
 
 
-def test_a_change_by_another_thread_while_the_runtimel_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_by_another_thread_while_the_model_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
     x = zoo.images(2)
     model: Any = zoo.build("strided_shortcut")
 

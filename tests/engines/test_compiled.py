@@ -75,7 +75,7 @@ def test_weights_that_change_are_seen(runtime: str) -> None:
     assert torch.allclose(detector(x), reference.gaia_a(model, x).score, rtol=1e-5)
 
 
-def test_a_runtimel_that_is_moved_is_compiled_again() -> None:
+def test_a_model_that_is_moved_is_compiled_again() -> None:
     model, x = zoo.build("strided_shortcut"), zoo.images(3)
     detector = GaiaA(model, engine="compiled", runtime="eager").prepare(x)
     model.double()
@@ -162,7 +162,7 @@ def test_a_call_looks_once_and_closer_only_where_something_is_wrong(
         compiled(x)
 
 
-def test_a_program_that_fails_is_made_again_only_where_the_runtimel_has_changed() -> None:
+def test_a_program_that_fails_is_made_again_only_where_the_model_has_changed() -> None:
     """The model is looked at while the program runs, and a changed one may be why it fails."""
     model, x = zoo.build("strided_shortcut"), zoo.images(2)
     compiled = GaiaZ(model, engine="compiled", runtime="native").prepare(x)
@@ -180,7 +180,7 @@ def test_a_program_that_fails_is_made_again_only_where_the_runtimel_has_changed(
 
 @pytest.mark.parametrize("runtime", ["eager", "native"])
 @pytest.mark.parametrize("change", ["training", "replaced"])
-def test_a_runtimel_that_changes_its_structure_is_looked_at_again(change: str, runtime: str) -> None:
+def test_a_model_that_changes_its_structure_is_looked_at_again(change: str, runtime: str) -> None:
     model, x = zoo.build("strided_shortcut"), zoo.images(2)
     compiled = GaiaZ(model, engine="compiled", runtime=runtime).prepare(x)
     name, first = next((name, each) for name, each in model.named_modules() if isinstance(each, nn.BatchNorm2d))

@@ -67,9 +67,7 @@ def test_score_set_equals_the_detectors(model: nn.Module, sources: tuple[ImageSo
     assert found.scores["msp"] == pytest.approx(-torch.softmax(logits, 1).amax(1).numpy(), rel=1e-5)
 
 
-def test_images_follow_the_runtimels_dtype(
-    model: nn.Module, sources: tuple[ImageSource, dict[str, ImageSource]]
-) -> None:
+def test_images_follow_the_models_dtype(model: nn.Module, sources: tuple[ImageSource, dict[str, ImageSource]]) -> None:
     double = digits_resnet(pretrained=True).double()
     found = score_set({"gaia-z": GaiaZ(double)}, first(sources[0], 4))
     expected = score_set({"gaia-z": GaiaZ(model)}, first(sources[0], 4))

@@ -135,7 +135,7 @@ def test_an_engine_that_raises_fails_and_the_others_go_on(
     assert not found.passed
 
 
-def test_a_float64_runtimel_runs_where_it_can(batches: list[Tensor]) -> None:
+def test_a_float64_model_runs_where_it_can(batches: list[Tensor]) -> None:
     found = validate(digits_resnet(pretrained=True).double(), [x.double() for x in batches], engines=EAGER)
     assert found.passed
     assert found.own_error["gaia-a"] == 0
@@ -166,7 +166,7 @@ def test_nothing_passes_where_nothing_ran() -> None:
     assert not validation.Validation(1, "float32", {}, None, None, [unavailable]).passed
 
 
-def test_a_runtimel_that_cannot_be_copied(batches: list[Tensor]) -> None:
+def test_a_model_that_cannot_be_copied(batches: list[Tensor]) -> None:
     class Single(nn.Module):
         def __init__(self) -> None:
             super().__init__()

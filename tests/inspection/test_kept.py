@@ -157,7 +157,7 @@ class KeepsOne(Base):
 
 
 @pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
-def test_a_prepared_runtimel_can_be_copied(detector: type) -> None:
+def test_a_prepared_model_can_be_copied(detector: type) -> None:
     model, x = prepared(KeepsOne), batches(1)[0]
     scorer = detector(model, runtime="eager").prepare(x)
     copy.deepcopy(model)
@@ -170,7 +170,7 @@ def test_a_prepared_runtimel_can_be_copied(detector: type) -> None:
 
 @pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
 @pytest.mark.parametrize("runtime", ["eager", "native"])
-def test_threads_score_a_prepared_runtimel_as_one_after_the_other(detector: type, runtime: str) -> None:
+def test_threads_score_a_prepared_model_as_one_after_the_other(detector: type, runtime: str) -> None:
     model, images = prepared(KeepsOne), batches(THREADS)
     scorer = detector(model, runtime=runtime).prepare(images[0])
     assert scorer.plan(images[0]).engine.name == "compiled"
@@ -204,7 +204,7 @@ def test_threads_score_as_one_after_the_other(kind: type[Base], detector: type) 
         assert not any(each.requires_grad for each in everything_kept(model))
 
 
-def test_a_runtimel_that_keeps_something_later_is_scored_in_turns_then() -> None:
+def test_a_model_that_keeps_something_later_is_scored_in_turns_then() -> None:
     class Later(Base):
         keeps = False
 

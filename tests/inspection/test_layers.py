@@ -49,7 +49,7 @@ def test_a_container_stands_for_the_norms_below_it() -> None:
     assert names(model, ["layer4.0.shortcut"]) == ["layer4.0.shortcut.1"]
 
 
-def test_names_are_taken_in_the_runtimel_s_order_and_once() -> None:
+def test_names_are_taken_in_the_model_s_order_and_once() -> None:
     assert names(build("strided_shortcut"), ["residual", "stem.1", "residual.1"]) == [
         "stem.1",
         "residual.1",

@@ -82,7 +82,7 @@ class Blocks(Base):
         (lambda: Blocks(CompiledBlock), Blocks),
     ],
 )
-def test_compiled_functions_in_a_runtimel_run_as_written(kind: type, plain: type, detector: type, engine: str) -> None:
+def test_compiled_functions_in_a_model_run_as_written(kind: type, plain: type, detector: type, engine: str) -> None:
     torch._dynamo.reset()
     model, x = prepared(kind), images()
     expected = detector(prepared(plain), engine=engine).score(x, return_matrix=True)
@@ -172,7 +172,7 @@ def test_a_norm_that_runs_around_its_hooks_is_named(kind: type, engine: str) -> 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_norms_that_do_not_run_in_eval_runtime_are_passed_over(engine: str) -> None:
+def test_norms_that_do_not_run_in_eval_mode_are_passed_over(engine: str) -> None:
     class Auxiliary(Base):
         def __init__(self) -> None:
             super().__init__()
@@ -281,7 +281,7 @@ class ThreadRandom(Base):
         (ThreadRandom, "from torch's generator of cpu, and what it returns differs"),
     ],
 )
-def test_a_runtimel_that_draws_random_numbers_is_refused(kind: type[Base], what: str, engine: str) -> None:
+def test_a_model_that_draws_random_numbers_is_refused(kind: type[Base], what: str, engine: str) -> None:
     model, x = prepared(kind), images()
     own = [model.generator] if isinstance(model, OwnGenerator) else []
 

@@ -480,13 +480,13 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 
 @pytest.mark.parametrize("case", MODELS)
 @pytest.mark.filterwarnings("ignore")
-def test_runtimels_that_cannot_be_overwritten(tmp_path: Path, case: str) -> None:
+def test_models_that_cannot_be_overwritten(tmp_path: Path, case: str) -> None:
     save_file(good(), tmp_path / "w.safetensors")
     make, match = MODELS[case]
     unchanged(make(), tmp_path / "w.safetensors", match)
 
 
-def test_an_interrupted_write_leaves_the_runtimel_as_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     class Slow(nn.Linear):
         def _load_from_state_dict(self, *arguments: Any) -> None:
             raise KeyboardInterrupt
@@ -507,7 +507,7 @@ def test_tied_parameters_of_one_value(tmp_path: Path) -> None:
     assert torch.equal(model.get_parameter("1.bias"), state["0.bias"])
 
 
-def test_infinities_that_the_runtimel_has_too(tmp_path: Path) -> None:
+def test_infinities_that_the_model_has_too(tmp_path: Path) -> None:
     """A mask."""
     model = network()
     model.register_buffer("mask", torch.tensor([0.0, -math.inf]))
@@ -517,7 +517,7 @@ def test_infinities_that_the_runtimel_has_too(tmp_path: Path) -> None:
     unchanged(model, tmp_path / "w.safetensors", "mask has 1 of 2 values")
 
 
-def test_a_runtimel_with_both_names(tmp_path: Path) -> None:
+def test_a_model_with_both_names(tmp_path: Path) -> None:
     """`x` and `module.x` are two tensors of this model."""
     model = nn.Module()
     model.scale, model.module = nn.Parameter(torch.zeros(2)), nn.Module()

@@ -54,14 +54,14 @@ def test_wrapped_and_prefixed(tmp_path: Path, trained: ResNet, key: str) -> None
     assert_same(load_weights(tiny(), tmp_path / "w.pt"), trained)
 
 
-def test_into_a_wrapped_runtimel(tmp_path: Path, trained: ResNet) -> None:
+def test_into_a_wrapped_model(tmp_path: Path, trained: ResNet) -> None:
     save_file(trained.state_dict(), tmp_path / "w.safetensors")
     model = tiny()
     load_weights(nn.DataParallel(model), tmp_path / "w.safetensors")
     assert_same(model, trained)
 
 
-def test_a_runtimel_of_another_dtype_keeps_it(tmp_path: Path, trained: ResNet) -> None:
+def test_a_model_of_another_dtype_keeps_it(tmp_path: Path, trained: ResNet) -> None:
     save_file(
         {k: v.half() if v.is_floating_point() else v for k, v in trained.state_dict().items()},
         tmp_path / "w.safetensors",

@@ -25,7 +25,7 @@ def check_ending(path: Path) -> None:
         raise ArgumentError(f"{path} ends in neither of {FORMATS}: give one, for onnxruntime or AOTInductor")
 
 
-def read_metadata(path: Path) -> dict[str, str]:
+def read_metadata(path: str | Path) -> dict[str, str]:
     """Returns what `export` put into a file beside the program, and a package's "device". No code of the file runs.
 
     Raises:

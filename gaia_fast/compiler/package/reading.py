@@ -10,7 +10,7 @@ from gaia_fast.compiler.package.metadata import accepted
 from gaia_fast.errors import ArgumentError, BackendError, first_line
 
 
-def load(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
+def load(path: str | Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """Returns a function of images (N, C, H, W), on the CPU for ".onnx", that gives logits and score.
 
     A ".pt2" file is a program of machine code: loading it runs it, with all rights of the user. Load only what you

@@ -10,7 +10,7 @@ from graphs import captured
 
 
 @pytest.mark.parametrize("name", ["strided_shortcut", "shared_norm", "norm_act", "vgg_like", "small_bit"])
-def test_every_inspected_map_is_marked_and_logits_are_the_runtimels(name: str) -> None:
+def test_every_inspected_map_is_marked_and_logits_are_the_models(name: str) -> None:
     model, x = zoo.build(name), zoo.images(3, zoo.image_size(name))
     found = captured(model, x)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def test_maps_that_are_never_made_are_an_error() -> None:
         captured(Unused().eval(), zoo.images(2), ["unused"], with_head=False)
 
 
-def test_the_runtimel_is_left_as_it_was() -> None:
+def test_the_model_is_left_as_it_was() -> None:
     model, x = zoo.build("strided_shortcut"), zoo.images(2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     captured(model, x)
@@ -52,7 +52,7 @@ def test_the_runtimel_is_left_as_it_was() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_batch_size_written_into_the_runtimel_is_kept() -> None:
+def test_a_batch_size_written_into_the_model_is_kept() -> None:
     model, x = zoo.FixedBatch(3).eval(), zoo.images(3)
     found = captured(model, x, with_head=False)
     assert not found.dynamic

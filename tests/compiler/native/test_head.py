@@ -112,7 +112,7 @@ class NormScaled(nn.Module):
         return self.last(x / torch.linalg.vector_norm(x * self.share, dim=1).unsqueeze(1))
 
 
-def test_a_norm_of_the_runtimels_own_is_not_mistaken_for_the_scores() -> None:
+def test_a_norm_of_the_models_own_is_not_mistaken_for_the_scores() -> None:
     torch.manual_seed(0)
     model, x = Net(NormScaled()).eval(), zoo.images(3, 8)
     found = GaiaZ(model, engine="compiled", runtime="native").score(x)

@@ -133,7 +133,7 @@ def test_images_that_do_not_fit(program: Path, package: Package, tmp_path: Path,
     assert f"has {size} bytes" in found.stderr
 
 
-def test_a_number_of_images_that_the_runtimel_fixes(program: Path, package: Package, tmp_path: Path) -> None:
+def test_a_number_of_images_that_the_model_fixes(program: Path, package: Package, tmp_path: Path) -> None:
     fixed = with_metadata(package.path, tmp_path, images="[2, 3, 8, 8]")
     assert run(program, fixed, images_file(tmp_path, package.images[:2])).returncode == 0
     found = run(program, fixed, images_file(tmp_path, package.images[:3]))

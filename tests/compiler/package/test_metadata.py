@@ -54,7 +54,7 @@ def graph(path: Path, **entries: str) -> Path:
 def test_packages_of_any_layout(tmp_path: Path, prefix: str, name: str) -> None:
     path = package(tmp_path / "a.pt2", (prefix + name, record(OWN)), (prefix + "b.kernel_metadata.json", record(OWN)))
     assert read_metadata(path) == {**OWN, "device": "cpu"}
-    assert read_metadata(str(path)) == read_metadata(path)  # type: ignore[arg-type]
+    assert read_metadata(str(path)) == read_metadata(path)
 
 
 def test_onnx(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_file_scores_as_the_detector_does(tmp_path: Path, ending: str, detecto
     assert metadata["dtype"] == "float32"
 
 
-def test_the_metadata_tells_a_number_of_images_that_the_runtimel_fixes(tmp_path: Path) -> None:
+def test_the_metadata_tells_a_number_of_images_that_the_model_fixes(tmp_path: Path) -> None:
     path = GaiaZ(zoo.FixedBatch(3).eval()).export(tmp_path / "model.onnx", zoo.images(3))
     assert json.loads(read_metadata(path)["images"]) == [3, 3, 16, 16]
 

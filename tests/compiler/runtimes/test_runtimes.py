@@ -76,7 +76,7 @@ class Bound(nn.Module):
         return self.fc(self.norm(self.conv(x.to(torch.bfloat16))).relu().mean((2, 3)))
 
 
-def test_a_runtimel_that_cannot_be_widened_is_compiled_as_it_is() -> None:
+def test_a_model_that_cannot_be_widened_is_compiled_as_it_is() -> None:
     torch.manual_seed(0)
     model, x = Bound().to(torch.bfloat16).eval(), zoo.images(3, dtype=torch.bfloat16)
     compiled = GaiaZ(model, engine="compiled")
