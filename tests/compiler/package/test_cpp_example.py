@@ -18,7 +18,7 @@ from gaia_fast import GaiaZ
 
 import zoo
 
-SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
+SOURCE = Path(__file__).parents[3] / "examples" / "cpp"
 COMPILERS = [os.environ.get("CXX", "c++"), "g++", "clang++"]
 
 pytestmark = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason=f"no C++ compiler: none of {COMPILERS}")
