@@ -276,10 +276,11 @@ def test_weights_packed_for_another_algorithm_are_refused(monkeypatch: pytest.Mo
     im2col, f2, f4 = Algorithm
     for algorithm, other in ((im2col, f2), (f2, f4), (f4, im2col)):
         monkeypatch.setattr(Weights, "packed", lambda self, _, other=other: packed(self, other))
-        with pytest.raises(
-            ValueError, match=f"algorithm {int(algorithm)} with {CHANNELS} inputs and {CHANNELS} outputs"
-        ):
+        message = f"algorithm {int(algorithm)} with {CHANNELS} inputs and {CHANNELS} outputs"
+        with pytest.raises(ValueError, match=message):
             convolution_steps(0, [part], algorithm, Y, SHAPE, (8, 8), kernels.Epilogue(y=Y))
+        with pytest.raises(BackendError, match=f"{message}.*It is of another version than the package"):
+            convolution(torch.zeros(SHAPE), part.weights, padding=(1, 1), algorithm=algorithm)
 
 
 def test_packing_and_numbers_are_the_extensions() -> None:

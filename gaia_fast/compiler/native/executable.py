@@ -21,6 +21,7 @@ from gaia_fast.ops.convolution.steps import (
     check_step,
     convolution_steps,
     pointwise_step,
+    refusals,
 )
 
 _PLANS = 16  # numbers of images that are remembered
@@ -144,13 +145,9 @@ class Executable(nn.Module):
                 column += width
             outputs.append((sizes[output.values[0]][0], total))  # a program may cut images into more
         arena = place_in_arena(self.instructions, sizes, places)
-        steps = [step for each in self.instructions for step in _steps(each, sizes, places, rows)]
-        try:
+        with refusals():
+            steps = [step for each in self.instructions for step in _steps(each, sizes, places, rows)]
             executable = kernels.Executable(steps)
-        except ValueError as error:
-            raise BackendError(
-                f"the compiled extension refuses {error}. It is of another version than the package: install both anew"
-            ) from error
         return _Plan(executable.run, arena, outputs, copies)
 
 

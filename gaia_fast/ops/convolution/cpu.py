@@ -10,7 +10,7 @@ from gaia_fast.backends import kernels
 from gaia_fast.errors import BackendError
 from gaia_fast.ops.convolution.packing import Algorithm
 from gaia_fast.ops.convolution.parts import Pair, Part
-from gaia_fast.ops.convolution.steps import STATISTICS, address, convolution_steps
+from gaia_fast.ops.convolution.steps import STATISTICS, address, convolution_steps, refusals
 
 
 def convolution_cpu(
@@ -32,20 +32,21 @@ def convolution_cpu(
     residual, relu_mask, skip = (channels_last(each) for each in (residual, relu_mask, skip))
     y = torch.empty((images, outputs, *out), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     sums = None if statistic is None else x.new_empty((images, outputs))
-    epilogue = kernels.Epilogue(
-        y=address(y),
-        bias=address(bias),
-        residual=address(residual),
-        relu_mask=address(relu_mask),
-        scale=address(scale),
-        skip=address(skip),
-        sums=address(sums),
-        sums_stride=outputs,
-        relu=relu,
-        statistic=STATISTICS[statistic or "sum"],
-    )
-    steps = convolution_steps(0, parts, algorithm, address(x), x.shape, out, epilogue)
-    if not kernels.Executable(steps).run([], torch.get_num_threads()):
+    with refusals():
+        epilogue = kernels.Epilogue(
+            y=address(y),
+            bias=address(bias),
+            residual=address(residual),
+            relu_mask=address(relu_mask),
+            scale=address(scale),
+            skip=address(skip),
+            sums=address(sums),
+            sums_stride=outputs,
+            relu=relu,
+            statistic=STATISTICS[statistic or "sum"],
+        )
+        executable = kernels.Executable(convolution_steps(0, parts, algorithm, address(x), x.shape, out, epilogue))
+    if not executable.run([], torch.get_num_threads()):
         raise BackendError(f"no memory for the convolution of a map of shape {tuple(x.shape)}; score fewer images")
     return y, sums
 

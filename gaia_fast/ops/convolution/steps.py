@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from gaia_fast.backends import kernels
+from gaia_fast.errors import BackendError
 from gaia_fast.ops.convolution.packing import Algorithm, cheapest_algorithm
 from gaia_fast.ops.convolution.parts import Pair, Part
 
@@ -33,6 +35,17 @@ NULL = Pointer(-1, 0)
 def address(tensor: Tensor | None) -> Pointer:
     """Where a tensor lies, which has to live as long as the executable does."""
     return NULL if tensor is None else Pointer(-1, tensor.data_ptr())
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Has what the extension refuses, making steps or executables, raise BackendError."""
+    try:
+        yield
+    except ValueError as error:
+        raise BackendError(
+            f"the compiled extension refuses {error}. It is of another version than the package: install both anew"
+        ) from error
 
 
 def convolution_steps(
