@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gaia_fast import ops
 from gaia_fast.backends import KERNEL_DTYPES, kernels
+from gaia_fast.errors import BackendError
 from gaia_fast.ops.active_everywhere import active_everywhere
 from gaia_fast.ops.convolution import Part, Weights, convolution, packing
 from gaia_fast.ops.convolution.packing import Algorithm
