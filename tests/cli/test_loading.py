@@ -59,7 +59,18 @@ def test_own_model_from_the_current_folder(run: Callable[..., Result], network: 
 
 
 def test_num_classes_is_passed_on(run: Callable[..., Result], network: str, digits_npz: Path) -> None:
-    arguments = ("validate", digits_npz, "--preset", "digits", "--limit", "1", "--method", "gaia-z")
+    arguments = (
+        "validate",
+        digits_npz,
+        "--preset",
+        "digits",
+        "--limit",
+        "1",
+        "--method",
+        "gaia-z",
+        "--engine",
+        "reference",
+    )
     assert run(*arguments, "--model", f"{network}:network", "--num-classes", "3").exit_code == 0
     assert __import__("sys").modules[network].made[-1].linear.out_features == 3
     found = run(*arguments, "--model", f"{network}:bare", "--num-classes", "3")
