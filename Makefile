@@ -9,7 +9,8 @@ VENV := .venv
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 # Tests run in a process for each processor; one that is done takes tests from the others, whichever file they are of.
-PYTEST = $(BIN)/pytest -n auto --dist worksteal
+# Freed memory stays with the process: a fresh page costs as much as to fill it, and float64 copies of models are large.
+PYTEST = MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 $(BIN)/pytest -n auto --dist worksteal
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt Makefile \
 	$(shell find csrc gaia_fast -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.safetensors') \

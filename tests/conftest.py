@@ -1,5 +1,6 @@
 """Fixtures for all tests: memory that is poisoned before use, one parameter list of backends, settings put back."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -29,6 +30,13 @@ hypothesis.settings.load_profile("repeatable")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
+
+
+# Tracing makes millions of objects, and PyTorch's modules are a million more: the collector need not go over these, nor
+# over those every few hundred.
+gc.collect()
+gc.freeze()
+gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

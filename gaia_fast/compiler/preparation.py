@@ -166,7 +166,7 @@ class _Preparation:
         else:
             program = build(captured, self.source.method, self.source.head)
             derivations = ["adjoint"] * len(captured.maps)
-        if dynamic:
+        if dynamic and chosen.name != Runtime.EAGER:  # before a runtime works on it: Eager runs the graph itself
             self._check(program, program.graph, chosen, self.others)
         while True:
             checks = Checks(program.outputs, state) if runtimes.checks_itself(chosen.name, self.x) else None
