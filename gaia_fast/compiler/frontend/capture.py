@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from gaia_fast.compiler.frontend.example_batch import export_arguments
+from gaia_fast.compiler.frontend.functionalization import functional
 from gaia_fast.compiler.ir.marks import LAST, MAP, MARK, PHI
 from gaia_fast.compiler.pipeline import RETURN_POOL_INDICES, run_passes
 from gaia_fast.errors import CompilationError, GaiaError, first_line
@@ -135,8 +136,10 @@ def _export(model: nn.Module, x: Tensor, dynamic: bool, layers: list[InspectedLa
             warnings.simplefilter("ignore")
             exported = torch.export.export(_Marked(model, marker).eval(), arguments, dynamic_shapes=sizes)
             saturating = tuple({str(n.target) for n in exported.graph.nodes if n.target in _SATURATING})
-            # No decompositions: this only makes every operator return its result and change nothing.
-            graph = exported.run_decompositions({}).module(check_guards=False)
+            graph = exported.module(check_guards=False)
+            assert isinstance(graph, fx.GraphModule)
+            if not functional(graph):
+                graph = exported.run_decompositions({}).module(check_guards=False)
     except GaiaError:
         raise
     except Exception as error:

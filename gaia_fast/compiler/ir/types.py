@@ -28,6 +28,13 @@ def infer_types(module: fx.GraphModule) -> None:
             node.meta["val"] = _infer(node, mode)
 
 
+def value_of(node: fx.Node, target: Any = None) -> Any:
+    """Returns what the node's operator, or another in its place, gives for its arguments: tensors without numbers."""
+    values = (each.meta["val"] for each in node.all_input_nodes)
+    mode = next(value.fake_mode for value in values if isinstance(value, FakeTensor))
+    return _infer(node, mode, target)
+
+
 def untyped(module: fx.GraphModule) -> list[fx.Node]:
     """Returns the nodes that should have a type, of a graph whose images have one, and have none."""
     images = next((node for node in module.graph.nodes if node.op == "placeholder"), None)
@@ -44,7 +51,7 @@ def _is_inferred(node: fx.Node) -> bool:
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
 
 
-def _infer(node: fx.Node, mode: FakeTensorMode) -> Any:
+def _infer(node: fx.Node, mode: FakeTensorMode, target: Any = None) -> Any:
     def fake(argument: fx.Node) -> Any:
         value = argument.meta["val"]
         if isinstance(value, FakeTensor):
@@ -55,4 +62,4 @@ def _infer(node: fx.Node, mode: FakeTensorMode) -> Any:
 
     with mode, enable_python_dispatcher(), torch.no_grad():
         args, kwargs = fx.map_arg((node.args, node.kwargs), fake)
-        return node.target(*args, **kwargs)
+        return (target or node.target)(*args, **kwargs)
