@@ -183,6 +183,25 @@ def _flatten(of: _Functionalization, node: fx.Node) -> None:
     of._shares(of._replace(node, aten.reshape.default, (x, [-1, sizes.numel()])), x)
 
 
+def _reshape_as(of: _Functionalization, node: fx.Node) -> None:
+    x, other = node.args
+    sizes = list(other.meta["val"].shape)
+    if not all(isinstance(each, int) for each in sizes):
+        raise _UnclearError
+    of._shares(of._replace(node, aten.reshape.default, (x, sizes)), x)
+
+
+def _expand_as(of: _Functionalization, node: fx.Node) -> None:
+    x, other = node.args
+    own, wanted = x.meta["val"].shape, other.meta["val"].shape
+    # A size that is a symbol is the number of images, and -1 leaves it as it is.
+    kept = [not isinstance(size, int) for size in own]
+    if len(own) != len(wanted) or kept != [not isinstance(size, int) for size in wanted]:
+        raise _UnclearError
+    sizes = [-1 if keep else size for keep, size in zip(kept, wanted, strict=True)]
+    of._shares(of._replace(node, aten.expand.default, (x, sizes)), x)
+
+
 def _chunk(of: _Functionalization, node: fx.Node) -> None:
     arguments: list[Any] = [*node.args, 0]
     x, chunks, axis = arguments[:3]
@@ -199,4 +218,6 @@ _LOWERED: dict[Any, Callable[[_Functionalization, fx.Node], None]] = {
     aten.contiguous.default: _contiguous,
     aten.flatten.using_ints: _flatten,
     aten.chunk.default: _chunk,
+    aten.expand_as.default: _expand_as,
+    aten.reshape_as.default: _reshape_as,
 }
