@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 # Tests run in a process for each processor; one that is done takes tests from the others, whichever file they are of.
 # Freed memory stays with the process: a fresh page costs as much as to fill it, and float64 copies of models are large.
 PYTEST = MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 $(BIN)/pytest -n auto --dist worksteal
+QUICK = $(wildcard tests/test_*.py) $(addprefix tests/,ops/test_steps.py ops/test_convolution.py engines/test_hooks.py) \
+	$(addprefix tests/compiler/,ir passes sparsity/test_sparsity.py native/test_executable.py native/test_fusion.py)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt Makefile \
 	$(shell find csrc gaia_fast -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.safetensors') \
@@ -29,12 +31,13 @@ test: lint unit interpreted instrumented
 unit: $(VENV)/test-tools
 	$(PYTEST)
 
-# What to run while editing, about a minute, on whichever of the package is there: `make dev` puts the tree on the path.
-quick: $(VENV)/test-tools-once
+# What to run while editing, in about a minute, on the package as it is: `make dev` puts the tree on the path.
+quick:
+	@test -x $(BIN)/pre-commit || { echo "run make dev first"; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(PYTEST) -q -m "not slow and not architectures" tests/test_detector.py tests/test_reference.py tests/ops tests/compiler
+	$(PYTEST) -q -m "not architectures" $(QUICK)
 
 # GPU kernels without a GPU, each in a process of its own: Triton's in its interpreter, and CUDA's as C++, together with
 # the C++ kernels, under AddressSanitizer and UndefinedBehaviorSanitizer, whose reports pytest must not swallow.
