@@ -161,9 +161,9 @@ def a_buffer_is_written(x: Tensor, buffer: Tensor) -> Tensor:
     return x + buffer.add_(1)
 
 
-def what_is_written_is_narrower(x: Tensor) -> Tensor:
-    y = x.half()
-    y.mul_(x)
+def what_is_written_is_narrower(x: Tensor, buffer: Tensor) -> Tensor:
+    y = x + 1
+    y.mul_(buffer)
     return y + 0
 
 
@@ -197,4 +197,22 @@ def dropped_at_random(x: Tensor) -> Tensor:
     ],
 )
 def test_what_may_have_another_name_is_left_to_pytorch(body: Callable[..., Tensor]) -> None:
-    assert not graphs(Body(body), torch.randn(3, 6, 4, 4))[0]
+    model = Body(body)
+    if body is what_is_written_is_narrower:
+        model.double()
+    assert not graphs(model, torch.randn(3, 6, 4, 4))[0]
+
+
+def test_every_name_of_what_is_written_holds_it_afterwards() -> None:
+    """The exporter names what is written by the last who wrote; a graph may go on with any name."""
+    x = torch.randn(3, 6, 4, 4)
+    with torch.no_grad():
+        exported = torch.export.export(Body(twice), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    graph = exported.module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    made, relu, added, *_ = (node for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload))
+    assert (relu.target, added.target) == (torch.ops.aten.relu_.default, torch.ops.aten.add_.Tensor)
+    added.replace_all_uses_with(made)
+    assert functional(graph)
+    graph.recompile()
+    check(graph, twice, x)
