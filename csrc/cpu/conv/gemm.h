@@ -11,9 +11,8 @@ void multiply(const float* v, int64_t ldv, const float* u, int64_t panel, int64_
               int64_t ahead_step, float* m, int64_t ldm, bool add) {
   Vec acc[R][G * kPanelVecs] = {};
   for (int64_t c = 0; c < depth; ++c) {
-    // Not kept beyond the nearest cache: a network's weights would sweep the others.
-    __builtin_prefetch(ahead + c * kNr, 0, 0);
-    if constexpr (G > 1) __builtin_prefetch(ahead + ahead_step + c * kNr, 0, 0);
+    __builtin_prefetch(ahead + c * kNr, 0, kPanelLocality);
+    if constexpr (G > 1) __builtin_prefetch(ahead + ahead_step + c * kNr, 0, kPanelLocality);
     Vec w[G * kPanelVecs];
 #pragma GCC unroll 4
     for (int j = 0; j < G * kPanelVecs; ++j)
