@@ -33,7 +33,7 @@ unit: $(VENV)/test-tools
 
 # What to run while editing, in about a minute, on the package as it is: `make dev` puts the tree on the path.
 quick:
-	@test -x $(BIN)/pre-commit || { echo "run make dev first"; exit 1; }
+	@test -x $(BIN)/pytest || { echo "run make dev first"; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

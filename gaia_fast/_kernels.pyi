@@ -110,7 +110,6 @@ class Epilogue:
 class ConvolutionStep:
     """A convolution of (N, C, H, W); ValueError where it would read or write beyond what its sizes say."""
 
-    wave: int
     def __init__(
         self,
         *,
@@ -135,7 +134,6 @@ class ConvolutionStep:
 class PointwiseStep:
     """An epilogue of (N, C, H, W) times a factor a channel."""
 
-    wave: int
     def __init__(
         self, *, wave: int, x: _Pointer, shape: Sequence[int], factor: _Pointer, epilogue: Epilogue
     ) -> None: ...
@@ -143,7 +141,6 @@ class PointwiseStep:
 class CheckStep:
     """`active_everywhere` of (N, C, H, W)."""
 
-    wave: int
     def __init__(
         self,
         *,

@@ -303,17 +303,14 @@ void define_executor(py::module_& m) {
            py::kw_only(), py::arg("wave"), py::arg("algorithm"), py::arg("x"), py::arg("shape"), py::arg("packed"),
            py::arg("packed_size"), py::arg("out"), py::arg("outputs"), py::arg("kernel"), py::arg("stride"),
            py::arg("padding"), py::arg("dilation"), py::arg("y_size"), py::arg("begin"), py::arg("step"),
-           py::arg("epilogue"))
-      .def_readonly("wave", &ConvolutionStep::wave);
+           py::arg("epilogue"));
   py::class_<PointwiseStep>(m, "PointwiseStep")
       .def(py::init<int64_t, Pointer, const Sizes&, Pointer, const Epilogue&>(), py::kw_only(), py::arg("wave"),
-           py::arg("x"), py::arg("shape"), py::arg("factor"), py::arg("epilogue"))
-      .def_readonly("wave", &PointwiseStep::wave);
+           py::arg("x"), py::arg("shape"), py::arg("factor"), py::arg("epilogue"));
   py::class_<CheckStep>(m, "CheckStep")
       .def(py::init<int64_t, Pointer, const Sizes&, int64_t, int64_t, int64_t, int64_t, Pointer, int64_t>(),
            py::kw_only(), py::arg("wave"), py::arg("y"), py::arg("shape"), py::arg("begin"), py::arg("step"),
-           py::arg("first"), py::arg("last"), py::arg("out"), py::arg("out_stride"))
-      .def_readonly("wave", &CheckStep::wave);
+           py::arg("first"), py::arg("last"), py::arg("out"), py::arg("out_stride"));
   py::class_<Executable>(m, "Executable")
       .def(py::init<const py::list&>(), py::arg("steps"))
       .def("run", &Executable::run, py::arg("buffers"), py::arg("threads"), py::arg("callback") = py::none());

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gaia_fast.backends import choose, kernels
+from gaia_fast.backends import KERNEL_DTYPES, choose, kernels
 from gaia_fast.errors import BackendError
 
 SUM, ABS_SUM, NONZERO = 0, 1, 2
@@ -15,7 +15,7 @@ MAX_POSITIONS = 2**24  # a float32 counts no further without gaps
 DTYPE_CODES: dict[torch.dtype, int] = {
     getattr(torch, name): code for name, code in getattr(kernels, "DTYPES", {}).items()
 }
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DTYPES = (*KERNEL_DTYPES, torch.float64)
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -289,7 +289,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
 
 
 def test_threads_that_pack_at_once_get_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A executable keeps the address alone of what it was given.
+    # An executable keeps the address alone of what it was given.
     weights, matrix, others = Weights(torch.ones(16, 16, 3, 3)), packing._filter_matrix, list[Tensor]()
 
     def meanwhile(algorithm: Algorithm) -> Tensor:

@@ -1,6 +1,6 @@
 """Functional form: operators that write into their inputs become those that return their result.
 
-`ExportedProgram.run_decompositions({})` does it for any model, by tracing it once more, which takes two fifths of the
+`ExportedProgram.run_decompositions({})` does it for any model, by tracing it once more, which takes a third of the
 time that preparing a network takes. Most networks need no more than is done here: what they write to in place has no
 other name. Whatever is not plainly so is left to PyTorch.
 """

@@ -36,7 +36,7 @@ def executables(module: fx.GraphModule) -> list[Executable]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_chains_compute_what_their_kernels_do_one_by_one(
+def test_executables_compute_what_their_kernels_do_one_by_one(
     detector: type[GaiaA] | type[GaiaZ], name: str, set_threads: Callable[[int], None]
 ) -> None:
     one_by_one, together, x = pair(detector, name)
@@ -48,14 +48,14 @@ def test_chains_compute_what_their_kernels_do_one_by_one(
                 found = together(x[:images])
                 assert len(found) == len(expected)
                 for a, b in zip(found, expected, strict=True):
-                    # Kernels that read channels-last maps otherwise add in another order than a executable does.
+                    # Kernels that read channels-last maps otherwise add in another order than an executable does.
                     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("detector", "number"), [(GaiaZ, 1), (GaiaA, 1), (partial(GaiaA, fusion="top1"), 2)], ids=["z", "a", "top1"]
 )
-def test_a_residual_network_is_one_chain_unless_gradients_wait_for_the_logits(detector: Any, number: int) -> None:
+def test_a_residual_network_is_one_executable_unless_gradients_wait_for_the_logits(detector: Any, number: int) -> None:
     _, together, _ = pair(detector, "wrn_40_2")
     assert len(executables(together)) == number
     left = targets(together)
@@ -125,7 +125,7 @@ class Twice(nn.Module):
         return self.fc(self.norm(self.odd(z)).relu().mean((2, 3)))
 
 
-def test_what_is_of_pytorchs_own_stands_between_chains() -> None:
+def test_what_is_of_pytorchs_own_stands_between_executables() -> None:
     model, x = Twice().eval(), zoo.images(2)
     graph = captured(model, x, ["norm"], with_head=False).graph
     fold(graph)
@@ -152,7 +152,7 @@ class Patches(nn.Module):
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
-def test_maps_of_several_numbers_of_images_share_a_chain(detector: type[GaiaA] | type[GaiaZ]) -> None:
+def test_maps_of_several_numbers_of_images_share_an_executable(detector: type[GaiaA] | type[GaiaZ]) -> None:
     torch.manual_seed(0)
     model, x = Patches().eval(), zoo.images(3)
     found = detector(model, engine="compiled", runtime="native")(x)
@@ -160,14 +160,14 @@ def test_maps_of_several_numbers_of_images_share_a_chain(detector: type[GaiaA] |
 
 
 class Averages(nn.Module):
-    """Nothing that a executable takes."""
+    """Nothing that an executable takes."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3)) * 2
 
 
 @pytest.mark.parametrize("name", ["wrn_40_2", None])
-def test_what_is_to_be_done_meanwhile_is_done_once_with_and_without_a_chain(name: str | None) -> None:
+def test_what_is_to_be_done_meanwhile_is_done_once_with_and_without_an_executable(name: str | None) -> None:
     if name is None:
         x = zoo.images(2)
         together = native(capture(Averages(), x, [], None).graph)
@@ -210,7 +210,7 @@ def test_memory_is_kept_for_the_next_call_up_to_a_size(monkeypatch: pytest.Monke
 
 
 def test_what_runs_meanwhile_may_score_as_well(set_threads: Callable[[int], None]) -> None:
-    """A signal's handler, say: it runs on the same thread, in the middle of a executable."""
+    """A signal's handler, say: it runs on the same thread, in the middle of an executable."""
     set_threads(3)
     _, together, x = pair(GaiaZ, "wrn_40_2", 4)
     inner, outer = together(x[:1]), together(x)
