@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# A pointer: (-1, an address; 0 for none), or (i, so many floats into the i-th buffer that `Executable.run` is given).
-_Pointer = tuple[int, int]
+# A pointer: (-1, an address; 0 for none), or (i, so many floats into the i-th buffer that `Executable.run` is given);
+# and of a map, how many floats lie between two positions.
+_Pointer = tuple[int, int, int]
 _Pair = tuple[int, int]
 _Sizes = Sequence[int]  # four of them
 
@@ -13,6 +14,7 @@ STATISTICS: dict[str, int]
 ALGORITHMS: dict[str, int]
 CUDA_LAYOUTS: dict[str, int]  # where CUDA kernels were built
 PACKED_NR: int
+PACKED_PANELS: int
 PACKED_KC: int
 
 def cpu_levels() -> list[str]: ...

@@ -18,15 +18,21 @@ namespace {
 
 using Pair = std::array<int64_t, 2>;
 
-// (-1, an address; 0 for none), or (i, so many floats into the i-th buffer that `run` is given).
-using Pointer = std::pair<int64_t, int64_t>;
+// (-1, an address; 0 for none), or (i, so many floats into the i-th buffer that `run` is given); and of a map, how many
+// floats lie between two positions.
+using Pointer = std::array<int64_t, 3>;
 
-const Pointer kNull = {-1, 0};
+const Pointer kNull = {-1, 0, 0};
 
-bool is_null(const Pointer& pointer) { return pointer == kNull; }
+bool is_null(const Pointer& pointer) { return pointer[0] < 0 && pointer[1] == 0; }
 
 void require(bool holds, const std::string& what) {
   if (!holds) throw std::invalid_argument(what);
+}
+
+void check_pitch(const Pointer& map, int64_t channels) {
+  require(is_null(map) || map[2] >= channels,
+          "a map of " + std::to_string(channels) + " channels, positions " + std::to_string(map[2]) + " apart");
 }
 
 struct Epilogue {
@@ -52,9 +58,10 @@ struct Epilogue {
             "an epilogue with unknown statistic " + std::to_string(statistic));
   }
 
-  void check_sums(int64_t outputs) const {
+  void check(int64_t outputs) const {
     require(is_null(sums) || sums_stride >= outputs,
             "sums of " + std::to_string(outputs) + " channels, images " + std::to_string(sums_stride) + " apart");
+    for (const Pointer& map : {y, residual, relu_mask, skip}) check_pitch(map, outputs);
   }
 };
 
@@ -88,7 +95,7 @@ struct ConvolutionStep {
         step(step),
         epilogue(epilogue) {
     const std::string self = "a convolution by algorithm " + std::to_string(algorithm);
-    require(algorithm == cpu::kIm2col || algorithm == cpu::kWinogradF2 || algorithm == cpu::kWinogradF4,
+    require(algorithm == cpu::kIndirectGemm || algorithm == cpu::kWinogradF2 || algorithm == cpu::kWinogradF4,
             self + ", which does not exist");
     require(!is_null(x), self + " without x");
     for (const int64_t size : {shape[0], shape[1], shape[2], shape[3], out[0], out[1], outputs, stride[0], stride[1],
@@ -99,7 +106,7 @@ struct ConvolutionStep {
       require(begin[axis] >= 0 && begin[axis] + (out[axis] - 1) * step[axis] < y_size[axis],
               self + " with outputs outside of y");
     }
-    const bool winograd = algorithm != cpu::kIm2col;
+    const bool winograd = algorithm != cpu::kIndirectGemm;
     const Pair one = {1, 1};
     require(!winograd || (kernel == Pair{3, 3} && stride == one && dilation == one && step == one && begin == Pair{} &&
                           out == y_size && shape[1] % cpu::kPackedNr == 0),
@@ -110,7 +117,8 @@ struct ConvolutionStep {
             self + " with " + std::to_string(shape[1]) + " inputs and " + std::to_string(outputs) + " outputs, and " +
                 std::to_string(packed_size) + " packed weights");
     require(packed_size == 0 || !is_null(packed), self + " without its packed weights");
-    epilogue.check_sums(outputs);
+    check_pitch(x, shape[1]);
+    epilogue.check(outputs);
   }
 };
 
@@ -125,7 +133,8 @@ struct PointwiseStep {
     require(!is_null(x), "a pointwise step without x");
     for (const int64_t size : shape) require(size > 0, "a pointwise step with a size of " + std::to_string(size));
     require(shape[1] % cpu::kPackedNr == 0, "a pointwise step with " + std::to_string(shape[1]) + " channels");
-    epilogue.check_sums(shape[1]);
+    check_pitch(x, shape[1]);
+    epilogue.check(shape[1]);
   }
 };
 
@@ -148,6 +157,7 @@ struct CheckStep {
         out_stride(out_stride) {
     require(!is_null(y) && !is_null(out), "a check without a map, or a place for its answers");
     for (const int64_t size : shape) require(size > 0, "a check with a size of " + std::to_string(size));
+    check_pitch(y, shape[1]);
     require(begin >= 0 && step > 0,
             "a check of positions from " + std::to_string(begin) + " on, " + std::to_string(step) + " apart");
     require(first >= 0 && first <= last && last <= shape[1], "a check of channels " + std::to_string(first) + " to " +
@@ -177,22 +187,24 @@ class Resolver {
   explicit Resolver(const std::vector<uintptr_t>& buffers) : buffers_(buffers) {}
 
   float* operator()(const Pointer& pointer) const {
-    const auto [buffer, offset] = pointer;
+    const int64_t buffer = pointer[0], offset = pointer[1];
     return buffer < 0 ? reinterpret_cast<float*>(offset)
                       : reinterpret_cast<float*>(buffers_.at(static_cast<size_t>(buffer))) + offset;
   }
 
+  cpu::Map map(const Pointer& pointer) const { return {(*this)(pointer), pointer[2]}; }
+
   void add(cpu::Convolution& job, const Epilogue& epilogue) const {
-    job.y = (*this)(epilogue.y), job.sums = (*this)(epilogue.sums), job.sums_stride = epilogue.sums_stride;
-    job.bias = (*this)(epilogue.bias), job.residual = (*this)(epilogue.residual);
-    job.relu_mask = (*this)(epilogue.relu_mask), job.scale = (*this)(epilogue.scale);
-    job.skip = (*this)(epilogue.skip), job.relu = epilogue.relu, job.statistic = epilogue.statistic;
+    job.y = map(epilogue.y), job.sums = (*this)(epilogue.sums), job.sums_stride = epilogue.sums_stride;
+    job.bias = (*this)(epilogue.bias), job.residual = map(epilogue.residual);
+    job.relu_mask = map(epilogue.relu_mask), job.scale = (*this)(epilogue.scale);
+    job.skip = map(epilogue.skip), job.relu = epilogue.relu, job.statistic = epilogue.statistic;
   }
 
   cpu::Step operator()(const ConvolutionStep& step) const {
     cpu::Step made = {step.wave, {}, {}};
     cpu::Convolution& job = made.convolution;
-    job.algorithm = step.algorithm, job.x = (*this)(step.x), job.packed = (*this)(step.packed);
+    job.algorithm = step.algorithm, job.x = map(step.x), job.packed = (*this)(step.packed);
     job.n = step.shape[0], job.c = step.shape[1], job.h = step.shape[2], job.w = step.shape[3];
     job.out_h = step.out[0], job.out_w = step.out[1], job.k = step.outputs;
     job.kernel_h = step.kernel[0], job.kernel_w = step.kernel[1];
@@ -208,7 +220,7 @@ class Resolver {
   cpu::Step operator()(const PointwiseStep& step) const {
     cpu::Step made = {step.wave, {}, {}};
     cpu::Convolution& job = made.convolution;
-    job.algorithm = cpu::kPointwise, job.x = (*this)(step.x), job.factor = (*this)(step.factor);
+    job.algorithm = cpu::kPointwise, job.x = map(step.x), job.factor = (*this)(step.factor);
     job.n = step.shape[0], job.c = job.k = step.shape[1];
     job.h = job.out_h = step.shape[2], job.w = job.out_w = step.shape[3];
     add(job, step.epilogue);
@@ -218,8 +230,8 @@ class Resolver {
   cpu::Step operator()(const CheckStep& step) const {
     return {step.wave,
             {},
-            {(*this)(step.y), (*this)(step.out), step.shape[0], step.shape[2], step.shape[3], step.shape[1], step.begin,
-             step.step, step.first, step.last, step.out_stride}};
+            {map(step.y), (*this)(step.out), step.shape[0], step.shape[2], step.shape[3], step.begin, step.step,
+             step.first, step.last, step.out_stride}};
   }
 
  private:
@@ -284,8 +296,9 @@ class Executable {
 
 void define_executor(py::module_& m) {
   m.attr("PACKED_NR") = cpu::kPackedNr;
+  m.attr("PACKED_PANELS") = cpu::kPackedPanels;
   m.attr("PACKED_KC") = cpu::kPackedKc;
-  m.attr("ALGORITHMS") = py::dict(py::arg("im2col") = static_cast<int>(cpu::kIm2col),
+  m.attr("ALGORITHMS") = py::dict(py::arg("indirect_gemm") = static_cast<int>(cpu::kIndirectGemm),
                                   py::arg("winograd_f2") = static_cast<int>(cpu::kWinogradF2),
                                   py::arg("winograd_f4") = static_cast<int>(cpu::kWinogradF4));
   m.attr("STATISTICS") =

@@ -40,8 +40,16 @@ void define_maps(py::module_& m) {
   m.def("active_everywhere",
         [](uintptr_t y, Sizes shape, std::array<int64_t, 2> grid, std::array<int64_t, 2> channels, uintptr_t out) {
           py::gil_scoped_release unlocked;
-          gaia::cpu::active_everywhere({reinterpret_cast<float*>(y), reinterpret_cast<float*>(out), shape[0], shape[1],
-                                        shape[2], shape[3], grid[0], grid[1], channels[0], channels[1], 1});
+          gaia::cpu::active_everywhere({{reinterpret_cast<float*>(y), shape[3]},
+                                        reinterpret_cast<float*>(out),
+                                        shape[0],
+                                        shape[1],
+                                        shape[2],
+                                        grid[0],
+                                        grid[1],
+                                        channels[0],
+                                        channels[1],
+                                        1});
         });
 
   m.def("pooled_logits",

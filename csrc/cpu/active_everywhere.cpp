@@ -26,7 +26,8 @@ void active_everywhere(const ActiveEverywhere& job) {
     bool active = true;
     for (int64_t i = job.begin; active && i < job.h; i += job.step) {
       for (int64_t j = job.begin; active && j < job.w; j += job.step)
-        active = any_active(job.y + ((image * job.h + i) * job.w + j) * job.k + job.first, job.last - job.first);
+        active =
+            any_active(job.y.data + ((image * job.h + i) * job.w + j) * job.y.pitch + job.first, job.last - job.first);
     }
     job.out[image * job.out_stride] = active ? 1.0f : 0.0f;
   }

@@ -19,6 +19,7 @@ struct Task {
   Cut cut;
   float* totals;
   int64_t pitch;
+  int64_t items;
   int64_t pieces;  // of all tasks that make one map together; set for the first of them, and 0 for the others
 };
 
@@ -78,15 +79,16 @@ int64_t cut_wave(const Step* steps, Task* tasks, Wave& wave, int threads) {
     const Convolution& job = steps[s].convolution;
     task = {};
     if (steps[s].active.out != nullptr) {
-      task.cut.items = steps[s].active.n;
+      task.items = steps[s].active.n;
     } else {
       task.cut = with_algorithm(job, [&](const auto& algorithm) { return cut(algorithm, threads); });
+      task.items = task.cut.items();
       int64_t first = s;
       while (job.sums != nullptr && first > wave.begin && steps[first - 1].convolution.sums == job.sums) --first;
-      tasks[first].pieces += task.cut.pieces;
-      if (job.sums != nullptr) floats += task.cut.pieces * job.n * job.k;
+      tasks[first].pieces += task.cut.pieces.count;
+      if (job.sums != nullptr) floats += task.cut.pieces.count * job.n * job.k;
     }
-    wave.left += task.cut.items;
+    wave.left += task.items;
   }
   return floats;
 }
@@ -101,7 +103,7 @@ float* place_sums(const Step* steps, Task* tasks, const Wave& wave, float* parti
     if (task.pieces > 0) before = 0, all = task.pieces;
     task.totals = all == 1 ? job.sums : partial + before * job.k;
     task.pitch = all == 1 ? job.sums_stride : all * job.k;
-    before += task.cut.pieces;
+    before += task.cut.pieces.count;
     if (before == all && all > 1) partial += job.n * all * job.k;
   }
   return partial;
@@ -126,7 +128,7 @@ void add_pieces(const Step* steps, const Task* tasks, const Wave& wave) {
 void run_item(const Step& step, const Task& task, int64_t item, float* scratch) {
   if (step.active.out != nullptr) {
     gaia::cpu::ActiveEverywhere one = step.active;
-    one.n = 1, one.y += item * one.h * one.w * one.k, one.out += item * one.out_stride;
+    one.n = 1, one.y.data += item * one.h * one.w * one.y.pitch, one.out += item * one.out_stride;
     return gaia::cpu::active_everywhere(one);
   }
   with_algorithm(step.convolution,
@@ -136,7 +138,7 @@ void run_item(const Step& step, const Task& task, int64_t item, float* scratch) 
 void run_wave(const Step* steps, Task* tasks, Wave& wave, float* scratch) {
   for (int64_t s = wave.begin; s < wave.end; ++s) {
     int64_t item;
-    while ((item = __atomic_fetch_add(&tasks[s].claimed, 1, __ATOMIC_RELAXED)) < tasks[s].cut.items) {
+    while ((item = __atomic_fetch_add(&tasks[s].claimed, 1, __ATOMIC_RELAXED)) < tasks[s].items) {
       run_item(steps[s], tasks[s], item, scratch);
       if (__atomic_sub_fetch(&wave.left, 1, __ATOMIC_ACQ_REL) == 0) {
         add_pieces(steps, tasks, wave);

@@ -7,36 +7,44 @@ namespace gaia::cpu {
 
 enum Statistic { kSum = 0, kAbsSum = 1, kPositive = 2 };
 
-// How weights are packed: for each position of the algorithm parts of so many inputs, in each panels of so many
-// outputs.
-// Python reads both from the extension (gaia_fast/ops/convolution/packing.py).
+// How weights are packed: in groups of so many panels, each of so many outputs; in a group for each position of the
+// algorithm parts of so many inputs, in each the group's panels, in each the inputs. That is the order of use.
+// Python reads them from the extension (gaia_fast/ops/convolution/packing.py).
 constexpr int kPackedNr = 16;
-constexpr int64_t kPackedKc = 256;  // inputs that are multiplied before the next rows' turn
+constexpr int kPackedPanels = 4;
+constexpr int64_t kPackedKc = 256;  // inputs that are summed in one chain
 
-// How a convolution is computed: not at all, as a product with its windows, or by F(2 x 2, 3 x 3) or F(4 x 4, 3 x 3).
-enum Algorithm { kPointwise = 0, kIm2col = 1, kWinogradF2 = 2, kWinogradF4 = 4 };
+// How a convolution is computed: not at all, as a product with its windows where they lie, or by Winograd's
+// F(2 x 2, 3 x 3) or F(4 x 4, 3 x 3).
+enum Algorithm { kPointwise = 0, kIndirectGemm = 1, kWinogradF2 = 2, kWinogradF4 = 4 };
 
-// A convolution and what stands behind it; maps are float32, contiguous in N, H, W, channels.
+// A map in the order N, H, W, channels; `pitch` floats lie between two positions.
+struct Map {
+  float* data;
+  int64_t pitch;
+};
+
+// A convolution and what stands behind it.
 //   z = convolution of x with the packed weights + bias + residual
 //   z = relu ? max(z, 0) : z;  z = relu_mask <= 0 ? 0 : z
 //   sums = sum over space of z, |z| or [z > 0]
 //   y = z * scale + skip
 // Without weights (kPointwise), x * factor takes the convolution's place.
 struct Convolution {
-  const float* x;
+  Map x;
   const float* packed;
-  const float* bias;       // K of them, or null
-  const float* residual;   // like y, added; or null
-  const float* relu_mask;  // like y, or null
-  const float* factor;     // K of them, or null; for kPointwise
-  const float* scale;      // K of them, or null
-  const float* skip;       // like y, or null
-  float* y;
+  const float* bias;    // K of them, or null
+  Map residual;         // added; or null
+  Map relu_mask;        // or null
+  const float* factor;  // K of them, or null; for kPointwise
+  const float* scale;   // K of them, or null
+  Map skip;             // or null
+  Map y;
   float* sums;  // (N, K), rows `sums_stride` apart, or null; shared by the steps of a wave that make one map together
   int64_t n, h, w, c;
   int64_t out_h, out_w, k;                                                               // k a multiple of 16
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;  // pads may be negative
-  // Output (i, j) is position (begin_h + i * step_h, begin_w + j * step_w) of y; other steps than 1 for kIm2col alone.
+  // Output (i, j) is position (begin_h + i * step_h, begin_w + j * step_w) of y; not for Winograd.
   int64_t y_h, y_w, begin_h, begin_w, step_h, step_w;
   int64_t sums_stride;
   Algorithm algorithm;  // Winograd needs c a multiple of 16
@@ -47,9 +55,9 @@ struct Convolution {
 // out[i * out_stride] = 1 where each position of y (n, h, w, k) from `begin` on in `step`s, on both axes, has a
 // positive channel among those from `first` to `last`.
 struct ActiveEverywhere {
-  const float* y;
+  Map y;
   float* out;
-  int64_t n, h, w, k;
+  int64_t n, h, w;
   int64_t begin, step;
   int64_t first, last;
   int64_t out_stride;

@@ -8,22 +8,50 @@
 
 namespace {
 
-// The GEMM micro-kernel makes kMr rows of kPanels panels of kNr columns in registers, over kKc inputs at a time.
+// Weights are packed in panels of kNr columns, kGroup of them together, kKc inputs at a time.
 constexpr int kNr = gaia::cpu::kPackedNr;
+constexpr int kGroup = gaia::cpu::kPackedPanels;
 constexpr int64_t kKc = gaia::cpu::kPackedKc;
 constexpr int kPanelVecs = kNr / kLanes;
-constexpr int kPanels = kLanes == 16 ? 2 : 1;
-constexpr int kMr = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 3;
 
-// How near the next panels are kept: in all caches. Kept in the first alone (0), Intel's Ice Lake fetches weights again
-// for every chunk; on Zen 5 it makes no difference.
-constexpr int kPanelLocality = 3;
+// The GEMM micro-kernel makes kMr<V> rows of V vectors of columns in registers, of kPanels panels at most: as many
+// accumulators as leave room for a row of weights. Few rows and many columns load less: weights are read as vectors,
+// inputs one by one.
+#if defined(__AVX512F__)
+constexpr int kPanels = 4;
+template <int V>
+constexpr int kMr = V == 4   ? 6
+                    : V == 3 ? 8
+                    : V == 2 ? 12
+                             : 14;
+#elif defined(__AVX2__)
+constexpr int kPanels = 1;
+template <int V>
+constexpr int kMr = 6;
+#elif defined(__aarch64__)
+constexpr int kPanels = 1;
+template <int V>
+constexpr int kMr = 6;
+#else
+constexpr int kPanels = 1;
+template <int V>
+constexpr int kMr = 3;
+#endif
+constexpr int kLeastMr = kMr<kPanels * kPanelVecs>;
+
+// How near the next panels are kept: in the second-level cache, since four of them fill the first. Kept in the first
+// alone (0), Intel's Ice Lake fetches weights again for every chunk; kept in all (3), Zen 5 takes up to a fifth longer
+// where weights come from memory.
+constexpr int kPanelLocality = 2;
 
 // Matrices of equal places in all sets of a cache would evict each other: so many floats lie between them.
 constexpr int64_t kAliasGap = 16;
 
-// Rows of a chunk, of which V and M should fit into the second-level cache beside what else is read.
+// Rows of a chunk, of which inputs and products should fit into the second-level cache beside what else is read.
 constexpr int64_t kLeastRows = 24, kMostRows = 96;
+
+// Squares of outputs of which each thread gets some, where an image has twice as many.
+constexpr int64_t kLeastSquares = 8;
 
 inline int64_t rows_in_cache(int64_t floats_per_row) {
   const int64_t most = gaia::cpu::l2_bytes() / 8 * 7 / 4 / floats_per_row;

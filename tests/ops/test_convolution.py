@@ -19,7 +19,7 @@ if INTERPRETED:
 LEVELS = [each for each in TARGETS if each.backend == "cpu"]
 
 # How many times PyTorch's own error a algorithm may have: what the transforms of Winograd's filtering cost.
-ROUNDING = {Algorithm.IM2COL: 2, Algorithm.WINOGRAD_F2: 6, Algorithm.WINOGRAD_F4: 24}
+ROUNDING = {Algorithm.INDIRECT_GEMM: 2, Algorithm.WINOGRAD_F2: 6, Algorithm.WINOGRAD_F4: 24}
 
 Shape = tuple[int, int, int, int, int, Pair, Pair, Pair, Pair]
 
@@ -93,9 +93,9 @@ class Case:
     def algorithms(self) -> list[Algorithm]:
         simple = self.weights.shape[2:] == (3, 3) and self.stride == self.dilation == (1, 1)
         return (
-            [Algorithm.IM2COL, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4]
+            [Algorithm.INDIRECT_GEMM, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4]
             if simple and self.weights.shape[1] % 16 == 0
-            else [Algorithm.IM2COL]
+            else [Algorithm.INDIRECT_GEMM]
         )
 
     @property
@@ -185,7 +185,7 @@ def check_sums(case: Case, algorithm: Algorithm | None, sums: Tensor) -> None:
     assert bool((error <= 1e-6 * z.double().abs().sum((2, 3)) + 1e-12).all())
 
 
-@pytest.mark.parametrize("algorithm", [Algorithm.IM2COL, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
+@pytest.mark.parametrize("algorithm", [Algorithm.INDIRECT_GEMM, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
 def test_an_image_knows_nothing_of_the_others_or_of_threads(
     level: Target, algorithm: Algorithm, set_threads: Callable[[int], None]
 ) -> None:
@@ -206,7 +206,7 @@ def test_an_image_knows_nothing_of_the_others_or_of_threads(
         assert torch.equal(own, sums[1:2])
 
 
-@pytest.mark.parametrize("algorithm", [Algorithm.IM2COL, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
+@pytest.mark.parametrize("algorithm", [Algorithm.INDIRECT_GEMM, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
 def test_any_strides(level: Target, algorithm: Algorithm) -> None:
     case = Case(SHAPES["square"], ENDINGS["everything"])
     y, _ = case.run(algorithm)
@@ -219,7 +219,7 @@ def test_any_strides(level: Target, algorithm: Algorithm) -> None:
     assert torch.equal(y, again)
 
 
-@pytest.mark.parametrize("algorithm", [Algorithm.IM2COL, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
+@pytest.mark.parametrize("algorithm", [Algorithm.INDIRECT_GEMM, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
 def test_a_closed_gate_lets_nothing_through_and_a_nan_stays_one(level: Target, algorithm: Algorithm) -> None:
     case = Case(SHAPES["square"], {"relu_mask", "sum"})
     assert case.relu_mask is not None
@@ -250,14 +250,14 @@ def test_the_cheapest_form_reads_little_for_few_positions_and_multiplies_little_
         return cheapest_algorithm((channels, channels, 3, 3), (1, 1), (1, 1), images, (size, size))
 
     assert [algorithm(512, 4, images) for images in (1, 4, 32)] == [
-        Algorithm.IM2COL,
+        Algorithm.INDIRECT_GEMM,
         Algorithm.WINOGRAD_F2,
         Algorithm.WINOGRAD_F4,
     ]
     assert algorithm(64, 32, 1) == Algorithm.WINOGRAD_F4
-    assert cheapest_algorithm((64, 8, 3, 3), (1, 1), (1, 1), 32, (32, 32)) == Algorithm.IM2COL
-    assert cheapest_algorithm((64, 64, 3, 3), (2, 2), (1, 1), 32, (32, 32)) == Algorithm.IM2COL
-    assert cheapest_algorithm((64, 64, 5, 5), (1, 1), (1, 1), 32, (32, 32)) == Algorithm.IM2COL
+    assert cheapest_algorithm((64, 8, 3, 3), (1, 1), (1, 1), 32, (32, 32)) == Algorithm.INDIRECT_GEMM
+    assert cheapest_algorithm((64, 64, 3, 3), (2, 2), (1, 1), 32, (32, 32)) == Algorithm.INDIRECT_GEMM
+    assert cheapest_algorithm((64, 64, 5, 5), (1, 1), (1, 1), 32, (32, 32)) == Algorithm.INDIRECT_GEMM
 
 
 def test_what_does_not_fit_is_refused_by_name() -> None:

@@ -69,41 +69,43 @@ def test_waves_wait_for_each_other_and_sums_go_where_they_are_wanted(level: Targ
         address(x),
         x.shape,
         out,
-        kernels.Epilogue(y=Pointer(0, 0), sums=Pointer(3, 0), sums_stride=row, relu=True, statistic=STATISTICS["sum"]),
+        kernels.Epilogue(
+            y=Pointer(0, 0, CHANNELS), sums=Pointer(3, 0), sums_stride=row, relu=True, statistic=STATISTICS["sum"]
+        ),
     )
     steps += [
         pointwise_step(
             1,
             address(factor),
-            Pointer(0, 0),
+            Pointer(0, 0, CHANNELS),
             x.shape,
             kernels.Epilogue(
                 bias=address(shift),
-                y=Pointer(1, 0),
+                y=Pointer(1, 0, CHANNELS),
                 sums=Pointer(3, CHANNELS),
                 sums_stride=row,
                 relu=True,
                 statistic=STATISTICS["positive"],
             ),
         ),
-        check_step(1, Pointer(0, 0), x.shape, Pointer(4, 0), 2, 1, 3),
+        check_step(1, Pointer(0, 0, CHANNELS), x.shape, Pointer(4, 0), 2, 1, 3),
     ]
     steps += convolution_steps(
         2,
         [part],
         None,
-        Pointer(1, 0),
+        Pointer(1, 0, CHANNELS),
         x.shape,
         out,
         kernels.Epilogue(
-            relu_mask=Pointer(0, 0),
-            y=Pointer(2, 0),
+            relu_mask=Pointer(0, 0, CHANNELS),
+            y=Pointer(2, 0, CHANNELS),
             sums=Pointer(3, 2 * CHANNELS),
             sums_stride=row,
             statistic=STATISTICS["abs_sum"],
         ),
     )
-    steps.append(check_step(2, Pointer(1, 0), x.shape, Pointer(4, 1), 2, 0, 1, 5, 9))
+    steps.append(check_step(2, Pointer(1, 0, CHANNELS), x.shape, Pointer(4, 1), 2, 0, 1, 5, 9))
     executable = kernels.Executable(steps)
     for _ in range(3):
         for each in (first, second, third, packed, answers):
@@ -130,7 +132,9 @@ def test_a_wave_waits_for_the_thread_that_began_later(level: Target) -> None:
     x = torch.ones(1, 512, 8, 8).contiguous(memory_format=torch.channels_last)
     part = Part(Weights(torch.ones(512, 512, 3, 3)), (1, 1), (1, 1), (1, 1))
     y, answer = torch.empty_like(x), torch.empty(1)
-    steps = convolution_steps(0, [part], Algorithm.IM2COL, address(x), x.shape, (8, 8), kernels.Epilogue(y=address(y)))
+    steps = convolution_steps(
+        0, [part], Algorithm.INDIRECT_GEMM, address(x), x.shape, (8, 8), kernels.Epilogue(y=address(y))
+    )
     executable = kernels.Executable([*steps, check_step(1, address(y), x.shape, address(answer), 1, 0, 1)])
     for _ in range(5):
         y.fill_(float("nan"))
@@ -160,7 +164,7 @@ def test_a_long_chain_of_small_steps(level: Target, set_threads: Callable[[int],
     part = Part(Weights(torch.zeros(CHANNELS, CHANNELS, 3, 3)), (1, 1), (1, 1), (1, 1))
     large = torch.zeros(1, CHANNELS, 64, 64).contiguous(memory_format=torch.channels_last)
     behind = kernels.Epilogue(y=address(last := torch.empty_like(large)))
-    steps += convolution_steps(400, [part], Algorithm.IM2COL, address(large), large.shape, (64, 64), behind)
+    steps += convolution_steps(400, [part], Algorithm.INDIRECT_GEMM, address(large), large.shape, (64, 64), behind)
     executable = kernels.Executable(steps)
     for threads in (1, 2, 4):
         assert executable.run([], threads)
@@ -169,7 +173,7 @@ def test_a_long_chain_of_small_steps(level: Target, set_threads: Callable[[int],
 
 
 SHAPE = torch.Size((1, CHANNELS, 8, 8))
-Y = Pointer(0, 0)
+Y = Pointer(0, 0, CHANNELS)
 
 
 def pointwise(wave: int = 0, **epilogue: Any) -> "PointwiseStep":

@@ -1,77 +1,128 @@
-// The GEMM micro-kernel, and a product of a chunk of rows with packed weights. Only for level.cpp.
+// The GEMM micro-kernel, and a product of rows with packed weights. Only for level.cpp.
 #pragma once
 
+#include "cpu/conv/epilogue.h"
 #include "cpu/tuning.h"
 
 namespace {
 
-// m[r][:] (+)= sum over c of v[r][c] * u[c][:], for R rows and G panels of columns.
-template <int R, int G>
-void multiply(const float* v, int64_t ldv, const float* u, int64_t panel, int64_t depth, const float* ahead,
-              int64_t ahead_step, float* m, int64_t ldm, bool add) {
-  Vec acc[R][G * kPanelVecs] = {};
-  for (int64_t c = 0; c < depth; ++c) {
-    __builtin_prefetch(ahead + c * kNr, 0, kPanelLocality);
-    if constexpr (G > 1) __builtin_prefetch(ahead + ahead_step + c * kNr, 0, kPanelLocality);
-    Vec w[G * kPanelVecs];
-#pragma GCC unroll 4
-    for (int j = 0; j < G * kPanelVecs; ++j)
-      w[j] = Float32::load(u + j / kPanelVecs * panel + c * kNr + j % kPanelVecs * kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Vec a = spread(v[r * ldv + c]);
-#pragma GCC unroll 4
-      for (int j = 0; j < G * kPanelVecs; ++j) acc[r][j] = fused(a, w[j], acc[r][j]);
-    }
-  }
-  // Parts are added up on their own: one chain of thousands of additions would round far more.
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int j = 0; j < G * kPanelVecs; ++j) {
-      float* const to = m + r * ldm + j * kLanes;
-      Float32::store(to, add ? acc[r][j] + Float32::load(to) : acc[r][j]);
-    }
-  }
-}
+// A matrix whose rows are made of segments of equal length that lie anywhere: segment s of row r begins `offset` floats
+// behind segments[s * count + r]. (The indirection buffer of M. Dukhan, The Indirect Convolution Algorithm, 2019.)
+struct Matrix {
+  const float* const* segments;
+  int64_t count, length, offset;
+};
 
-template <int R, int G>
-void multiply_rows(int64_t rows, const float* v, int64_t ldv, const float* u, int64_t panel, int64_t depth,
-                   const float* ahead, int64_t ahead_step, float* m, int64_t ldm, bool add) {
-  if (rows == R) return multiply<R, G>(v, ldv, u, panel, depth, ahead, ahead_step, m, ldm, add);
-  if constexpr (R > 1) multiply_rows<R - 1, G>(rows, v, ldv, u, panel, depth, ahead, ahead_step, m, ldm, add);
-}
+// Where a product goes. Each row of `products` holds the columns of one group of panels. With a convolution, the last
+// part of the depth is finished into its outputs.
+struct Product {
+  float* products;
+  const Convolution* job;  // or null
+  const Output* outputs;
+};
 
-// M (rows, K) = V (rows, depth) * U, for the output channels from `begin` to `end`. U is read in the order in which it
-// lies: parts of kKc inputs, in each the panels of kNr outputs, in each the inputs.
-void multiply_all(int64_t rows, const float* v, int64_t depth, const float* u, int64_t begin, int64_t end, float* m,
-                  int64_t ldm) {
-  const int64_t turns = (rows + kMr - 1) / kMr;
-  for (int64_t r = 0; depth == 0 && r < rows; ++r) {
-    for (int64_t k = begin; k < end; ++k) m[r * ldm + k] = 0.0f;
-  }
-  for (int64_t c = 0; c < depth; c += kKc) {
-    const int64_t part = depth - c < kKc ? depth - c : kKc, panel = part * kNr;
-    for (int64_t k = begin; k < end;) {
-      const bool full = end - k >= kPanels * kNr;
-      const float* const from = u + c * ldm + k * part;
-      const float* const next_panels = from + (full ? kPanels : 1) * panel;
-      for (int64_t turn = 0, r = 0; turn < turns; ++turn) {
-        const int64_t next = rows * (turn + 1) / turns;  // rows shared out evenly
-        // The next panels are fetched evenly over the turns: memory would be waited for in one, and idle in the others.
-        const float* const ahead = next_panels + turn % kPanels * panel;
-        const int64_t ahead_step = turns == 1 ? panel : 0;
-        const float* const rows_v = v + r * depth + c;
-        float* const rows_m = m + r * ldm + k;
-        if (full) {
-          multiply_rows<kMr, kPanels>(next - r, rows_v, depth, from, panel, part, ahead, ahead_step, rows_m, ldm,
-                                      c > 0);
-        } else {
-          multiply_rows<kMr, 1>(next - r, rows_v, depth, from, panel, part, ahead, ahead_step, rows_m, ldm, c > 0);
-        }
-        r = next;
+// Inputs from the `inside`-th of a segment on, and their packed weights.
+struct Part {
+  int64_t segment, inside, depth;
+  const float* weights;
+  bool first, last;
+};
+
+// The weights that are needed next, fetched while the micro-kernel works: a panel a turn, or where turns are few, all.
+struct Ahead {
+  const float* weights;
+  int64_t step;  // between the panels that are fetched at once; 0 for one
+};
+
+// acc = sum over inputs of row r times weights, for R rows and V vectors of columns.
+template <int R, int V>
+inline void multiply(const Matrix& a, int64_t row, const Part& part, const float* u, const Ahead& ahead,
+                     Vec (&acc)[R][V]) {
+  const int64_t panel = part.depth * kNr;
+  int64_t segment = part.segment, inside = part.inside;
+  for (int64_t c = 0; c < part.depth; ++segment, inside = 0) {
+    const int64_t left = c + a.length - inside, end = left < part.depth ? left : part.depth;
+    const float* v[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) v[r] = a.segments[segment * a.count + row + r] + (a.offset + inside - c);
+    for (; c < end; ++c) {
+      __builtin_prefetch(ahead.weights + c * kNr, 0, kPanelLocality);
+      if (ahead.step != 0) {
+#pragma GCC unroll 4
+        for (int p = 1; p < kPanels; ++p)
+          __builtin_prefetch(ahead.weights + p * ahead.step + c * kNr, 0, kPanelLocality);
       }
-      k += full ? kPanels * kNr : kNr;
+      Vec w[V];
+#pragma GCC unroll 4
+      for (int j = 0; j < V; ++j) w[j] = Float32::load(u + j / kPanelVecs * panel + c * kNr + j % kPanelVecs * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const Vec x = spread(v[r][c]);
+#pragma GCC unroll 4
+        for (int j = 0; j < V; ++j) acc[r][j] = fused(x, w[j], acc[r][j]);
+      }
+    }
+  }
+}
+
+// One tile of a product: R rows from `row` on, V vectors of columns from `column` of the group, channel k.
+template <int R, int V>
+void tile(const Matrix& a, int64_t row, const Part& part, const float* u, const Ahead& ahead, const Product& product,
+          int64_t column, int64_t k) {
+  Vec acc[R][V] = {};
+  multiply(a, row, part, u, ahead, acc);
+  float* const m = product.products + row * kGroup * kNr + column;
+  // Parts are added up on their own: one chain of thousands of additions would round far more.
+  if (!part.first) each(acc, [&](Vec x, int r, int j) { return x + Float32::load(m + r * kGroup * kNr + j * kLanes); });
+  if (part.last && product.job != nullptr) return finish(*product.job, acc, product.outputs + row, k);
+  each(acc, [&](Vec x, int r, int j) {
+    Float32::store(m + r * kGroup * kNr + j * kLanes, x);
+    return x;
+  });
+}
+
+template <int V, int R = kMr<V>>
+void tile_rows(int64_t rows, const Matrix& a, int64_t row, const Part& part, const float* u, const Ahead& ahead,
+               const Product& product, int64_t column, int64_t k) {
+  if (rows == R) return tile<R, V>(a, row, part, u, ahead, product, column, k);
+  if constexpr (R > 1) tile_rows<V, R - 1>(rows, a, row, part, u, ahead, product, column, k);
+}
+
+// All rows with V vectors of columns: in turns that share them out evenly.
+template <int V>
+void multiply_rows(int64_t rows, const Matrix& a, const Part& part, const float* u, const float* next,
+                   const Product& product, int64_t column, int64_t k) {
+  const int64_t turns = (rows + kMr<V> - 1) / kMr<V>, panel = part.depth * kNr;
+  for (int64_t turn = 0, row = 0; turn < turns; ++turn) {
+    const int64_t end = rows * (turn + 1) / turns;
+    const Ahead ahead = turns < kPanels ? Ahead{next, panel} : Ahead{next + turn % kPanels * panel, 0};
+    tile_rows<V>(end - row, a, row, part, u, ahead, product, column, k);
+    row = end;
+  }
+}
+
+template <int V = kPanels * kPanelVecs>
+void multiply_panels(int panels, int64_t rows, const Matrix& a, const Part& part, const float* u, const float* next,
+                     const Product& product, int64_t column, int64_t k) {
+  if (panels * kPanelVecs == V) return multiply_rows<V>(rows, a, part, u, next, product, column, k);
+  if constexpr (V > kPanelVecs) multiply_panels<V - kPanelVecs>(panels, rows, a, part, u, next, product, column, k);
+}
+
+// The product of `rows` rows of `depth` inputs with panels `begin` to `end` of a group of `panels`, whose first outputs
+// are channels k. `u` are the group's weights, in parts of kKc inputs.
+void multiply_group(int64_t rows, const Matrix& a, int64_t depth, const float* u, int64_t panels, int64_t begin,
+                    int64_t end, const Product& product, int64_t k) {
+  Part part = {0, 0, 0, u, true, false};
+  for (int64_t c = 0; c == 0 || c < depth; c += kKc) {
+    part.segment = a.length == 0 ? 0 : c / a.length, part.inside = c - part.segment * a.length;
+    part.depth = depth - c < kKc ? depth - c : kKc, part.first = c == 0, part.last = depth - c <= kKc;
+    const float* const weights = u + c * panels * kNr;
+    for (int64_t p = begin; p < end;) {
+      const int64_t most = end - p < kPanels ? end - p : kPanels;
+      const float* const from = weights + p * part.depth * kNr;
+      const float* const next = from + most * part.depth * kNr;
+      multiply_panels(static_cast<int>(most), rows, a, part, from, next, product, p * kNr, k + p * kNr);
+      p += most;
     }
   }
 }

@@ -1,27 +1,54 @@
 // No convolution: what stands behind one, of a map as it is. Only for level.cpp.
 #pragma once
 
-#include "cpu/conv/epilogue.h"
-#include "cpu/tuning.h"
+#include "cpu/conv/chunk.h"
 
 namespace {
 
-// No convolution: each position's channels times their factors.
-struct Pointwise {
-  static constexpr int kPositions = 0;
+// Each position's channels times their factors.
+class Pointwise {
+ public:
   const Convolution& job;
 
   explicit Pointwise(const Convolution& job) : job(job) {}
   int64_t tiles() const { return job.out_h * job.out_w; }
-  int64_t depth() const { return 0; }
+  int64_t panels() const { return job.k / kNr; }
+  double operations() const { return 2.0 * static_cast<double>(job.n * tiles() * job.k); }
   int64_t rows() const { return 1 + kPointwiseFloats / job.k; }
-  void gather(int64_t, int64_t, float*, int64_t) const {}
+  int64_t least_rows() const { return rows(); }
+  int64_t scratch(int64_t) const { return 0; }
 
-  Vec finish(const Epilogue& epilogue, int64_t image, int64_t tile, const float*, int64_t, int64_t k) const {
-    const int64_t position = image * tiles() + tile;
-    Vec z = Float32::load(job.x + position * job.k + k);
-    if (job.factor != nullptr) z = z * Float32::load(job.factor + k);
-    return epilogue(z, position, k);
+  void run(const Chunk& chunk, float*) const {
+    Output out[kRows];
+    int rows = 0;
+    chunk.each_row([&](int64_t image, int64_t tile, float* sums) {
+      out[rows++] = {image * tiles() + tile, sums};
+      if (rows < kRows) return;
+      channels<kRows, 4>(chunk.begin * kNr, chunk.end * kNr, out);
+      rows = 0;
+    });
+    for (int r = 0; r < rows; ++r) channels<1, 4>(chunk.begin * kNr, chunk.end * kNr, out + r);
+  }
+
+ private:
+  static constexpr int kRows = 4;
+
+  template <int R, int V>
+  void channels(int64_t k, int64_t end, const Output* out) const {
+    for (; k + V * kLanes <= end; k += V * kLanes) block<R, V>(k, out);
+    if constexpr (V > 1) channels<R, V / 2>(k, end, out);
+  }
+
+  template <int R, int V>
+  void block(int64_t k, const Output* out) const {
+    const Rows<R, V> x(job.x, out, k);
+    Vec z[R][V];
+    each(z, [&](Vec, int r, int j) { return x(r, j); });
+    if (job.factor != nullptr) {
+      const Channels<V> factor(job.factor + k);
+      each(z, [&](Vec value, int, int j) { return value * factor.value[j]; });
+    }
+    finish(job, z, out, k);
   }
 };
 

@@ -124,14 +124,14 @@ class Executable(nn.Module):
         sizes: dict[int, torch.Size] = dict(zip(self.inputs, shapes, strict=True))
         for each in self.instructions:
             sizes.update(_written(each, sizes))
-        places: dict[int, Pointer] = {value: Pointer(1 + i, 0) for i, value in enumerate(self.inputs)}
+        places = {value: _whole(1 + i, sizes[value]) for i, value in enumerate(self.inputs)}
         rows: dict[int, int] = {}
         outputs: list[tuple[int, ...]] = []
         copies = []
         for i, output in enumerate(self.outputs):
             place = 1 + len(self.inputs) + i
             if isinstance(output, int):
-                places[output] = Pointer(place, 0)
+                places[output] = _whole(place, sizes[output])
                 outputs.append(tuple(sizes[output]))
                 continue
             column = 0
@@ -149,6 +149,11 @@ class Executable(nn.Module):
             steps = [step for each in self.instructions for step in _steps(each, sizes, places, rows)]
             executable = kernels.Executable(steps)
         return _Plan(executable.run, arena, outputs, copies)
+
+
+def _whole(buffer: int, size: torch.Size) -> Pointer:
+    """A value that a buffer holds by itself."""
+    return Pointer(buffer, 0, size[1] if len(size) == 4 else 0)
 
 
 def _empty(size: tuple[int, ...]) -> Tensor:

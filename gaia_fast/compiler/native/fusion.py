@@ -96,7 +96,7 @@ class _Fuser:
                 skip, last = added
             else:
                 last = product
-        algorithm = Algorithm.IM2COL if node in self._exact else None
+        algorithm = Algorithm.INDIRECT_GEMM if node in self._exact else None
         kernel = Convolution(parts, bias_value, scale, input_size, relu, statistic, algorithm)
         with self.graph.inserting_before(last):
             y, total = self._place(kernel, (node.args[0], residual, relu_mask, skip), last.meta["val"])

@@ -48,5 +48,5 @@ def place_in_arena(
             if first[value] <= to and from_ <= last[value] and other_begin < begin + floats and begin < other_end:
                 begin = other_end
         taken.append((begin, begin + floats, first[value], last[value]))
-        places[value] = Pointer(0, begin)
+        places[value] = Pointer(0, begin, sizes[value][1] if len(sizes[value]) == 4 else 0)
     return max((end for _, end, _, _ in taken), default=0)

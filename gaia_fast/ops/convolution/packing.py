@@ -20,20 +20,23 @@ from torch import Tensor
 from gaia_fast.backends import kernels
 from gaia_fast.ops.tuning import WEIGHT_READ_ROWS
 
-# Output channels that are packed together (a panel of columns), and inputs that are multiplied before the next rows'
-# turn: what the extension was compiled for. Without it nothing is packed, and the op takes the same weights.
+# Output channels that are packed together (a panel of columns), panels that lie together (a group), and inputs that are
+# summed in one chain: what the extension was compiled for. Without it nothing is packed, and the op takes the same
+# weights.
 NR: int = getattr(kernels, "PACKED_NR", 16)
+PANELS: int = getattr(kernels, "PACKED_PANELS", 4)
 KC: int = getattr(kernels, "PACKED_KC", 256)
-_CODES: dict[str, int] = getattr(kernels, "ALGORITHMS", {"im2col": 1, "winograd_f2": 2, "winograd_f4": 4})
+_CODES: dict[str, int] = getattr(kernels, "ALGORITHMS", {"indirect_gemm": 1, "winograd_f2": 2, "winograd_f4": 4})
 
 
 class Algorithm(IntEnum):
     """How a convolution is computed, with the numbers that the extension gives them.
 
-    IM2COL multiplies its windows with the weights; WINOGRAD_F2 and WINOGRAD_F4 are F(2 x 2, 3 x 3) and F(4 x 4, 3 x 3).
+    INDIRECT_GEMM multiplies its windows, where they lie, with the weights; WINOGRAD_F2 and WINOGRAD_F4 are
+    F(2 x 2, 3 x 3) and F(4 x 4, 3 x 3).
     """
 
-    IM2COL = _CODES["im2col"]
+    INDIRECT_GEMM = _CODES["indirect_gemm"]
     WINOGRAD_F2 = _CODES["winograd_f2"]
     WINOGRAD_F4 = _CODES["winograd_f4"]
 
@@ -58,19 +61,26 @@ class Weights:
         return self.weight.shape
 
     def packed(self, algorithm: Algorithm) -> Tensor:
-        """For each position of the algorithm, in order of use: KC inputs, of those NR outputs, of those each input."""
+        """In order of use: PANELS of NR outputs; of those each position of the algorithm, KC inputs, panel, and input."""
         if algorithm not in self._packed:
             outputs, inputs = self.shape[:2]
-            if algorithm is Algorithm.IM2COL:
+            if algorithm is Algorithm.INDIRECT_GEMM:
                 by_position = self.weight.permute(2, 3, 1, 0).reshape(1, -1, outputs)
             else:
                 g = _filter_matrix(algorithm).to(self.weight.device)
                 by_position = torch.einsum("ia,kcab,jb->ijck", g, self.weight.double(), g).reshape(-1, inputs, outputs)
-            grouped = by_position.to(torch.float32).unflatten(2, (-1, NR)).permute(0, 2, 1, 3)
-            parts = [part.flatten(1) for part in grouped.split(KC, dim=2)]
             # Executables keep addresses: a thread that packs at the same time must not replace what another was given.
-            self._packed.setdefault(algorithm, torch.cat(parts, dim=1).contiguous())
+            self._packed.setdefault(algorithm, _packed(by_position.to(torch.float32)))
         return self._packed[algorithm]
+
+
+def _packed(by_position: Tensor) -> Tensor:
+    """(positions, inputs, outputs) in the order of `Weights.packed`, flat."""
+    packed = []
+    for group in by_position.split(PANELS * NR, dim=2):
+        panels = group.unflatten(2, (-1, NR)).permute(0, 2, 1, 3)
+        packed.append(torch.cat([part.flatten(1) for part in panels.split(KC, dim=2)], dim=1).flatten())
+    return torch.cat(packed)
 
 
 @lru_cache
@@ -99,7 +109,7 @@ def cheapest_algorithm(
     With few positions the time goes into reading weights, of which F(4 x 4) has four times as many.
     """
     _, inputs, height, width = weight
-    costs = {Algorithm.IM2COL: height * width * (images * out[0] * out[1] + WEIGHT_READ_ROWS)}
+    costs = {Algorithm.INDIRECT_GEMM: height * width * (images * out[0] * out[1] + WEIGHT_READ_ROWS)}
     if (height, width) == (3, 3) and stride == dilation == (1, 1) and inputs % NR == 0:
         for algorithm, m in _SIDES.items():
             tiles = -(-out[0] // m) * -(-out[1] // m)

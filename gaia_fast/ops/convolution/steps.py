@@ -23,18 +23,22 @@ STATISTICS: dict[str, int] = getattr(kernels, "STATISTICS", {})  # by name, as t
 
 
 class Pointer(NamedTuple):
-    """An address (with buffer -1), or so many floats into the buffer of this number, which each run names anew."""
+    """An address (with buffer -1), or so many floats into the buffer of this number, which each run names anew.
+
+    Of a map, `pitch` floats lie between two positions; its channels lie side by side.
+    """
 
     buffer: int
     offset: int
+    pitch: int = 0
 
 
 NULL = Pointer(-1, 0)
 
 
 def address(tensor: Tensor | None) -> Pointer:
-    """Where a tensor lies, which has to live as long as the executable does."""
-    return NULL if tensor is None else Pointer(-1, tensor.data_ptr())
+    """Where a tensor lies, which has to live as long as the executable does; a map channels-last."""
+    return NULL if tensor is None else Pointer(-1, tensor.data_ptr(), tensor.shape[1] if tensor.ndim == 4 else 0)
 
 
 @contextmanager
@@ -64,7 +68,7 @@ def convolution_steps(
         positions = part.positions(out)
         if min(positions) < 1:
             continue
-        chosen = algorithm or Algorithm.IM2COL
+        chosen = algorithm or Algorithm.INDIRECT_GEMM
         if algorithm is None and len(parts) == 1:
             chosen = cheapest_algorithm(tuple(part.weights.shape), part.stride, part.dilation, shape[0], positions)
         packed = part.weights.packed(chosen)

@@ -31,11 +31,11 @@ def test_memory_is_shared_by_what_is_not_needed_at_the_same_time() -> None:
     kernel = convolution()
     executable = in_waves([Instruction(kernel, x=i, y=i + 1, skip=0 if i == 4 else None) for i in range(6)])
     sizes = {i: torch.Size((2, 16, 4, 4)) for i in range(7)}
-    places = {0: Pointer(1, 0), 6: Pointer(2, 0)}
+    places = {0: Pointer(1, 0, 16), 6: Pointer(2, 0, 16)}
     arena = place_in_arena(executable, sizes, places)
     floats = sizes[1].numel()
     assert floats * 2 <= arena < floats * 3
-    lying = {value: begin for value, (place, begin) in places.items() if place == 0}
+    lying = {value: begin for value, (place, begin, _) in places.items() if place == 0}
     assert set(lying) == {1, 2, 3, 4, 5}
     for value in range(1, 5):  # an input and its output
         assert abs(lying[value] - lying[value + 1]) >= floats

@@ -187,7 +187,7 @@ def test_a_gradient_whose_non_zeros_are_counted_is_zero_exactly_where_nothing_re
     assert truth is not None
     assert torch.equal(matrix, truth)
     kernels = convolutions(fused(program(GaiaZ, model, x)))
-    assert [each.algorithm for each in kernels] == [None] * 3 + [Algorithm.IM2COL] * 2
+    assert [each.algorithm for each in kernels] == [None] * 3 + [Algorithm.INDIRECT_GEMM] * 2
 
 
 def test_operations_are_those_of_the_convolutions() -> None:
