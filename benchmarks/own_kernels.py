@@ -5,15 +5,17 @@ the compiler fuses these by itself: gpu/engines.py times one beside the other. N
 """
 
 import operator
+from math import inf
 
 import torch
 from torch import fx
 
 from gaia_fast.compiler.ir.constants import constant
 from gaia_fast.compiler.ir.passes import clean_up
-from gaia_fast.compiler.ir.rewriting import calls, copy_of, same_shape
-from gaia_fast.compiler.native.fusion import erase, relu_mask_of, scaled, summed
+from gaia_fast.compiler.ir.rewriting import calls, copy_of, erase, same_shape
+from gaia_fast.compiler.native.fusion import relu_mask_of, scaled, summed
 from gaia_fast.ops import maps
+from gaia_fast.ops.convolution.steps import RELU
 
 aten = torch.ops.aten
 
@@ -38,7 +40,7 @@ def _is_map(node: fx.Node) -> bool:
 
 def _forward(graph: fx.Graph, node: fx.Node, backend: str) -> bool:
     """y = relu(x + residual), with the count of what is open."""
-    _, counts = summed(node, True)
+    _, counts = summed(node, RELU)
     if not _is_map(node) or not counts:
         return False
     x, residual = node.args[0], None
@@ -66,10 +68,11 @@ def _sum_of_two(x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 def _backward(module: fx.GraphModule, node: fx.Node, backend: str) -> bool:
     """where(y <= 0, 0, g), summed over space, times a factor a channel where nothing else reads it."""
-    relu_mask, g = relu_mask_of(node), node.args[2]
-    statistic, sums = summed(node, False)
-    if relu_mask is None or not _is_map(node) or not sums or not same_shape(g, node):
+    found, g = relu_mask_of(node), node.args[2]
+    statistic, sums = summed(node, None)
+    if found is None or found[1].upper < inf or not _is_map(node) or not sums or not same_shape(g, node):
         return False
+    relu_mask = found[0]
     last, factor = node, None
     if product := scaled(node, sums, int(node.meta["val"].shape[1])):
         factor, last = product

@@ -47,7 +47,7 @@ LAST_STAGE: dict[str, list[str] | None] = {
     "mobilenet_v2": ["features.16", "features.17", "features.18"],
     "efficientnet_lite0": ["blocks.6", "bn2"],
     "densenet121": ["features.denseblock4", "features.norm5"],
-    "bit_s_r101x1": ["block4"],
+    "bit_s_r101x1": ["body.block4"],
 }
 PLAIN = ("eager", "inductor", "onnxruntime", "openvino", "native")
 SCORES = ("gaia-z", "gaia-a", "gaia-z auto", "gaia-a auto")

@@ -11,6 +11,8 @@ _Sizes = Sequence[int]  # four of them
 
 DTYPES: dict[str, int]
 STATISTICS: dict[str, int]
+ACTIVATIONS: dict[str, int]
+POOLINGS: dict[str, int]
 ALGORITHMS: dict[str, int]
 CUDA_LAYOUTS: dict[str, int]  # where CUDA kernels were built
 PACKED_NR: int
@@ -67,7 +69,6 @@ def frobenius(
     /,
 ) -> None: ...
 def active_everywhere(y: int, shape: _Sizes, grid: _Pair, channels: _Pair, out: int, /) -> None: ...
-def pooled_logits(x: int, sizes: _Sizes, weight: int, bias: int, pooled: int, logits: int, /) -> None: ...
 def output_component(
     logits: int, sizes: tuple[int, int, int], weight: int, factor: float, slopes: int, out: int, /
 ) -> None: ...
@@ -92,7 +93,7 @@ def cuda_add_partials(*args: Any) -> None: ...
 def cuda_frobenius(*args: Any) -> None: ...
 
 class Epilogue:
-    """What a step does with its outputs; ValueError without y, or of an unknown statistic."""
+    """What a step does with its outputs; ValueError without y, or of an unknown activation or statistic."""
 
     def __init__(
         self,
@@ -104,8 +105,11 @@ class Epilogue:
         scale: _Pointer = ...,
         skip: _Pointer = ...,
         sums: _Pointer = ...,
+        bits: _Pointer = ...,
         sums_stride: int = ...,
-        relu: bool = ...,
+        channels: int,
+        activation: int = ...,
+        upper: float = ...,
         statistic: int = ...,
     ) -> None: ...
 
@@ -123,6 +127,7 @@ class ConvolutionStep:
         packed_size: int,
         out: _Pair,
         outputs: int,
+        group: int = ...,
         kernel: _Pair,
         stride: _Pair,
         padding: _Pair,
@@ -137,7 +142,14 @@ class PointwiseStep:
     """An epilogue of (N, C, H, W) times a factor a channel."""
 
     def __init__(
-        self, *, wave: int, x: _Pointer, shape: Sequence[int], factor: _Pointer, epilogue: Epilogue
+        self,
+        *,
+        wave: int,
+        x: _Pointer,
+        shape: Sequence[int],
+        factor: _Pointer,
+        factor_stride: int = ...,
+        epilogue: Epilogue,
     ) -> None: ...
 
 class CheckStep:
@@ -157,10 +169,97 @@ class CheckStep:
         out_stride: int,
     ) -> None: ...
 
+class Windows:
+    """Windows over (N, C, H, W), C whole panels; ValueError where one lies outside."""
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        out: _Pair,
+        kernel: _Pair,
+        stride: _Pair,
+        padding: _Pair,
+        dilation: _Pair,
+    ) -> None: ...
+
+class PoolStep:
+    """The maximum or the mean of each window, and the counts of first maxima."""
+
+    def __init__(
+        self,
+        *,
+        wave: int,
+        x: _Pointer,
+        y: _Pointer,
+        windows: Windows,
+        kind: int,
+        pad_zeros: bool = ...,
+        divisor: int = ...,
+        alive: _Pointer = ...,
+        counts: _Pointer = ...,
+        counts_stride: int = ...,
+        channels: int,
+    ) -> None: ...
+
+class GroupNormStep:
+    """A group norm of (N, C, H, W), and the ReLU behind it."""
+
+    def __init__(
+        self,
+        *,
+        wave: int,
+        x: _Pointer,
+        y: _Pointer,
+        shape: Sequence[int],
+        groups: int,
+        scale: _Pointer,
+        shift: _Pointer,
+        epsilon: float,
+        relu: bool = ...,
+        sums: _Pointer = ...,
+        sums_stride: int = ...,
+    ) -> None: ...
+
+class MaskStep:
+    """A mask made of two, and its counts."""
+
+    def __init__(
+        self,
+        *,
+        wave: int,
+        windows: Windows,
+        inner: _Pointer = ...,
+        outer: _Pointer = ...,
+        out: _Pointer = ...,
+        counts: _Pointer = ...,
+        group: int = ...,
+        either: bool = ...,
+        counts_stride: int = ...,
+        channels: int,
+    ) -> None: ...
+
+class MaskCheckStep:
+    """Whether each position of a grid has a channel in a mask."""
+
+    def __init__(
+        self,
+        *,
+        wave: int,
+        mask: _Pointer,
+        shape: Sequence[int],
+        begin: int,
+        step: int,
+        out: _Pointer,
+        out_stride: int,
+    ) -> None: ...
+
+_Step = ConvolutionStep | PointwiseStep | CheckStep | PoolStep | GroupNormStep | MaskStep | MaskCheckStep
+
 class Executable:
     """Steps in order of their waves; ValueError where these are not numbered from 0 without gaps."""
 
-    def __init__(self, steps: Sequence[ConvolutionStep | PointwiseStep | CheckStep]) -> None: ...
+    def __init__(self, steps: Sequence[_Step]) -> None: ...
     def run(self, buffers: Sequence[int], threads: int, callback: Callable[[], None] | None = ...) -> bool:
         """Runs the steps; False where memory is short. `callback` is called once, while other threads wake up."""
 

@@ -18,7 +18,7 @@ from gaia_fast.inspection import checks, guards, layers
 from gaia_fast.inspection.feature_maps import feature_maps
 from gaia_fast.inspection.forward_hooks import in_grad_mode
 from gaia_fast.method import Method
-from gaia_fast.options import EngineName, Measure, Runtime
+from gaia_fast.options import EngineName, Measure, Runtime, Tune
 from gaia_fast.plan import Plan
 
 
@@ -119,7 +119,7 @@ class _Detector:
     def __call__(self, x: Tensor) -> Tensor:
         return self.predict(x)
 
-    def prepare(self: DetectorT, example: Tensor) -> DetectorT:
+    def prepare(self: DetectorT, example: Tensor, tune: str | None = None) -> DetectorT:
         """Compiles the model for images like `example`: same size, dtype and device. Seconds, in some runtimes minutes.
 
         With engine="compiled" the first call does it unasked; it is done once for each size of image, and again where
@@ -130,6 +130,9 @@ class _Detector:
             example: (N, C, H, W) images, N at least 1, on which the program is compared with the reference: real ones
                 show more than noise. In runtimes that are made for a number of images, N is that number; call again for
                 further ones. A call with another number is filled up to the next, or split.
+            tune: how runtime "native" settles between a convolution's algorithms for as many images: "measure" times
+                them here, once for each processor and build (in $GAIA_FAST_CACHE, else in the user's cache, empty for
+                nowhere); "model" counts their operations. None for what $GAIA_FAST_TUNE says, else "measure".
 
         Returns:
             The detector itself.
@@ -147,8 +150,10 @@ class _Detector:
             >>> detector.plan(x[:4]).engine.name
             'compiled'
         """
+        if tune is not None:
+            Tune.parse(tune, "tune")
         self._check_example(example)
-        self._engine.prepare(example)
+        self._engine.prepare(example, tune)
         return self
 
     def program(self, x: Tensor) -> Prepared | None:

@@ -1,5 +1,6 @@
 """The values that options take. They are strings, and strings are taken wherever one is asked for."""
 
+import os
 from enum import Enum
 from typing import TypeVar
 
@@ -68,6 +69,18 @@ class EngineName(Option):
     COMPILED = "compiled"
 
 
+class Tune(Option):
+    """How the native runtime settles between algorithms: by timing them here, or by their operations."""
+
+    MEASURE = "measure"
+    MODEL = "model"
+
+    @classmethod
+    def default(cls) -> "Tune":
+        """What $GAIA_FAST_TUNE says, and "measure" otherwise."""
+        return cls.parse(os.environ.get("GAIA_FAST_TUNE") or cls.MEASURE, "GAIA_FAST_TUNE")
+
+
 class Runtime(Option):
     """The ways to run a compiled program, but for "auto"."""
 
@@ -75,4 +88,5 @@ class Runtime(Option):
     NATIVE = "native"
     INDUCTOR = "inductor"
     ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
     CUDAGRAPH = "cudagraph"

@@ -26,6 +26,10 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("repeatable")
 
+# What is measured differs from run to run, and nothing is to be left in the user's cache.
+os.environ.setdefault("GAIA_FAST_TUNE", "model")
+os.environ.setdefault("GAIA_FAST_CACHE", "")
+
 # A worker of pytest-xdist has one processor to itself, and so has what it starts.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -194,9 +194,13 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
 
 
 def build(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A network of the zoo in eval mode, its norms given the statistics and parameters of no fresh network."""
+    """A network of the zoo; see `with_statistics`."""
     torch.manual_seed(sum(map(ord, name)))
-    model = ZOO[name]().eval()
+    return with_statistics(ZOO[name]()).to(dtype)
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """A network in eval mode, its norms given the statistics and parameters of no fresh network."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
@@ -206,7 +210,7 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
         if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) and module.weight is not None:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.2)
-    return model.to(dtype)
+    return model.eval()
 
 
 def images(count: int, size: int = 16, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

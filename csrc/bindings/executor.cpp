@@ -1,6 +1,7 @@
 // Steps as typed records, and executables made of them: each record is checked where it is made, and the order of the
 // waves where they are put together, so that what `execute` is given can be run.
 #include <exception>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -36,13 +37,14 @@ void check_pitch(const Pointer& map, int64_t channels) {
 }
 
 struct Epilogue {
-  Pointer y, bias, residual, relu_mask, scale, skip, sums;
-  int64_t sums_stride;
-  bool relu;
+  Pointer y, bias, residual, relu_mask, scale, skip, sums, bits;
+  int64_t sums_stride, channels;
+  cpu::Activation activation;
+  float upper;
   cpu::Statistic statistic;
 
   Epilogue(Pointer y, Pointer bias, Pointer residual, Pointer relu_mask, Pointer scale, Pointer skip, Pointer sums,
-           int64_t sums_stride, bool relu, int statistic)
+           Pointer bits, int64_t sums_stride, int64_t channels, int activation, float upper, int statistic)
       : y(y),
         bias(bias),
         residual(residual),
@@ -50,18 +52,48 @@ struct Epilogue {
         scale(scale),
         skip(skip),
         sums(sums),
+        bits(bits),
         sums_stride(sums_stride),
-        relu(relu),
+        channels(channels),
+        activation(static_cast<cpu::Activation>(activation)),
+        upper(upper),
         statistic(static_cast<cpu::Statistic>(statistic)) {
     require(!is_null(y), "an epilogue without y");
+    require(activation >= cpu::kIdentity && activation <= cpu::kSigmoid,
+            "an epilogue with unknown activation " + std::to_string(activation));
     require(statistic >= cpu::kSum && statistic <= cpu::kPositive,
             "an epilogue with unknown statistic " + std::to_string(statistic));
+    require(upper > 0, "an epilogue whose activation is at most " + std::to_string(upper));
   }
 
+  // For so many outputs, padded.
   void check(int64_t outputs) const {
-    require(is_null(sums) || sums_stride >= outputs,
-            "sums of " + std::to_string(outputs) + " channels, images " + std::to_string(sums_stride) + " apart");
+    require(channels > outputs - cpu::kPackedNr && channels <= outputs,
+            "an epilogue of " + std::to_string(channels) + " channels behind " + std::to_string(outputs) + " outputs");
+    require(is_null(sums) || sums_stride >= channels,
+            "sums of " + std::to_string(channels) + " channels, images " + std::to_string(sums_stride) + " apart");
     for (const Pointer& map : {y, residual, relu_mask, skip}) check_pitch(map, outputs);
+  }
+};
+
+// Windows over a map of (N, C, H, W), C whole panels, that lead to a map of size `out`.
+struct Windows {
+  cpu::Windows value;
+
+  Windows(const Sizes& shape, const Pair& out, const Pair& kernel, const Pair& stride, const Pair& padding,
+          const Pair& dilation)
+      : value{shape[0],  shape[2],  shape[3],  shape[1],   out[0],     out[1],      kernel[0],
+              kernel[1], stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1]} {
+    for (const int64_t size : {shape[0], shape[1], shape[2], shape[3], out[0], out[1], kernel[0], kernel[1], stride[0],
+                               stride[1], dilation[0], dilation[1]})
+      require(size > 0, "windows with a size or distance of " + std::to_string(size));
+    require(shape[1] % cpu::kPackedNr == 0, "windows over " + std::to_string(shape[1]) + " channels");
+    for (int axis : {0, 1}) {
+      const int64_t size = shape[static_cast<size_t>(2 + axis)];
+      const int64_t last = (out[axis] - 1) * stride[axis] - padding[axis];
+      require(padding[axis] >= 0 && padding[axis] < kernel[axis] * dilation[axis] && last < size,
+              "windows of which one is outside of the map");
+    }
   }
 };
 
@@ -71,13 +103,13 @@ struct ConvolutionStep {
   Pointer x, packed;
   Sizes shape;
   Pair out;
-  int64_t outputs;
+  int64_t outputs, group;
   Pair kernel, stride, padding, dilation, y_size, begin, step;
   Epilogue epilogue;
 
   ConvolutionStep(int64_t wave, int algorithm, Pointer x, const Sizes& shape, Pointer packed, int64_t packed_size,
-                  const Pair& out, int64_t outputs, const Pair& kernel, const Pair& stride, const Pair& padding,
-                  const Pair& dilation, const Pair& y_size, const Pair& begin, const Pair& step,
+                  const Pair& out, int64_t outputs, int64_t group, const Pair& kernel, const Pair& stride,
+                  const Pair& padding, const Pair& dilation, const Pair& y_size, const Pair& begin, const Pair& step,
                   const Epilogue& epilogue)
       : wave(wave),
         algorithm(static_cast<cpu::Algorithm>(algorithm)),
@@ -86,6 +118,7 @@ struct ConvolutionStep {
         shape(shape),
         out(out),
         outputs(outputs),
+        group(group),
         kernel(kernel),
         stride(stride),
         padding(padding),
@@ -95,8 +128,7 @@ struct ConvolutionStep {
         step(step),
         epilogue(epilogue) {
     const std::string self = "a convolution by algorithm " + std::to_string(algorithm);
-    require(algorithm == cpu::kIndirectGemm || algorithm == cpu::kWinogradF2 || algorithm == cpu::kWinogradF4,
-            self + ", which does not exist");
+    require(algorithm > cpu::kPointwise && algorithm <= cpu::kWinogradF4, self + ", which does not exist");
     require(!is_null(x), self + " without x");
     for (const int64_t size : {shape[0], shape[1], shape[2], shape[3], out[0], out[1], outputs, stride[0], stride[1],
                                dilation[0], dilation[1], step[0], step[1]})
@@ -106,14 +138,19 @@ struct ConvolutionStep {
       require(begin[axis] >= 0 && begin[axis] + (out[axis] - 1) * step[axis] < y_size[axis],
               self + " with outputs outside of y");
     }
-    const bool winograd = algorithm != cpu::kIndirectGemm;
+    const bool winograd = algorithm == cpu::kWinogradF2 || algorithm == cpu::kWinogradF4;
+    const bool grouped = algorithm == cpu::kGrouped;
     const Pair one = {1, 1};
     require(!winograd || (kernel == Pair{3, 3} && stride == one && dilation == one && step == one && begin == Pair{} &&
                           out == y_size && shape[1] % cpu::kPackedNr == 0),
             self + ", which takes 3x3 windows side by side, channels in whole groups, and all of y");
     const int64_t side = winograd ? algorithm + 2 : 0;
     const int64_t positions = winograd ? side * side : kernel[0] * kernel[1];
-    require(outputs % cpu::kPackedNr == 0 && packed_size == positions * shape[1] * outputs,
+    require(!grouped || (group > 0 && (group % cpu::kPackedNr == 0 || cpu::kPackedNr % group == 0) &&
+                         outputs % group == 0 && x[2] >= outputs && shape[1] > outputs - cpu::kPackedNr),
+            self + " in groups of " + std::to_string(group) + " channels");
+    const int64_t inputs = grouped ? group : shape[1];
+    require(outputs % cpu::kPackedNr == 0 && packed_size == positions * inputs * outputs,
             self + " with " + std::to_string(shape[1]) + " inputs and " + std::to_string(outputs) + " outputs, and " +
                 std::to_string(packed_size) + " packed weights");
     require(packed_size == 0 || !is_null(packed), self + " without its packed weights");
@@ -128,8 +165,11 @@ struct PointwiseStep {
   Sizes shape;
   Epilogue epilogue;
 
-  PointwiseStep(int64_t wave, Pointer x, const Sizes& shape, Pointer factor, const Epilogue& epilogue)
-      : wave(wave), x(x), factor(factor), shape(shape), epilogue(epilogue) {
+  int64_t factor_stride;
+
+  PointwiseStep(int64_t wave, Pointer x, const Sizes& shape, Pointer factor, int64_t factor_stride,
+                const Epilogue& epilogue)
+      : wave(wave), x(x), factor(factor), shape(shape), epilogue(epilogue), factor_stride(factor_stride) {
     require(!is_null(x), "a pointwise step without x");
     for (const int64_t size : shape) require(size > 0, "a pointwise step with a size of " + std::to_string(size));
     require(shape[1] % cpu::kPackedNr == 0, "a pointwise step with " + std::to_string(shape[1]) + " channels");
@@ -167,19 +207,136 @@ struct CheckStep {
   }
 };
 
-using AnyStep = std::variant<ConvolutionStep, PointwiseStep, CheckStep>;
+struct PoolStep {
+  int64_t wave;
+  Pointer x, y;
+  Windows windows;
+  cpu::PoolKind kind;
+  bool pad_zeros;
+  int64_t divisor;
+  Pointer alive, counts;
+  int64_t counts_stride, channels;
+
+  PoolStep(int64_t wave, Pointer x, Pointer y, const Windows& windows, int kind, bool pad_zeros, int64_t divisor,
+           Pointer alive, Pointer counts, int64_t counts_stride, int64_t channels)
+      : wave(wave),
+        x(x),
+        y(y),
+        windows(windows),
+        kind(static_cast<cpu::PoolKind>(kind)),
+        pad_zeros(pad_zeros),
+        divisor(divisor),
+        alive(alive),
+        counts(counts),
+        counts_stride(counts_stride),
+        channels(channels) {
+    require(!is_null(x) && (!is_null(y) || !is_null(counts)), "a pooling without x, or anything to write");
+    require(kind == cpu::kMaximum || kind == cpu::kMean, "a pooling of unknown kind " + std::to_string(kind));
+    require(divisor >= 0, "a pooling with divisor " + std::to_string(divisor));
+    require(is_null(counts) || (kind == cpu::kMaximum && counts_stride >= channels),
+            "a pooling with counts that has none, or no room for them");
+    check_pitch(x, windows.value.k), check_pitch(y, windows.value.k);
+  }
+};
+
+struct GroupNormStep {
+  int64_t wave;
+  Pointer x, y;
+  Sizes shape;
+  int64_t groups;
+  Pointer scale, shift;
+  float epsilon;
+  bool relu;
+  Pointer sums;
+  int64_t sums_stride;
+
+  GroupNormStep(int64_t wave, Pointer x, Pointer y, const Sizes& shape, int64_t groups, Pointer scale, Pointer shift,
+                float epsilon, bool relu, Pointer sums, int64_t sums_stride)
+      : wave(wave),
+        x(x),
+        y(y),
+        shape(shape),
+        groups(groups),
+        scale(scale),
+        shift(shift),
+        epsilon(epsilon),
+        relu(relu),
+        sums(sums),
+        sums_stride(sums_stride) {
+    require(!is_null(x) && !is_null(y) && !is_null(scale) && !is_null(shift), "a group norm without a map or a vector");
+    for (const int64_t size : shape) require(size > 0, "a group norm with a size of " + std::to_string(size));
+    require(groups > 0 && shape[1] % groups == 0 && shape[1] % cpu::kPackedNr == 0,
+            "a group norm of " + std::to_string(shape[1]) + " channels in " + std::to_string(groups) + " groups");
+    int64_t block = shape[1] / groups;
+    while (block % cpu::kPackedNr != 0) block += shape[1] / groups;
+    require(shape[1] % block == 0, "a group norm whose groups are no whole panels together");
+    require(is_null(sums) || sums_stride >= shape[1], "a group norm without room for its sums");
+    check_pitch(x, shape[1]), check_pitch(y, shape[1]);
+  }
+};
+
+struct MaskStep {
+  int64_t wave;
+  Windows windows;
+  Pointer inner, outer, out, counts;
+  int64_t group;
+  bool either;
+  int64_t counts_stride, channels;
+
+  MaskStep(int64_t wave, const Windows& windows, Pointer inner, Pointer outer, Pointer out, Pointer counts,
+           int64_t group, bool either, int64_t counts_stride, int64_t channels)
+      : wave(wave),
+        windows(windows),
+        inner(inner),
+        outer(outer),
+        out(out),
+        counts(counts),
+        group(group),
+        either(either),
+        counts_stride(counts_stride),
+        channels(channels) {
+    require(!is_null(inner) || !is_null(outer), "a mask of nothing");
+    require(group > 0 && (group % cpu::kPackedNr == 0 ? windows.value.k % group == 0 : cpu::kPackedNr % group == 0),
+            "a mask in groups of " + std::to_string(group) + " channels");
+    require(channels <= windows.value.k && (is_null(counts) || counts_stride >= channels),
+            "a mask without room for its counts");
+  }
+};
+
+struct MaskCheckStep {
+  int64_t wave;
+  Pointer mask, out;
+  Sizes shape;
+  int64_t begin, step, out_stride;
+
+  MaskCheckStep(int64_t wave, Pointer mask, const Sizes& shape, int64_t begin, int64_t step, Pointer out,
+                int64_t out_stride)
+      : wave(wave), mask(mask), out(out), shape(shape), begin(begin), step(step), out_stride(out_stride) {
+    require(!is_null(mask) && !is_null(out), "a check without a mask, or a place for its answers");
+    for (const int64_t size : shape) require(size > 0, "a check with a size of " + std::to_string(size));
+    require(shape[1] % cpu::kPackedNr == 0, "a check of a mask of " + std::to_string(shape[1]) + " channels");
+    require(begin >= 0 && step > 0 && out_stride > 0,
+            "a check of positions from " + std::to_string(begin) + " on, " + std::to_string(step) + " apart");
+  }
+};
+
+using AnyStep =
+    std::variant<ConvolutionStep, PointwiseStep, CheckStep, PoolStep, GroupNormStep, MaskStep, MaskCheckStep>;
+
+template <class... Steps>
+AnyStep cast_any(py::handle object, const std::variant<Steps...>*) {
+  std::optional<AnyStep> found;
+  ((py::isinstance<Steps>(object) ? (void)found.emplace(object.cast<Steps>()) : (void)0), ...);
+  if (found) return *found;
+  throw std::invalid_argument("a " + std::string(py::str(py::type::of(object).attr("__name__"))) +
+                              " in place of a step");
+}
 
 int64_t wave_of(const AnyStep& any) {
   return std::visit([](const auto& step) { return step.wave; }, any);
 }
 
-AnyStep to_step(py::handle object) {
-  if (py::isinstance<ConvolutionStep>(object)) return object.cast<ConvolutionStep>();
-  if (py::isinstance<PointwiseStep>(object)) return object.cast<PointwiseStep>();
-  if (py::isinstance<CheckStep>(object)) return object.cast<CheckStep>();
-  throw std::invalid_argument("a " + std::string(py::str(py::type::of(object).attr("__name__"))) +
-                              " in place of a ConvolutionStep, PointwiseStep or CheckStep");
-}
+AnyStep to_step(py::handle object) { return cast_any(object, static_cast<const AnyStep*>(nullptr)); }
 
 // A pointer, once the buffers are known.
 class Resolver {
@@ -194,17 +351,21 @@ class Resolver {
 
   cpu::Map map(const Pointer& pointer) const { return {(*this)(pointer), pointer[2]}; }
 
+  uint16_t* bits(const Pointer& pointer) const { return reinterpret_cast<uint16_t*>((*this)(pointer)); }
+
   void add(cpu::Convolution& job, const Epilogue& epilogue) const {
     job.y = map(epilogue.y), job.sums = (*this)(epilogue.sums), job.sums_stride = epilogue.sums_stride;
     job.bias = (*this)(epilogue.bias), job.residual = map(epilogue.residual);
     job.relu_mask = map(epilogue.relu_mask), job.scale = (*this)(epilogue.scale);
-    job.skip = map(epilogue.skip), job.relu = epilogue.relu, job.statistic = epilogue.statistic;
+    job.skip = map(epilogue.skip), job.statistic = epilogue.statistic;
+    job.activation = epilogue.activation, job.upper = epilogue.upper, job.channels = epilogue.channels;
+    job.bits = bits(epilogue.bits);
   }
 
   cpu::Step operator()(const ConvolutionStep& step) const {
-    cpu::Step made = {step.wave, {}, {}};
+    cpu::Step made = {step.wave, cpu::kConvolutionStep, {}};
     cpu::Convolution& job = made.convolution;
-    job.algorithm = step.algorithm, job.x = map(step.x), job.packed = (*this)(step.packed);
+    job.group = step.group, job.algorithm = step.algorithm, job.x = map(step.x), job.packed = (*this)(step.packed);
     job.n = step.shape[0], job.c = step.shape[1], job.h = step.shape[2], job.w = step.shape[3];
     job.out_h = step.out[0], job.out_w = step.out[1], job.k = step.outputs;
     job.kernel_h = step.kernel[0], job.kernel_w = step.kernel[1];
@@ -218,20 +379,50 @@ class Resolver {
   }
 
   cpu::Step operator()(const PointwiseStep& step) const {
-    cpu::Step made = {step.wave, {}, {}};
+    cpu::Step made = {step.wave, cpu::kConvolutionStep, {}};
     cpu::Convolution& job = made.convolution;
-    job.algorithm = cpu::kPointwise, job.x = map(step.x), job.factor = (*this)(step.factor);
+    job.factor_stride = step.factor_stride, job.algorithm = cpu::kPointwise, job.x = map(step.x),
+    job.factor = (*this)(step.factor);
     job.n = step.shape[0], job.c = job.k = step.shape[1];
-    job.h = job.out_h = step.shape[2], job.w = job.out_w = step.shape[3];
+    job.h = job.out_h = job.y_h = step.shape[2], job.w = job.out_w = job.y_w = step.shape[3];
     add(job, step.epilogue);
     return made;
   }
 
   cpu::Step operator()(const CheckStep& step) const {
-    return {step.wave,
-            {},
-            {map(step.y), (*this)(step.out), step.shape[0], step.shape[2], step.shape[3], step.begin, step.step,
-             step.first, step.last, step.out_stride}};
+    cpu::Step made = {step.wave, cpu::kCheckStep, {}};
+    made.active = {map(step.y), (*this)(step.out), step.shape[0], step.shape[2], step.shape[3],
+                   step.begin,  step.step,         step.first,    step.last,     step.out_stride};
+    return made;
+  }
+
+  cpu::Step operator()(const PoolStep& step) const {
+    cpu::Step made = {step.wave, cpu::kPoolStep, {}};
+    made.pool = {map(step.x),  map(step.y),      step.windows.value,   step.kind,          step.pad_zeros,
+                 step.divisor, bits(step.alive), (*this)(step.counts), step.counts_stride, step.channels};
+    return made;
+  }
+
+  cpu::Step operator()(const GroupNormStep& step) const {
+    cpu::Step made = {step.wave, cpu::kGroupNormStep, {}};
+    made.norm = {map(step.x),   map(step.y), step.shape[0],       step.shape[2] * step.shape[3],
+                 step.shape[1], step.groups, (*this)(step.scale), (*this)(step.shift),
+                 step.epsilon,  step.relu,   (*this)(step.sums),  step.sums_stride};
+    return made;
+  }
+
+  cpu::Step operator()(const MaskStep& step) const {
+    cpu::Step made = {step.wave, cpu::kMaskStep, {}};
+    made.mask = {bits(step.inner), bits(step.outer),     step.windows.value, step.group,   step.either,
+                 bits(step.out),   (*this)(step.counts), step.counts_stride, step.channels};
+    return made;
+  }
+
+  cpu::Step operator()(const MaskCheckStep& step) const {
+    cpu::Step made = {step.wave, cpu::kMaskCheckStep, {}};
+    made.mask_check = {bits(step.mask), (*this)(step.out), step.shape[0], step.shape[2],  step.shape[3],
+                       step.shape[1],   step.begin,        step.step,     step.out_stride};
+    return made;
   }
 
  private:
@@ -300,30 +491,66 @@ void define_executor(py::module_& m) {
   m.attr("PACKED_KC") = cpu::kPackedKc;
   m.attr("ALGORITHMS") = py::dict(py::arg("indirect_gemm") = static_cast<int>(cpu::kIndirectGemm),
                                   py::arg("winograd_f2") = static_cast<int>(cpu::kWinogradF2),
+                                  py::arg("grouped") = static_cast<int>(cpu::kGrouped),
                                   py::arg("winograd_f4") = static_cast<int>(cpu::kWinogradF4));
   m.attr("STATISTICS") =
       py::dict(py::arg("sum") = static_cast<int>(cpu::kSum), py::arg("abs_sum") = static_cast<int>(cpu::kAbsSum),
                py::arg("positive") = static_cast<int>(cpu::kPositive));
+  m.attr("ACTIVATIONS") =
+      py::dict(py::arg("identity") = static_cast<int>(cpu::kIdentity), py::arg("relu") = static_cast<int>(cpu::kRelu),
+               py::arg("sigmoid") = static_cast<int>(cpu::kSigmoid));
+  m.attr("POOLINGS") =
+      py::dict(py::arg("maximum") = static_cast<int>(cpu::kMaximum), py::arg("mean") = static_cast<int>(cpu::kMean));
 
   py::class_<Epilogue>(m, "Epilogue")
-      .def(py::init<Pointer, Pointer, Pointer, Pointer, Pointer, Pointer, Pointer, int64_t, bool, int>(), py::kw_only(),
-           py::arg("y"), py::arg("bias") = kNull, py::arg("residual") = kNull, py::arg("relu_mask") = kNull,
-           py::arg("scale") = kNull, py::arg("skip") = kNull, py::arg("sums") = kNull, py::arg("sums_stride") = 0,
-           py::arg("relu") = false, py::arg("statistic") = static_cast<int>(cpu::kSum));
+      .def(py::init<Pointer, Pointer, Pointer, Pointer, Pointer, Pointer, Pointer, Pointer, int64_t, int64_t, int,
+                    float, int>(),
+           py::kw_only(), py::arg("y"), py::arg("bias") = kNull, py::arg("residual") = kNull,
+           py::arg("relu_mask") = kNull, py::arg("scale") = kNull, py::arg("skip") = kNull, py::arg("sums") = kNull,
+           py::arg("bits") = kNull, py::arg("sums_stride") = 0, py::arg("channels"),
+           py::arg("activation") = static_cast<int>(cpu::kIdentity),
+           py::arg("upper") = std::numeric_limits<float>::infinity(),
+           py::arg("statistic") = static_cast<int>(cpu::kSum));
   py::class_<ConvolutionStep>(m, "ConvolutionStep")
-      .def(py::init<int64_t, int, Pointer, const Sizes&, Pointer, int64_t, const Pair&, int64_t, const Pair&,
+      .def(py::init<int64_t, int, Pointer, const Sizes&, Pointer, int64_t, const Pair&, int64_t, int64_t, const Pair&,
                     const Pair&, const Pair&, const Pair&, const Pair&, const Pair&, const Pair&, const Epilogue&>(),
            py::kw_only(), py::arg("wave"), py::arg("algorithm"), py::arg("x"), py::arg("shape"), py::arg("packed"),
-           py::arg("packed_size"), py::arg("out"), py::arg("outputs"), py::arg("kernel"), py::arg("stride"),
-           py::arg("padding"), py::arg("dilation"), py::arg("y_size"), py::arg("begin"), py::arg("step"),
-           py::arg("epilogue"));
+           py::arg("packed_size"), py::arg("out"), py::arg("outputs"), py::arg("group") = 0, py::arg("kernel"),
+           py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("y_size"), py::arg("begin"),
+           py::arg("step"), py::arg("epilogue"));
   py::class_<PointwiseStep>(m, "PointwiseStep")
-      .def(py::init<int64_t, Pointer, const Sizes&, Pointer, const Epilogue&>(), py::kw_only(), py::arg("wave"),
-           py::arg("x"), py::arg("shape"), py::arg("factor"), py::arg("epilogue"));
+      .def(py::init<int64_t, Pointer, const Sizes&, Pointer, int64_t, const Epilogue&>(), py::kw_only(),
+           py::arg("wave"), py::arg("x"), py::arg("shape"), py::arg("factor"), py::arg("factor_stride") = 0,
+           py::arg("epilogue"));
   py::class_<CheckStep>(m, "CheckStep")
       .def(py::init<int64_t, Pointer, const Sizes&, int64_t, int64_t, int64_t, int64_t, Pointer, int64_t>(),
            py::kw_only(), py::arg("wave"), py::arg("y"), py::arg("shape"), py::arg("begin"), py::arg("step"),
            py::arg("first"), py::arg("last"), py::arg("out"), py::arg("out_stride"));
+  py::class_<Windows>(m, "Windows")
+      .def(py::init<const Sizes&, const Pair&, const Pair&, const Pair&, const Pair&, const Pair&>(), py::kw_only(),
+           py::arg("shape"), py::arg("out"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
+           py::arg("dilation"));
+  py::class_<PoolStep>(m, "PoolStep")
+      .def(
+          py::init<int64_t, Pointer, Pointer, const Windows&, int, bool, int64_t, Pointer, Pointer, int64_t, int64_t>(),
+          py::kw_only(), py::arg("wave"), py::arg("x"), py::arg("y"), py::arg("windows"), py::arg("kind"),
+          py::arg("pad_zeros") = false, py::arg("divisor") = 0, py::arg("alive") = kNull, py::arg("counts") = kNull,
+          py::arg("counts_stride") = 0, py::arg("channels"));
+  py::class_<GroupNormStep>(m, "GroupNormStep")
+      .def(
+          py::init<int64_t, Pointer, Pointer, const Sizes&, int64_t, Pointer, Pointer, float, bool, Pointer, int64_t>(),
+          py::kw_only(), py::arg("wave"), py::arg("x"), py::arg("y"), py::arg("shape"), py::arg("groups"),
+          py::arg("scale"), py::arg("shift"), py::arg("epsilon"), py::arg("relu") = false, py::arg("sums") = kNull,
+          py::arg("sums_stride") = 0);
+  py::class_<MaskStep>(m, "MaskStep")
+      .def(py::init<int64_t, const Windows&, Pointer, Pointer, Pointer, Pointer, int64_t, bool, int64_t, int64_t>(),
+           py::kw_only(), py::arg("wave"), py::arg("windows"), py::arg("inner") = kNull, py::arg("outer") = kNull,
+           py::arg("out") = kNull, py::arg("counts") = kNull, py::arg("group") = 1, py::arg("either") = false,
+           py::arg("counts_stride") = 0, py::arg("channels"));
+  py::class_<MaskCheckStep>(m, "MaskCheckStep")
+      .def(py::init<int64_t, Pointer, const Sizes&, int64_t, int64_t, Pointer, int64_t>(), py::kw_only(),
+           py::arg("wave"), py::arg("mask"), py::arg("shape"), py::arg("begin"), py::arg("step"), py::arg("out"),
+           py::arg("out_stride"));
   py::class_<Executable>(m, "Executable")
       .def(py::init<const py::list&>(), py::arg("steps"))
       .def("run", &Executable::run, py::arg("buffers"), py::arg("threads"), py::arg("callback") = py::none());

@@ -52,14 +52,6 @@ void define_maps(py::module_& m) {
                                         1});
         });
 
-  m.def("pooled_logits",
-        [](uintptr_t x, Sizes sizes, uintptr_t weight, uintptr_t bias, uintptr_t pooled, uintptr_t logits) {
-          py::gil_scoped_release unlocked;
-          active_level().pooled_logits({reinterpret_cast<const float*>(x), sizes[0], sizes[1], sizes[2], sizes[3],
-                                        reinterpret_cast<const float*>(weight), reinterpret_cast<const float*>(bias),
-                                        reinterpret_cast<float*>(pooled), reinterpret_cast<float*>(logits)});
-        });
-
   m.def("output_component", [](uintptr_t logits, std::array<int64_t, 3> sizes, uintptr_t weight, float factor,
                                uintptr_t slopes, uintptr_t out) {
     py::gil_scoped_release unlocked;

@@ -8,6 +8,9 @@
 #include <stdlib.h>
 
 #include "cpu/conv/tiling.h"
+#include "cpu/group_norm.h"
+#include "cpu/mask.h"
+#include "cpu/pool.h"
 
 namespace {
 
@@ -20,6 +23,7 @@ struct Task {
   float* totals;
   int64_t pitch;
   int64_t items;
+  bool in_place;
   int64_t pieces;  // of all tasks that make one map together; set for the first of them, and 0 for the others
 };
 
@@ -71,40 +75,68 @@ inline void cpu_relax() {
 #endif
 }
 
+// What all kinds of steps but convolutions have: items that are what they are, and room that each needs.
+template <class Use>
+void with_kernel(const Step& step, Use use) {
+  switch (step.kind) {
+    case gaia::cpu::kPoolStep: return use(Pooling(step.pool));
+    case gaia::cpu::kGroupNormStep: return use(GroupNormalisation(step.norm));
+    case gaia::cpu::kMaskStep: return use(Masking(step.mask));
+    case gaia::cpu::kMaskCheckStep: return use(MaskChecking(step.mask_check));
+    case gaia::cpu::kCheckStep:
+    case gaia::cpu::kConvolutionStep: return;
+  }
+}
+
+const Convolution* summing(const Step& step) {
+  const bool sums = step.kind == gaia::cpu::kConvolutionStep && step.convolution.sums != nullptr;
+  return sums ? &step.convolution : nullptr;
+}
+
 // Cuts the steps of a wave; returns the floats that the sums of their pieces need.
 int64_t cut_wave(const Step* steps, Task* tasks, Wave& wave, int threads) {
   int64_t floats = 0;
   for (int64_t s = wave.begin; s < wave.end; ++s) {
     Task& task = tasks[s];
-    const Convolution& job = steps[s].convolution;
     task = {};
-    if (steps[s].active.out != nullptr) {
+    if (steps[s].kind == gaia::cpu::kCheckStep) {
       task.items = steps[s].active.n;
-    } else {
+    } else if (steps[s].kind == gaia::cpu::kConvolutionStep) {
+      const Convolution& job = steps[s].convolution;
       task.cut = with_algorithm(job, [&](const auto& algorithm) { return cut(algorithm, threads); });
       task.items = task.cut.items();
+    } else {
+      with_kernel(steps[s], [&](const auto& kernel) {
+        task.items = kernel.items();
+        task.cut.scratch = kernel.scratch();
+        task.cut.operations = kernel.operations();
+      });
+    }
+    if (const Convolution* const job = summing(steps[s])) {
       int64_t first = s;
-      while (job.sums != nullptr && first > wave.begin && steps[first - 1].convolution.sums == job.sums) --first;
+      while (first > wave.begin && summing(steps[first - 1]) && steps[first - 1].convolution.sums == job->sums) --first;
       tasks[first].pieces += task.cut.pieces.count;
-      if (job.sums != nullptr) floats += task.cut.pieces.count * job.n * job.k;
+      floats += task.cut.pieces.count * job->n * job->k;
     }
     wave.left += task.items;
   }
   return floats;
 }
 
-// Where the tasks of a wave put the sums of their pieces: in place where there is one, else in `partial`.
+// Where the tasks of a wave put the sums of their pieces: in place where there is one, and room for what channels are
+// padded by; else in `partial`.
 float* place_sums(const Step* steps, Task* tasks, const Wave& wave, float* partial) {
   int64_t before = 0, all = 0;
   for (int64_t s = wave.begin; s < wave.end; ++s) {
     Task& task = tasks[s];
-    const Convolution& job = steps[s].convolution;
-    if (steps[s].active.out != nullptr || job.sums == nullptr) continue;
+    const Convolution* const job = summing(steps[s]);
+    if (job == nullptr) continue;
     if (task.pieces > 0) before = 0, all = task.pieces;
-    task.totals = all == 1 ? job.sums : partial + before * job.k;
-    task.pitch = all == 1 ? job.sums_stride : all * job.k;
+    task.in_place = all == 1 && job->channels == job->k;
+    task.totals = task.in_place ? job->sums : partial + before * job->k;
+    task.pitch = task.in_place ? job->sums_stride : all * job->k;
     before += task.cut.pieces.count;
-    if (before == all && all > 1) partial += job.n * all * job.k;
+    if (before == all && !task.in_place) partial += job->n * all * job->k;
   }
   return partial;
 }
@@ -112,27 +144,36 @@ float* place_sums(const Step* steps, Task* tasks, const Wave& wave, float* parti
 void add_pieces(const Step* steps, const Task* tasks, const Wave& wave) {
   for (int64_t s = wave.begin; s < wave.end; ++s) {
     const Task& task = tasks[s];
-    const Convolution& job = steps[s].convolution;
-    if (job.sums == nullptr || task.pieces < 2) continue;
-    for (int64_t image = 0; image < job.n; ++image) {
-      for (int64_t k = 0; k < job.k; k += kLanes) {
+    const Convolution* const job = summing(steps[s]);
+    if (job == nullptr || task.pieces == 0 || task.in_place) continue;
+    for (int64_t image = 0; image < job->n; ++image) {
+      for (int64_t k = 0; k < job->channels; k += kLanes) {
         Vec sum = {};
         for (int64_t piece = 0; piece < task.pieces; ++piece)
-          sum += Float32::load(task.totals + image * task.pitch + piece * job.k + k);
-        Float32::store(job.sums + image * job.sums_stride + k, sum);
+          sum += Float32::load(task.totals + image * task.pitch + piece * job->k + k);
+        float* const to = job->sums + image * job->sums_stride + k;
+        if (k + kLanes <= job->channels) {
+          Float32::store(to, sum);
+        } else {
+          store_part<Float32>(to, sum, job->channels - k);
+        }
       }
     }
   }
 }
 
 void run_item(const Step& step, const Task& task, int64_t item, float* scratch) {
-  if (step.active.out != nullptr) {
+  if (step.kind == gaia::cpu::kConvolutionStep) {
+    return with_algorithm(step.convolution, [&](const auto& algorithm) {
+      run(algorithm, task.cut, item, scratch, task.totals, task.pitch);
+    });
+  }
+  if (step.kind == gaia::cpu::kCheckStep) {
     gaia::cpu::ActiveEverywhere one = step.active;
     one.n = 1, one.y.data += item * one.h * one.w * one.y.pitch, one.out += item * one.out_stride;
     return gaia::cpu::active_everywhere(one);
   }
-  with_algorithm(step.convolution,
-                 [&](const auto& algorithm) { run(algorithm, task.cut, item, scratch, task.totals, task.pitch); });
+  with_kernel(step, [&](const auto& kernel) { kernel.run(item, scratch); });
 }
 
 void run_wave(const Step* steps, Task* tasks, Wave& wave, float* scratch) {

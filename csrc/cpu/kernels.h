@@ -14,9 +14,11 @@ constexpr int kPackedNr = 16;
 constexpr int kPackedPanels = 4;
 constexpr int64_t kPackedKc = 256;  // inputs that are summed in one chain
 
-// How a convolution is computed: not at all, as a product with its windows where they lie, or by Winograd's
-// F(2 x 2, 3 x 3) or F(4 x 4, 3 x 3).
-enum Algorithm { kPointwise = 0, kIndirectGemm = 1, kWinogradF2 = 2, kWinogradF4 = 4 };
+// How a convolution is computed: not at all, as a product with its windows where they lie, by Winograd's
+// F(2 x 2, 3 x 3) or F(4 x 4, 3 x 3), or group by group.
+enum Algorithm { kPointwise = 0, kIndirectGemm = 1, kWinogradF2 = 2, kGrouped = 3, kWinogradF4 = 4 };
+
+enum Activation { kIdentity = 0, kRelu = 1, kSigmoid = 2 };
 
 // A map in the order N, H, W, channels; `pitch` floats lie between two positions.
 struct Map {
@@ -26,30 +28,91 @@ struct Map {
 
 // A convolution and what stands behind it.
 //   z = convolution of x with the packed weights + bias + residual
-//   z = relu ? max(z, 0) : z;  z = relu_mask <= 0 ? 0 : z
-//   sums = sum over space of z, |z| or [z > 0]
+//   z = activation of z: min(max(z, 0), upper), or the sigmoid
+//   z = 0 < relu_mask < upper ? z : 0
+//   sums = sum over space of z, |z| or [0 < z < upper]
 //   y = z * scale + skip
-// Without weights (kPointwise), x * factor takes the convolution's place.
+// Without weights (kPointwise), x * factor takes the convolution's place. Channels are padded to whole panels: what
+// lies behind the last of them is zero in every map that is read, and is written as zero.
 struct Convolution {
   Map x;
   const float* packed;
   const float* bias;    // K of them, or null
   Map residual;         // added; or null
   Map relu_mask;        // or null
-  const float* factor;  // K of them, or null; for kPointwise
+  const float* factor;  // K of them, or null, `factor_stride` floats from image to image; for kPointwise
   const float* scale;   // K of them, or null
   Map skip;             // or null
   Map y;
   float* sums;  // (N, K), rows `sums_stride` apart, or null; shared by the steps of a wave that make one map together
   int64_t n, h, w, c;
-  int64_t out_h, out_w, k;                                                               // k a multiple of 16
+  int64_t out_h, out_w, k;                                                               // k padded to a multiple of 16
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;  // pads may be negative
   // Output (i, j) is position (begin_h + i * step_h, begin_w + j * step_w) of y; not for Winograd.
   int64_t y_h, y_w, begin_h, begin_w, step_h, step_w;
   int64_t sums_stride;
+  int64_t channels;  // k without what it is padded by
+  int64_t factor_stride;
+  int64_t group;        // channels of a group, in and out, for kGrouped: a divisor or a multiple of 16
   Algorithm algorithm;  // Winograd needs c a multiple of 16
-  bool relu;
+  Activation activation;
+  float upper;  // infinite where there is no bound
   Statistic statistic;
+  uint16_t* bits;  // [0 < z < upper], see Mask; or null
+};
+
+// Windows over a map, whose outputs are y.
+struct Windows {
+  int64_t n, h, w, k;  // k a multiple of 16
+  int64_t out_h, out_w, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+};
+
+enum PoolKind { kMaximum = 0, kMean = 1 };
+
+// y = the maximum or the mean of each window of x. Outside of x lies nothing, or, with `pad_zeros`, zeros; `divisor` is
+// what a mean divides by, 0 for the number of positions that are inside.
+struct Pool {
+  Map x, y;
+  Windows windows;
+  PoolKind kind;
+  bool pad_zeros;
+  int64_t divisor;
+  // Of a maximum: counts[n * counts_stride + k] = the positions of x that are positive and the first maximum of a
+  // window with a bit in `alive` (all windows without); or null.
+  const uint16_t* alive;
+  float* counts;
+  int64_t counts_stride, counts_k;
+};
+
+// y = (x - mean) / sqrt(variance + epsilon) * scale + shift, over the positions and the channels of each group of an
+// image; then its ReLU, if asked for. sums: of [y > 0] over space, or null.
+struct GroupNorm {
+  Map x, y;
+  int64_t n, area, k, groups;  // k a multiple of 16 and of groups
+  const float* scale;          // K of them
+  const float* shift;
+  float epsilon;
+  bool relu;
+  float* sums;
+  int64_t sums_stride;
+};
+
+// Words between the planes of two panels in the mask of a map with so many positions.
+inline int64_t mask_plane(int64_t positions) { return (positions + 1) / 2 * 2; }
+
+// Bits of a map, one a channel, 16 of them a word: those of channels 16 p to 16 p + 15 at position i of all images' are
+// word p * mask_plane(n * h * w) + i.
+// m = inner, and of these (with `either`, besides these) the entries of which a window has a bit in `outer`; where
+// channels are in groups of `group`, a bit of the same group. Without `outer`, m = inner.
+struct Mask {
+  const uint16_t* inner;  // or null for all
+  const uint16_t* outer;  // or null
+  Windows windows;
+  int64_t group;
+  bool either;
+  uint16_t* out;  // or null
+  float* counts;  // of the bits of each channel, or null
+  int64_t counts_stride, counts_k;
 };
 
 // out[i * out_stride] = 1 where each position of y (n, h, w, k) from `begin` on in `step`s, on both axes, has a
@@ -63,22 +126,30 @@ struct ActiveEverywhere {
   int64_t out_stride;
 };
 
-// One step of an executable: a convolution, or where `active.out` is set, a check. Those of one wave (numbered from 0
-// on, in order) do not need each other. No std::variant: what level.cpp includes may not use standard templates.
-struct Step {
-  int64_t wave;
-  Convolution convolution;
-  ActiveEverywhere active;
+// out[i * out_stride] = 1 where of each position from `begin` on in `step`s, on both axes, some channel has a bit.
+struct MaskCheck {
+  const uint16_t* mask;
+  float* out;
+  int64_t n, h, w, k;
+  int64_t begin, step;
+  int64_t out_stride;
 };
 
-// logits[n][c] = sum over k of mean over space of x[n] * weight[c] + bias[c]; k a multiple of 16.
-struct LinearHead {
-  const float* x;  // (n, area, k)
-  int64_t n, area, k, classes;
-  const float* weight;  // (classes, k)
-  const float* bias;    // or null
-  float* pooled;        // room for k
-  float* logits;
+enum StepKind { kConvolutionStep, kCheckStep, kPoolStep, kGroupNormStep, kMaskStep, kMaskCheckStep };
+
+// One step of an executable. Those of one wave (numbered from 0 on, in order) do not need each other. No std::variant:
+// what level.cpp includes may not use standard templates.
+struct Step {
+  int64_t wave;
+  StepKind kind;
+  union {
+    Convolution convolution;
+    ActiveEverywhere active;
+    Pool pool;
+    GroupNorm norm;
+    Mask mask;
+    MaskCheck mask_check;
+  };
 };
 
 // out[n] = sqrt(factor * mean over k of |sum over c of (1 - classes * softmax(logits[n])[c]) * weight[c][k]|)
@@ -110,7 +181,6 @@ struct KernelTable {
   // Writes y = relu(x * scale + shift + residual) and counts its non-zeros; scale and shift have K values or are null.
   void (*relu_forward_count)(const gaia_map& x, const gaia_map* residual, const float* scale, const float* shift,
                              const gaia_map& y, const gaia_moments& out, int threads);
-  void (*pooled_logits)(const LinearHead& job);
   void (*output_component)(const OutputComponent& job);
 };
 

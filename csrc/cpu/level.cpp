@@ -15,7 +15,7 @@ namespace gaia::cpu {
 
 const KernelTable& GAIA_JOIN(GAIA_LEVEL, _table)() {
   static const KernelTable table = {GAIA_STRING(GAIA_LEVEL), channel_moments, relu_backward_moments, execute,
-                                    relu_forward_count,      pooled_logits,   output_component};
+                                    relu_forward_count,      output_component};
   return table;
 }
 

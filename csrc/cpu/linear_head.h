@@ -1,42 +1,17 @@
-// A linear head: the logits behind a mean over space, and the output component of GAIA-A that they have. For a few
-// images; many are matrix products. Only for level.cpp.
+// The output component of GAIA-A that the logits of a linear head have. For a few images; many are matrix products.
+// Only for level.cpp.
 #pragma once
 
 #include "cpu/tuning.h"
 
 namespace {
 
-using gaia::cpu::LinearHead;
 using gaia::cpu::OutputComponent;
 
 inline float add_lanes(Vec x) {
   float total = 0;
   for (int i = 0; i < kLanes; ++i) total += x[i];
   return total;
-}
-
-void pooled_logits(const LinearHead& job) {
-  const FloatMode mode;
-  const float inverse = 1.0f / static_cast<float>(job.area);
-  for (int64_t image = 0; image < job.n; ++image) {
-    const float* const x = job.x + image * job.area * job.k;
-    for (int64_t k = 0; k < job.k; k += kLanes) {
-      Vec sum = {};
-      for (int64_t at = 0; at < job.area; ++at) sum += Float32::load(x + at * job.k + k);
-      Float32::store(job.pooled + k, sum * inverse);
-    }
-    for (int64_t c = 0; c < job.classes; c += kHeadClasses) {
-      const int64_t end = job.classes - c < kHeadClasses ? job.classes - c : kHeadClasses;
-      Vec sums[kHeadClasses] = {};
-      for (int64_t k = 0; k < job.k; k += kLanes) {
-        const Vec mean = Float32::load(job.pooled + k);
-        for (int64_t j = 0; j < end; ++j) sums[j] += mean * Float32::load(job.weight + (c + j) * job.k + k);
-      }
-      for (int64_t j = 0; j < end; ++j) {
-        job.logits[image * job.classes + c + j] = add_lanes(sums[j]) + (job.bias != nullptr ? job.bias[c + j] : 0.0f);
-      }
-    }
-  }
 }
 
 void output_component(const OutputComponent& job) {

@@ -188,6 +188,62 @@ inline void count_nonzero(IntVec& count, IntVec magnitude) {
 #endif
 }
 
+// Some of the lanes, as comparisons give them.
+#if defined(__AVX512F__)
+struct LaneMask {
+  __mmask16 set;
+  LaneMask operator&(LaneMask other) const { return {static_cast<__mmask16>(set & other.set)}; }
+};
+inline LaneMask greater(Vec a, Vec b) { return {_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ)}; }
+inline LaneMask equal(IntVec a, int32_t b) { return {_mm512_cmpeq_epi32_mask((__m512i)a, _mm512_set1_epi32(b))}; }
+inline unsigned bits_of(LaneMask mask) { return mask.set; }
+inline Vec add_where(LaneMask mask, Vec a, Vec b) {
+  return (Vec)_mm512_mask_add_ps((__m512)a, mask.set, (__m512)a, (__m512)b);
+}
+#else
+struct LaneMask {
+  IntVec set;
+  LaneMask operator&(LaneMask other) const { return {set & other.set}; }
+};
+inline LaneMask greater(Vec a, Vec b) { return {a > b}; }
+inline LaneMask equal(IntVec a, int32_t b) { return {a == b}; }
+inline unsigned bits_of(LaneMask mask) {
+#if defined(__AVX2__)
+  return static_cast<unsigned>(_mm256_movemask_ps((__m256)mask.set));
+#elif defined(__SSE2__)
+  return static_cast<unsigned>(_mm_movemask_ps((__m128)mask.set));
+#else
+  unsigned bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<unsigned>(mask.set[i] & 1) << i;
+  return bits;
+#endif
+}
+// a + b where a lane is set, a where none is.
+inline Vec add_where(LaneMask mask, Vec a, Vec b) { return a + (Vec)((IntVec)b & mask.set); }
+#endif
+
+// Lane i of the result is lane `from[i]` of x.
+inline Vec permute(Vec x, IntVec from) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_permutexvar_ps((__m512i)from, (__m512)x);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_permutevar8x32_ps((__m256)x, (__m256i)from);
+#else
+  return __builtin_shuffle(x, from);
+#endif
+}
+
+// Lanes of all ones where a bit is set.
+inline IntVec lanes_of(unsigned bits) {
+#if defined(__AVX512F__)
+  return (IntVec)_mm512_movm_epi32(static_cast<__mmask16>(bits));
+#else
+  IntVec lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = 1 << i;
+  return ((static_cast<int32_t>(bits) - IntVec{}) & lane) != 0;
+#endif
+}
+
 // Adds neighbours: lane i of the result is a sum over two lanes of a (lower half) or of b (upper half).
 template <class V>
 inline V add_neighbours(V a, V b) {

@@ -75,7 +75,4 @@ constexpr int64_t kParallelBytes = 8 << 20;
 // Elements that channel_moments fetches ahead: small maps are read faster than the hardware looks ahead.
 constexpr int64_t kPrefetchElements = 1024;
 
-// Classes of a linear head that are multiplied at once.
-constexpr int kHeadClasses = 4;
-
 }  // namespace

@@ -15,18 +15,21 @@ from gaia_fast.compiler.native.head import use_linear_head
 from gaia_fast.compiler.native.partition import partition
 from gaia_fast.compiler.native.score import use_score_kernel
 from gaia_fast.compiler.onnx.blocked_layout import to_blocked_layout
+from gaia_fast.compiler.onnx.pooling_argmax import expand_pooling_argmax
 from gaia_fast.compiler.onnx.saturation import expand_sigmoids
 from gaia_fast.compiler.passes.backward_operators import decompose_backward
 from gaia_fast.compiler.passes.channels_last import channels_last
 from gaia_fast.compiler.passes.constant_folding import fold_constants
 from gaia_fast.compiler.passes.hoisting import fold_batch_constants, sink_broadcasts
 from gaia_fast.compiler.passes.norm_folding import fold_norms
+from gaia_fast.compiler.passes.padding_folding import fold_padding
 from gaia_fast.compiler.passes.recorded_copies import copy_returned_constants, drop_identities
 from gaia_fast.compiler.passes.reshape_views import reshape_views
 
 RETURN_POOL_INDICES = Pass("return pool indices", return_pool_indices)
 RESHAPE_VIEWS = Pass("reshape views", reshape_views)
 FOLD_CONSTANTS = Pass("fold constants", fold_constants)
+FOLD_PADDING = Pass("fold padding", fold_padding)
 FOLD_NORMS = Pass("fold norms", fold_norms, requires=[FOLD_CONSTANTS])
 DROP_IDENTITIES = Pass("drop identities", drop_identities)
 DECOMPOSE_BACKWARD = Pass("decompose backward", decompose_backward)
@@ -38,6 +41,7 @@ LINEAR_HEAD = Pass("linear head", use_linear_head, requires=[RESHAPE_VIEWS])
 SCORE = Pass("score", use_score_kernel)
 PARTITION = Pass("partition", partition, requires=[FUSE])
 EXPAND_SIGMOIDS = Pass("expand sigmoids", expand_sigmoids)
+EXPAND_POOLING_ARGMAX = Pass("expand pooling argmax", expand_pooling_argmax)
 BLOCKED_LAYOUT = Pass("blocked layout", to_blocked_layout)
 CHANNELS_LAST = Pass("channels last", channels_last)
 
@@ -46,6 +50,7 @@ CAPTURED = (
     FOLD_CONSTANTS,  # a norm is folded where its parameters are constants
     FOLD_NORMS,
     FOLD_CONSTANTS,  # the factors and shifts that norms left
+    FOLD_PADDING,
 )
 # What was recorded of logits, gradients and score.
 RECORDED = (
@@ -68,6 +73,7 @@ KERNELS = (
 NATIVE = (*KERNELS, PARTITION)
 # For onnxruntime.
 ONNX = (
+    EXPAND_POOLING_ARGMAX,
     EXPAND_SIGMOIDS,  # before the layout: its sums and products are written in that, too
     BLOCKED_LAYOUT,
     FOLD_CONSTANTS,  # the areas that sums were divided by

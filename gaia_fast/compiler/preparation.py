@@ -22,7 +22,7 @@ from gaia_fast.inspection.head import Head, find_head
 from gaia_fast.inspection.layers import InspectedLayer, explicit_names, inspected_layers
 from gaia_fast.inspection.survey import Passes, nothing
 from gaia_fast.method import Method
-from gaia_fast.options import AUTO, Measure, Runtime
+from gaia_fast.options import AUTO, Measure, Runtime, Tune
 from gaia_fast.reference import Reference, copy_in
 
 Run = Callable[[Tensor], Iterable[Tensor]]
@@ -92,7 +92,12 @@ class Source:
 @torch.inference_mode(False)
 @torch.no_grad()
 def prepare(
-    source: Source, x: Tensor, runtime: str, thorough: bool = False, dtype: torch.dtype | None = None
+    source: Source,
+    x: Tensor,
+    runtime: str,
+    thorough: bool = False,
+    dtype: torch.dtype | None = None,
+    tune: str = Tune.MODEL,
 ) -> Prepared:
     """Makes a program for images like `x`, and compares it with the reference on them.
 
@@ -102,6 +107,7 @@ def prepare(
         runtime: of `gaia_fast.options.Runtime`, or "auto".
         thorough: as in `sparsity.analyse`.
         dtype: to compute in; None for what the runtime does.
+        tune: of `gaia_fast.options.Tune`.
 
     Raises:
         ModelError: the model cannot be compiled, or what came out does not agree with the reference.
@@ -120,19 +126,19 @@ def prepare(
     if widened != plain.dtype:
         try:
             copied = source.in_dtype(widened, plain)
-            return _Preparation(copied, plain.to(widened), runtime, thorough).prepared(source.head, state)
+            return _Preparation(copied, plain.to(widened), runtime, thorough, tune).prepared(source.head, state)
         except ModelError as error:
             if runtime != AUTO:
                 who = f"runtime={runtime!r}" if dtype is None else "the file"
                 raise CompilationError(
                     f"{who} computes in {widened}, and the model, widened to it, cannot be compiled: {error}"
                 ) from error
-    return _Preparation(source, plain, runtime, thorough).prepared(source.head, state)
+    return _Preparation(source, plain, runtime, thorough, tune).prepared(source.head, state)
 
 
 class _Preparation:
-    def __init__(self, source: Source, x: Tensor, runtime: str, thorough: bool) -> None:
-        self.source, self.x, self.runtime, self.thorough = source, x, runtime, thorough
+    def __init__(self, source: Source, x: Tensor, runtime: str, thorough: bool, tune: str) -> None:
+        self.source, self.x, self.runtime, self.thorough, self.tune = source, x, runtime, thorough, tune
         self.verifier = source.verifier()
 
     @cached_property
@@ -171,7 +177,7 @@ class _Preparation:
         while True:
             checks = Checks(program.outputs, state) if runtimes.checks_itself(chosen.name, self.x) else None
             try:
-                runner = runtimes.make_runner(chosen.name, program, self.x, dynamic, checks)
+                runner = runtimes.make_runner(chosen.name, program, self.x, dynamic, checks, self.tune)
                 break
             except CompilationError as error:
                 if self.runtime != AUTO or chosen.name != Runtime.CUDAGRAPH:

@@ -29,9 +29,9 @@ class AutoEngine:
         why = f"not compiled: {refusal}" if refusal else "takes any eager model; prepare(...) compiles it, for speed"
         return EnginePlan(Choice("hooks", why), plan.backend)
 
-    def prepare(self, x: Tensor) -> None:
+    def prepare(self, x: Tensor, tune: str | None = None) -> None:
         try:
-            self._compiled.prepare(x)
+            self._compiled.prepare(x, tune)
             self._refusals.pop(x.shape[1:])
         except (ModelError, LayerError, BackendError) as error:
             self._refusals.put(x.shape[1:], str(error))

@@ -63,8 +63,8 @@ class Engine(Protocol):
     def plan(self, x: Tensor) -> EnginePlan:
         """Returns what `score` does on images like `x`, N at least 1; may prepare it."""
 
-    def prepare(self, x: Tensor) -> None:
-        """Makes what `score` needs for images like `x`.
+    def prepare(self, x: Tensor, tune: str | None = None) -> None:
+        """Makes what `score` needs for images like `x`; `tune` is of `gaia_fast.options.Tune`.
 
         Raises:
             ArgumentError: there is nothing to prepare. ModelError, BackendError: it cannot be made.

@@ -19,6 +19,7 @@ from gaia_fast.inspection import checks
 from gaia_fast.inspection.head import Head
 from gaia_fast.measurement import Measurement
 from gaia_fast.ops import result_checks
+from gaia_fast.options import Tune
 from gaia_fast.recent import Recent
 
 Key = tuple[torch.Size, torch.dtype, torch.device]
@@ -59,16 +60,16 @@ class CompiledEngine:
         backend = self._hooks.plan(x).backend
         return EnginePlan(Choice("compiled", why), backend, prepared.runtime, prepared.derivations, programs)
 
-    def prepare(self, x: Tensor) -> None:
-        self._prepare(x)
+    def prepare(self, x: Tensor, tune: str | None = None) -> None:
+        self._prepare(x, tune)
 
-    def _prepare(self, x: Tensor) -> Prepared:
+    def _prepare(self, x: Tensor, tune: str | None = None) -> Prepared:
         """The program for images like `x`, compared with the reference on them where it is new."""
         head = self._subject.head(x)
         with self._lock:
             found = self.program(x)
             if found is None:
-                found = prepare(_source(self._subject, head), x, self._runtime)
+                found = prepare(_source(self._subject, head), x, self._runtime, tune=tune or Tune.default())
                 self._prepared.put(_key(x), found)
             elif isinstance(found.runner, runtimes.FixedSizes):
                 found.runner.prepare(x.shape[0])

@@ -48,7 +48,7 @@ class HooksEngine:
     def plan(self, x: Tensor) -> EnginePlan:
         return EnginePlan(Choice("hooks", "asked for"), backends.choose(self._backend, x.device, x.dtype))
 
-    def prepare(self, x: Tensor) -> None:
+    def prepare(self, x: Tensor, tune: str | None = None) -> None:
         raise ArgumentError("engine='hooks' has nothing to prepare; use engine='compiled' or 'auto'")
 
     def program(self, x: Tensor) -> None:

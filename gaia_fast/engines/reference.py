@@ -30,7 +30,7 @@ class ReferenceEngine:
             )
         return EnginePlan(Choice("reference", "asked for"), Choice("torch", "the reference uses no kernels"))
 
-    def prepare(self, x: Tensor) -> None:
+    def prepare(self, x: Tensor, tune: str | None = None) -> None:
         raise ArgumentError("engine='reference' has nothing to prepare; use engine='compiled' or 'auto'")
 
     def program(self, x: Tensor) -> None:

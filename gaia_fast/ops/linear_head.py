@@ -1,4 +1,4 @@
-"""The logits of a linear head behind a mean over space, and the output component that they have."""
+"""The output component of a linear head behind a mean over space."""
 
 import torch
 from torch import Tensor
@@ -7,30 +7,6 @@ from gaia_fast.backends import kernels
 from gaia_fast.ops.tuning import LINEAR_HEAD_MOST
 
 _LANES = 16
-
-
-def pooled_logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns S = mean over space of x, times weight^T, + bias: (N, C).
-
-    Args:
-        x: (N, K, H, W) float32 on the CPU.
-        weight: (C, K) float32, contiguous.
-        bias: (C,) float32, or None.
-    """
-    images, channels, height, width = x.shape
-    if not _fits(images, weight):
-        return torch.nn.functional.linear(x.mean((2, 3)), weight, bias)
-    x = x.contiguous(memory_format=torch.channels_last)
-    logits, pooled = _empty(images, len(weight)), _empty(channels)
-    kernels.pooled_logits(
-        x.data_ptr(),
-        (images, height * width, channels, len(weight)),
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        pooled.data_ptr(),
-        logits.data_ptr(),
-    )
-    return logits
 
 
 def output_component(logits: Tensor, weight: Tensor, factor: float) -> Tensor:

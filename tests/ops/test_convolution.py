@@ -7,9 +7,10 @@ from torch import Tensor
 
 from gaia_fast.errors import BackendError
 from gaia_fast.ops.convolution import Weights, convolution, packing
-from gaia_fast.ops.convolution.packing import Algorithm, cheapest_algorithm
+from gaia_fast.ops.convolution.packing import Algorithm, cheapest_algorithm, padded
 from gaia_fast.ops.convolution.parts import Pair
 from gaia_fast.ops.convolution.reference import convolution_reference
+from gaia_fast.ops.convolution.steps import Activation
 
 from cases import INF, INTERPRETED, NAN, TARGETS, Target
 
@@ -18,8 +19,13 @@ if INTERPRETED:
 
 LEVELS = [each for each in TARGETS if each.backend == "cpu"]
 
-# How many times PyTorch's own error a algorithm may have: what the transforms of Winograd's filtering cost.
-ROUNDING = {Algorithm.INDIRECT_GEMM: 2, Algorithm.WINOGRAD_F2: 6, Algorithm.WINOGRAD_F4: 24}
+# How many times PyTorch's own error an algorithm may have: what the transforms of Winograd's filtering cost.
+ROUNDING = {
+    Algorithm.INDIRECT_GEMM: 2,
+    Algorithm.WINOGRAD_F2: 6,
+    Algorithm.WINOGRAD_F4: 24,
+    Algorithm.GROUPED: 2,
+}
 
 Shape = tuple[int, int, int, int, int, Pair, Pair, Pair, Pair]
 
@@ -39,6 +45,38 @@ SHAPES: dict[str, Shape] = {
     "pointwise, strided": (2, 16, 80, 7, 7, (1, 1), (2, 2), (0, 0), (1, 1)),
     "large window": (1, 3, 16, 20, 20, (7, 7), (2, 2), (3, 3), (1, 1)),
     "dilated, oblong": (2, 16, 16, 12, 9, (3, 5), (1, 2), (2, 1), (2, 1)),
+    "24 outputs": (2, 16, 24, 9, 7, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "10 outputs": (3, 24, 10, 7, 7, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "40 outputs, strided": (2, 10, 40, 9, 9, (3, 3), (2, 2), (1, 1), (1, 1)),
+    "40 outputs, pointwise": (2, 40, 40, 8, 8, (1, 1), (1, 1), (0, 0), (1, 1)),
+    "104 outputs, pieces": (1, 16, 104, 33, 34, (3, 3), (1, 1), (1, 1), (1, 1)),
+}
+# (images, channels, groups, height, width, window, stride, padding, dilation). Columns go by 4 or 8; windows of 3 and 5
+# columns in strides of 1 and 2 have their own code; groups are of one vector or less, or of several.
+GROUPED: dict[str, Shape] = {
+    "one position": (1, 16, 16, 1, 1, (1, 1), (1, 1), (0, 0), (1, 1)),
+    "depthwise": (2, 24, 24, 9, 11, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "depthwise, strided": (3, 16, 16, 9, 18, (3, 3), (2, 2), (1, 1), (1, 1)),
+    "depthwise, 5x5": (2, 40, 40, 10, 19, (5, 5), (1, 1), (2, 2), (1, 1)),
+    "depthwise, 5x5, strided": (2, 48, 48, 13, 12, (5, 5), (2, 2), (2, 2), (1, 1)),
+    "depthwise, 7x7": (1, 32, 32, 12, 12, (7, 7), (1, 1), (3, 3), (1, 1)),
+    "depthwise, dilated": (2, 32, 32, 12, 13, (3, 3), (1, 1), (2, 2), (2, 2)),
+    "depthwise, dilated and strided": (2, 16, 16, 12, 13, (3, 5), (2, 2), (2, 4), (1, 2)),
+    "depthwise, 3x5": (2, 10, 10, 9, 10, (3, 5), (1, 1), (1, 2), (1, 1)),
+    "depthwise, 5x3, strided otherwise": (2, 16, 16, 10, 13, (5, 3), (1, 3), (1, 1), (1, 1)),
+    "depthwise, no padding": (2, 16, 16, 5, 6, (3, 3), (1, 1), (0, 0), (1, 1)),
+    "depthwise, much padding": (1, 16, 16, 3, 2, (3, 3), (2, 2), (2, 2), (1, 1)),
+    "depthwise, pieces": (2, 16, 16, 51, 50, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "groups of 2": (2, 24, 12, 9, 10, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "groups of 4": (2, 16, 4, 9, 10, (3, 3), (2, 2), (1, 1), (1, 1)),
+    "groups of 4, 1x1": (2, 24, 6, 5, 7, (1, 1), (1, 1), (0, 0), (1, 1)),
+    "groups of 8": (2, 104, 13, 8, 9, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "groups of 8, 3x5": (2, 104, 13, 7, 9, (3, 5), (2, 2), (1, 2), (1, 1)),
+    "groups of 16": (2, 48, 3, 9, 9, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "groups of 16, dilated": (2, 32, 2, 9, 9, (3, 3), (1, 1), (2, 2), (2, 2)),
+    "groups of 32": (2, 96, 3, 9, 9, (3, 3), (2, 2), (1, 1), (1, 1)),
+    "groups of 32, 5x5": (1, 64, 2, 9, 9, (5, 5), (1, 1), (2, 2), (1, 1)),
+    "groups of 80": (1, 160, 2, 5, 5, (3, 3), (1, 1), (1, 1), (1, 1)),
 }
 # (images, channels led to, gradients, height, width led to, window, stride, padding): taps of every remainder of the
 # stride, remainders without a tap, and rows that no window reaches.
@@ -51,6 +89,20 @@ ADJOINTS = {
     "not strided": (2, 16, 32, 6, 5, (3, 3), (1, 1), (1, 0)),
     "deep": (1, 16, 272, 6, 6, (3, 3), (2, 2), (1, 1)),
     "pieces": (2, 16, 16, 70, 70, (3, 3), (2, 2), (1, 1)),
+    "24 channels": (2, 24, 40, 9, 8, (3, 3), (2, 2), (1, 1)),
+    "10 channels, unread rows": (2, 10, 24, 10, 11, (2, 3), (4, 3), (0, 0)),
+}
+# (images, channels, groups, height, width, window, stride, padding), as above.
+GROUPED_ADJOINTS = {
+    "depthwise": (2, 24, 24, 9, 8, (3, 3), (2, 2), (1, 1)),
+    "depthwise, 5x5": (2, 16, 16, 12, 13, (5, 5), (2, 2), (2, 2)),
+    "depthwise, unread rows": (1, 10, 10, 10, 11, (2, 3), (4, 3), (0, 0)),
+    "depthwise, pieces": (2, 16, 16, 70, 70, (3, 3), (2, 2), (1, 1)),
+    "groups of 2, 3x5": (2, 32, 16, 9, 14, (3, 5), (2, 3), (1, 2)),
+    "groups of 4": (2, 24, 6, 8, 8, (3, 3), (2, 2), (1, 1)),
+    "groups of 8": (2, 104, 13, 7, 8, (3, 3), (2, 2), (1, 1)),
+    "groups of 16, 1x1": (2, 48, 3, 7, 7, (1, 1), (2, 2), (0, 0)),
+    "groups of 32": (2, 64, 2, 8, 7, (3, 3), (2, 2), (1, 1)),
 }
 ENDINGS: dict[str, Collection[str]] = {
     "plain": {},
@@ -58,7 +110,12 @@ ENDINGS: dict[str, Collection[str]] = {
     "backward": {"residual", "relu_mask", "sum", "scale", "skip"},
     "absolute": {"relu_mask", "abs_sum"},
     "everything": {"bias", "residual", "relu", "relu_mask", "abs_sum", "scale", "skip"},
+    "bounded forward": {"bias", "residual", "relu", "upper", "positive"},
+    "bounded backward": {"relu_mask", "upper", "sum", "scale", "skip"},
+    "sigmoid": {"bias", "sigmoid", "sum"},
+    "sigmoid, everything": {"bias", "residual", "sigmoid", "relu_mask", "positive", "scale", "skip"},
 }
+UPPER = 1.5  # which many units reach
 
 
 @pytest.fixture(params=LEVELS, ids=str)
@@ -70,7 +127,7 @@ def level(request: pytest.FixtureRequest) -> Iterator[Target]:
 class Case:
     """A convolution with random arguments."""
 
-    def __init__(self, shape: Shape, ending: Collection[str] = frozenset(), seed: int = 0) -> None:
+    def __init__(self, shape: Shape, ending: Collection[str] = frozenset(), seed: int = 0, groups: int = 1) -> None:
         images, inputs, outputs, height, width, window, self.stride, self.padding, self.dilation = shape
         generator = torch.Generator().manual_seed(seed)
 
@@ -78,19 +135,24 @@ class Case:
             return torch.randn(size, generator=generator)
 
         self.x = random(images, inputs, height, width)
-        self.weights = Weights(random(outputs, inputs, *window) / (inputs * window[0] * window[1]) ** 0.5)
-        out = torch.conv2d(self.x, self.weights.weight, None, self.stride, self.padding, self.dilation).shape
+        each = inputs // groups
+        self.weights = Weights(random(outputs, each, *window) / (each * window[0] * window[1]) ** 0.5, groups)
+        out = torch.conv2d(self.x, self.weights.weight, None, self.stride, self.padding, self.dilation, groups).shape
+        upper = UPPER if "upper" in ending else INF
         self.bias = random(outputs) if "bias" in ending else None
         self.scale = random(outputs) if "scale" in ending else None
         self.residual = random(*out) if "residual" in ending else None
-        self.relu_mask = random(*out).relu() if "relu_mask" in ending else None
+        self.relu_mask = random(*out).relu().clamp(max=upper) if "relu_mask" in ending else None
         self.skip = random(*out) if "skip" in ending else None
-        self.relu = "relu" in ending
+        name = next((each for each in ("relu", "sigmoid") if each in ending), "identity")
+        self.activation = Activation(name, upper)
         self.input_size: tuple[int, int] | None = None
         self.statistic = next((each for each in ("sum", "abs_sum", "positive") if each in ending), None)
 
     @property
     def algorithms(self) -> list[Algorithm]:
+        if self.weights.groups > 1:
+            return [Algorithm.GROUPED]
         simple = self.weights.shape[2:] == (3, 3) and self.stride == self.dilation == (1, 1)
         return (
             [Algorithm.INDIRECT_GEMM, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4]
@@ -113,31 +175,56 @@ class Case:
         }
         x = changed.get("x", self.x)
         return convolution(
-            x, self.weights, **given, **self.window, relu=self.relu, statistic=self.statistic, algorithm=algorithm
+            x,
+            self.weights,
+            **given,
+            **self.window,
+            activation=self.activation,
+            statistic=self.statistic,
+            algorithm=algorithm,
         )
 
     def reference(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         maps = (self.bias, self.residual, self.relu_mask, self.scale, self.skip)
         bias, residual, relu_mask, scale, skip = [None if each is None else each.to(dtype) for each in maps]
         window = self.stride, self.padding, self.dilation, self.input_size
-        options = *window, self.relu, self.statistic
-        weight = self.weights.weight.to(dtype)
-        return convolution_reference(self.x.to(dtype), weight, bias, residual, relu_mask, scale, skip, *options)
+        options = *window, self.activation, self.statistic
+        weight, groups = self.weights.weight.to(dtype), self.weights.groups
+        return convolution_reference(self.x.to(dtype), weight, bias, residual, relu_mask, scale, skip, *options, groups)
+
+
+def allowed(case: Case, algorithm: Algorithm, truth: Tensor) -> float:
+    """The error that it may have: so many times PyTorch's own, and what rounding the largest summand costs."""
+    plain, _ = case.reference(torch.float32)
+    largest = max(float(each.abs().max()) for each in (truth, case.residual, case.skip) if each is not None)
+    return ROUNDING[algorithm] * float((plain.double() - truth).abs().max()) + 2e-7 * largest
+
+
+def in_groups(shape: Shape, ending: Collection[str] = frozenset()) -> Case:
+    images, channels, groups, height, width, window, stride, padding, dilation = shape
+    return Case((images, channels, channels, height, width, window, stride, padding, dilation), ending, groups=groups)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_against_the_formula(level: Target, shape: str, ending: str) -> None:
-    case = Case(SHAPES[shape], ENDINGS[ending])
+    check_against_the_formula(Case(SHAPES[shape], ENDINGS[ending]))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("shape", GROUPED)
+def test_groups_against_the_formula(level: Target, shape: str, ending: str) -> None:
+    check_against_the_formula(in_groups(GROUPED[shape], ENDINGS[ending]))
+
+
+def check_against_the_formula(case: Case) -> None:
     truth, _ = case.reference(torch.float64)
-    plain, _ = case.reference(torch.float32)
-    own = float((plain.double() - truth).abs().max())
     for algorithm in case.algorithms:
         y, sums = case.run(algorithm)
         assert y.shape == truth.shape
-        assert y.is_contiguous(memory_format=torch.channels_last)
+        check_panels(y)
         error = float((y.double() - truth).abs().max())
-        assert error <= ROUNDING[algorithm] * own + 2e-7 * float(truth.abs().max()), f"algorithm {algorithm}"
+        assert error <= allowed(case, algorithm, truth), f"algorithm {algorithm}"
         if case.statistic is None:
             assert sums is None
         else:
@@ -145,22 +232,41 @@ def test_against_the_formula(level: Target, shape: str, ending: str) -> None:
             check_sums(case, algorithm, sums)
 
 
+def check_panels(y: Tensor) -> None:
+    """Checks that a map lies channels-last in whole panels, with zeros behind its channels."""
+    images, channels, height, width = y.shape
+    whole = y.as_strided((images, padded(channels), height, width), y.stride())
+    assert whole.is_contiguous(memory_format=torch.channels_last)
+    assert not whole[:, channels:].any()
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("shape", ADJOINTS)
 def test_the_adjoint_of_a_strided_convolution(level: Target, shape: str, ending: str) -> None:
     images, inputs, outputs, height, width, window, stride, padding = ADJOINTS[shape]
     forward = Case((images, inputs, outputs, height, width, window, stride, padding, (1, 1)))
-    small = torch.conv2d(forward.x, forward.weights.weight, None, stride, padding)
+    check_adjoint(forward, ENDINGS[ending])
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("shape", GROUPED_ADJOINTS)
+def test_the_adjoint_of_a_strided_convolution_in_groups(level: Target, shape: str, ending: str) -> None:
+    check_adjoint(in_groups((*GROUPED_ADJOINTS[shape], (1, 1))), ENDINGS[ending])
+
+
+def check_adjoint(forward: Case, ending: Collection[str]) -> None:
+    stride, padding, groups = forward.stride, forward.padding, forward.weights.groups
+    images, inputs, height, width = forward.x.shape
+    small = torch.conv2d(forward.x, forward.weights.weight, None, stride, padding, groups=groups)
     # The endings of a case whose outputs are as the map that the adjoint leads to.
-    case = Case((images, 1, inputs, height, width, (1, 1), (1, 1), (0, 0), (1, 1)), ENDINGS[ending], seed=1)
+    case = Case((images, 1, inputs, height, width, (1, 1), (1, 1), (0, 0), (1, 1)), ending, seed=1)
     case.x, case.weights, case.stride, case.padding = small, forward.weights, stride, padding
     case.input_size = (height, width)
     truth, _ = case.reference(torch.float64)
-    plain, _ = case.reference(torch.float32)
     y, sums = case.run()
-    allowed = 2 * float((plain.double() - truth).abs().max()) + 2e-7 * float(truth.abs().max())
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    assert float((y.double() - truth).abs().max()) <= allowed
+    check_panels(y)
+    algorithm = Algorithm.INDIRECT_GEMM if case.weights.groups == 1 else Algorithm.GROUPED
+    assert float((y.double() - truth).abs().max()) <= allowed(case, algorithm, truth)
     assert (sums is None) == (case.statistic is None)
     if sums is not None:
         check_sums(case, None, sums)
@@ -178,7 +284,7 @@ def check_sums(case: Case, algorithm: Algorithm | None, sums: Tensor) -> None:
     z, _ = case.run(algorithm)
     case.scale, case.skip = scale, skip
     if case.statistic == "positive":
-        assert torch.equal(sums, (z > 0).sum((2, 3)).float())
+        assert torch.equal(sums, ((z > 0) & (z < case.activation.upper)).sum((2, 3)).float())
         return
     z = z.abs() if case.statistic == "abs_sum" else z
     error = (sums.double() - z.double().sum((2, 3))).abs()
@@ -191,27 +297,50 @@ def test_an_image_knows_nothing_of_the_others_or_of_threads(
 ) -> None:
     for shape in ((7, 32, 64, 8, 8), (3, 16, 48, 34, 33), (40, 64, 64, 12, 12)):
         case = Case((*shape, (3, 3), (1, 1), (1, 1), (1, 1)), {"residual", "relu", "sum"})
-        y, sums = case.run(algorithm)
-        assert case.residual is not None
-        assert sums is not None
-        for threads in (1, 2, 3):
-            set_threads(threads)
-            again, same = case.run(algorithm)
-            assert torch.equal(again, y)
-            assert same is not None
-            assert torch.equal(same, sums)
-        alone, own = case.run(algorithm, x=case.x[1:2], residual=case.residual[1:2])
-        assert torch.equal(alone, y[1:2])
-        assert own is not None
-        assert torch.equal(own, sums[1:2])
+        check_independence(case, algorithm, set_threads)
 
 
-@pytest.mark.parametrize("algorithm", [Algorithm.INDIRECT_GEMM, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("channels", "groups", "size"), [(64, 64, 41), (24, 12, 70), (104, 13, 33), (48, 3, 34), (96, 3, 33)]
+)
+def test_in_groups_an_image_knows_nothing_of_the_others_or_of_threads(
+    level: Target, channels: int, groups: int, size: int, stride: Pair, set_threads: Callable[[int], None]
+) -> None:
+    # Enough work for several threads, and, but for one case, for several pieces of an image.
+    case = in_groups((7, channels, groups, size, size, (3, 3), stride, (1, 1), (1, 1)), {"residual", "relu", "sum"})
+    check_independence(case, Algorithm.GROUPED, set_threads)
+
+
+def check_independence(case: Case, algorithm: Algorithm, set_threads: Callable[[int], None]) -> None:
+    y, sums = case.run(algorithm)
+    assert case.residual is not None
+    assert sums is not None
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        again, same = case.run(algorithm)
+        assert torch.equal(again, y)
+        assert same is not None
+        assert torch.equal(same, sums)
+    alone, own = case.run(algorithm, x=case.x[1:2], residual=case.residual[1:2])
+    assert torch.equal(alone, y[1:2])
+    assert own is not None
+    assert torch.equal(own, sums[1:2])
+
+
+def square(algorithm: Algorithm, ending: Collection[str]) -> Case:
+    """A case for any algorithm."""
+    grouped = algorithm is Algorithm.GROUPED
+    return in_groups(GROUPED["groups of 16"], ending) if grouped else Case(SHAPES["square"], ending)
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
 def test_any_strides(level: Target, algorithm: Algorithm) -> None:
-    case = Case(SHAPES["square"], ENDINGS["everything"])
+    case = square(algorithm, ENDINGS["everything"])
     y, _ = case.run(algorithm)
     assert case.relu_mask is not None
-    wide = torch.zeros(3, 64, 18, 7)
+    images, channels, height, width = case.x.shape
+    wide = torch.zeros(images, 2 * channels, 2 * height, width)
     wide[:, ::2, ::2] = case.x
     again, _ = case.run(
         algorithm, x=wide[:, ::2, ::2], relu_mask=case.relu_mask.contiguous(memory_format=torch.channels_last)
@@ -219,9 +348,9 @@ def test_any_strides(level: Target, algorithm: Algorithm) -> None:
     assert torch.equal(y, again)
 
 
-@pytest.mark.parametrize("algorithm", [Algorithm.INDIRECT_GEMM, Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4])
+@pytest.mark.parametrize("algorithm", Algorithm)
 def test_a_closed_gate_lets_nothing_through_and_a_nan_stays_one(level: Target, algorithm: Algorithm) -> None:
-    case = Case(SHAPES["square"], {"relu_mask", "sum"})
+    case = square(algorithm, {"relu_mask", "sum"})
     assert case.relu_mask is not None
     case.residual = torch.full_like(case.relu_mask, INF)
     case.relu_mask = torch.zeros_like(case.relu_mask)
@@ -229,20 +358,45 @@ def test_a_closed_gate_lets_nothing_through_and_a_nan_stays_one(level: Target, a
     assert sums is not None
     assert not y.any()
     assert not sums.any()
-    case = Case(SHAPES["square"], {"relu", "positive"})
+    case = square(algorithm, {"relu", "positive", "upper"})
     x = case.x.clone()
     x[1, 0, 4, 4] = NAN
     y, _ = case.run(algorithm, x=x)
-    assert y[1, :, 3:6, 3:6].isnan().all()
-    assert not y[[0, 2]].isnan().any()
+    reached = case.weights.shape[0] // case.weights.groups  # the first group's
+    assert y[1, :reached, 3:6, 3:6].isnan().all()
+    assert not y[1, reached:].isnan().any()
+    assert not y[[each for each in range(len(y)) if each != 1]].isnan().any()
+
+
+def test_a_sigmoid_of_anything(level: Target) -> None:
+    """1 / (1 + exp(-x)), also where exp overflows, and nothing in the channels of whole panels."""
+    given = torch.tensor([-INF, -1e30, -100.0, -50.0, -1.0, -0.0, 1e-8, 1.0, 50.0, 100.0, 1e30, INF, NAN])
+    x = given.view(1, 1, 1, -1)
+    y, sums = convolution(x, Weights(torch.ones(3, 1, 1, 1)), activation=Activation("sigmoid"), statistic="sum")
+    check_panels(y)
+    torch.testing.assert_close(y, x.sigmoid().expand(1, 3, -1, -1), rtol=5e-7, atol=1e-37, equal_nan=True)
+    assert sums is not None
+    assert sums.isnan().all()
+
+
+def test_a_unit_at_its_bound_is_not_active(level: Target) -> None:
+    x = torch.tensor([-1.0, 0.0, 3.0, 6.0, 7.0, INF]).view(1, 1, 1, -1)
+    weights, six = Weights(torch.ones(1, 1, 1, 1)), Activation("relu", 6.0)
+    y, counts = convolution(x, weights, activation=six, statistic="positive")
+    assert y.flatten().tolist() == [0, 0, 3, 6, 6, 6]
+    assert counts is not None
+    assert counts.item() == 1
+    bound = Activation("identity", 6.0)
+    g, _ = convolution(torch.ones_like(y), weights, relu_mask=y, activation=bound)
+    assert g.flatten().tolist() == [0, 0, 1, 0, 0, 0]
 
 
 def test_no_images(level: Target) -> None:
-    case = Case(SHAPES["square"], {"relu", "positive"})
-    y, sums = case.run(x=case.x[:0])
-    assert y.shape == (0, 48, 9, 7)
-    assert sums is not None
-    assert sums.shape == (0, 48)
+    for case in (Case(SHAPES["24 outputs"], {"relu", "positive"}), in_groups(GROUPED["depthwise"], {"positive"})):
+        y, sums = case.run(x=case.x[:0])
+        assert y.shape == (0, 24, *case.x.shape[2:])
+        assert sums is not None
+        assert sums.shape == (0, 24)
 
 
 def test_the_cheapest_form_reads_little_for_few_positions_and_multiplies_little_for_many() -> None:
@@ -274,10 +428,14 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         convolution(torch.zeros(1, 32, 2, 2), case.weights)
     with pytest.raises(BackendError, match="statistic='mean' does not exist"):
         convolution(case.x, case.weights, statistic="mean")
-    with pytest.raises(BackendError, match="outputs in whole sixteens"):
-        convolution(case.x, Weights(torch.zeros(10, 32, 3, 3)))
     with pytest.raises(BackendError, match="float32"):
         convolution(case.x.bfloat16(), case.weights)
+    with pytest.raises(BackendError, match=r"groups of a divisor or a multiple of 16 channels, .* in 2 groups"):
+        convolution(torch.zeros(1, 48, 9, 7), Weights(torch.zeros(48, 24, 3, 3), 2))
+    with pytest.raises(BackendError, match=r"as many in as out, .*weights \(64, 16, 3, 3\) in 2 groups"):
+        convolution(case.x, Weights(torch.zeros(64, 16, 3, 3), 2))
+    with pytest.raises(BackendError, match=r"x has 48 channels, the weights \(32, 16, 3, 3\) take 32"):
+        convolution(torch.zeros(1, 48, 9, 7), Weights(torch.zeros(32, 16, 3, 3), 2))
     with pytest.raises(
         BackendError, match=r"no convolution with stride \(2, 2\), .* makes \(9, 7\) positions of \(9, 9\)"
     ):

@@ -14,21 +14,23 @@ from gaia_fast.ops.active_everywhere import active_everywhere
 from gaia_fast.ops.convolution import Part, Weights, convolution, packing
 from gaia_fast.ops.convolution.packing import Algorithm
 from gaia_fast.ops.convolution.steps import (
+    ACTIVATIONS,
     NULL,
+    POOLINGS,
+    RELU,
     STATISTICS,
     Pointer,
     Step,
     address,
-    check_step,
     convolution_steps,
-    pointwise_step,
+    epilogue,
 )
 from gaia_fast.ops.maps import DTYPE_CODES
 
 from cases import INTERPRETED, TARGETS, Target
 
 if TYPE_CHECKING:
-    from gaia_fast._kernels import PointwiseStep
+    from gaia_fast._kernels import CheckStep, Epilogue, PointwiseStep
 
 if INTERPRETED:
     pytest.skip("executables have no Triton kernel", allow_module_level=True)
@@ -45,6 +47,35 @@ def level(request: pytest.FixtureRequest) -> Iterator[Target]:
 
 def random(*size: int) -> Tensor:
     return torch.randn(size)
+
+
+def behind(y: Pointer, **options: Any) -> "Epilogue":
+    """What stands behind a step that writes so many channels as most here."""
+    return epilogue(CHANNELS, y, **options)
+
+
+def check(
+    wave: int,
+    y: Pointer,
+    shape: torch.Size,
+    out: Pointer,
+    out_stride: int,
+    begin: int,
+    step: int,
+    first: int,
+    last: int,
+) -> "CheckStep":
+    return kernels.CheckStep(
+        wave=wave,
+        y=y,
+        shape=shape,
+        begin=begin,
+        step=step,
+        first=first,
+        last=last,
+        out=out,
+        out_stride=out_stride,
+    )
 
 
 def empty_map() -> Tensor:
@@ -69,26 +100,24 @@ def test_waves_wait_for_each_other_and_sums_go_where_they_are_wanted(level: Targ
         address(x),
         x.shape,
         out,
-        kernels.Epilogue(
-            y=Pointer(0, 0, CHANNELS), sums=Pointer(3, 0), sums_stride=row, relu=True, statistic=STATISTICS["sum"]
-        ),
+        behind(Pointer(0, 0, CHANNELS), sums=Pointer(3, 0), sums_stride=row, activation=RELU, statistic="sum"),
     )
     steps += [
-        pointwise_step(
-            1,
-            address(factor),
-            Pointer(0, 0, CHANNELS),
-            x.shape,
-            kernels.Epilogue(
-                bias=address(shift),
-                y=Pointer(1, 0, CHANNELS),
+        kernels.PointwiseStep(
+            wave=1,
+            x=Pointer(0, 0, CHANNELS),
+            shape=x.shape,
+            factor=address(factor),
+            epilogue=behind(
+                Pointer(1, 0, CHANNELS),
+                bias=shift,
                 sums=Pointer(3, CHANNELS),
                 sums_stride=row,
-                relu=True,
-                statistic=STATISTICS["positive"],
+                activation=RELU,
+                statistic="positive",
             ),
         ),
-        check_step(1, Pointer(0, 0, CHANNELS), x.shape, Pointer(4, 0), 2, 1, 3),
+        check(1, Pointer(0, 0, CHANNELS), x.shape, Pointer(4, 0), 2, 1, 3, 0, CHANNELS),
     ]
     steps += convolution_steps(
         2,
@@ -97,22 +126,22 @@ def test_waves_wait_for_each_other_and_sums_go_where_they_are_wanted(level: Targ
         Pointer(1, 0, CHANNELS),
         x.shape,
         out,
-        kernels.Epilogue(
+        behind(
+            Pointer(2, 0, CHANNELS),
             relu_mask=Pointer(0, 0, CHANNELS),
-            y=Pointer(2, 0, CHANNELS),
             sums=Pointer(3, 2 * CHANNELS),
             sums_stride=row,
-            statistic=STATISTICS["abs_sum"],
+            statistic="abs_sum",
         ),
     )
-    steps.append(check_step(2, Pointer(1, 0, CHANNELS), x.shape, Pointer(4, 1), 2, 0, 1, 5, 9))
+    steps.append(check(2, Pointer(1, 0, CHANNELS), x.shape, Pointer(4, 1), 2, 0, 1, 5, 9))
     executable = kernels.Executable(steps)
     for _ in range(3):
         for each in (first, second, third, packed, answers):
             each.fill_(float("nan"))
         given = [each.data_ptr() for each in (first, second, third, packed, answers)]
         assert executable.run(given, threads)
-        y, sums = convolution(x, weights, padding=(1, 1), relu=True, statistic="sum")
+        y, sums = convolution(x, weights, padding=(1, 1), activation=RELU, statistic="sum")
         assert sums is not None
         assert torch.equal(first, y)
         assert torch.equal(packed[:, :CHANNELS], sums)
@@ -133,9 +162,9 @@ def test_a_wave_waits_for_the_thread_that_began_later(level: Target) -> None:
     part = Part(Weights(torch.ones(512, 512, 3, 3)), (1, 1), (1, 1), (1, 1))
     y, answer = torch.empty_like(x), torch.empty(1)
     steps = convolution_steps(
-        0, [part], Algorithm.INDIRECT_GEMM, address(x), x.shape, (8, 8), kernels.Epilogue(y=address(y))
+        0, [part], Algorithm.INDIRECT_GEMM, address(x), x.shape, (8, 8), epilogue(512, address(y))
     )
-    executable = kernels.Executable([*steps, check_step(1, address(y), x.shape, address(answer), 1, 0, 1)])
+    executable = kernels.Executable([*steps, check(1, address(y), x.shape, address(answer), 1, 0, 1, 0, 512)])
     for _ in range(5):
         y.fill_(float("nan"))
         assert executable.run([], 2)
@@ -152,19 +181,21 @@ def test_a_long_chain_of_small_steps(level: Target, set_threads: Callable[[int],
     for i, y in enumerate(maps):
         source = maps[i - 1] if i else x
         steps.append(
-            pointwise_step(
-                i,
-                address(None),
-                address(source),
-                x.shape,
-                kernels.Epilogue(bias=address(ones), y=address(y), relu=True),
+            kernels.PointwiseStep(
+                wave=i,
+                x=address(source),
+                shape=x.shape,
+                factor=NULL,
+                epilogue=behind(address(y), bias=ones, activation=RELU),
             )
         )
     # Enough work for several threads.
     part = Part(Weights(torch.zeros(CHANNELS, CHANNELS, 3, 3)), (1, 1), (1, 1), (1, 1))
     large = torch.zeros(1, CHANNELS, 64, 64).contiguous(memory_format=torch.channels_last)
-    behind = kernels.Epilogue(y=address(last := torch.empty_like(large)))
-    steps += convolution_steps(400, [part], Algorithm.INDIRECT_GEMM, address(large), large.shape, (64, 64), behind)
+    last = torch.empty_like(large)
+    steps += convolution_steps(
+        400, [part], Algorithm.INDIRECT_GEMM, address(large), large.shape, (64, 64), behind(address(last))
+    )
     executable = kernels.Executable(steps)
     for threads in (1, 2, 4):
         assert executable.run([], threads)
@@ -174,10 +205,21 @@ def test_a_long_chain_of_small_steps(level: Target, set_threads: Callable[[int],
 
 SHAPE = torch.Size((1, CHANNELS, 8, 8))
 Y = Pointer(0, 0, CHANNELS)
+NARROW = Pointer(0, 0, CHANNELS - 1)  # positions that lie nearer to each other than their channels are many
+TOO_NARROW = f"a map of {CHANNELS} channels, positions {CHANNELS - 1} apart"
 
 
-def pointwise(wave: int = 0, **epilogue: Any) -> "PointwiseStep":
-    return pointwise_step(wave, NULL, Y, SHAPE, kernels.Epilogue(**{"y": Y} | epilogue))
+def pointwise(wave: int = 0, **changed: Any) -> "PointwiseStep":
+    given: dict[str, Any] = {"y": Y, "channels": CHANNELS}
+    ending = kernels.Epilogue(**given | changed)
+    return kernels.PointwiseStep(wave=wave, x=Y, shape=SHAPE, factor=NULL, epilogue=ending)
+
+
+def check_refusal(make: Callable[..., Any], given: dict[str, Any], changed: dict[str, Any], message: str) -> None:
+    """Checks that a record can be made, and is refused with what is changed."""
+    make(**given)
+    with pytest.raises(ValueError, match=message):
+        make(**given | changed)
 
 
 @pytest.mark.parametrize("waves", [(1,), (-1,), (0, 2), (0, 1, 0)])
@@ -189,8 +231,10 @@ def test_waves_that_are_not_numbered_one_by_one_are_refused(waves: tuple[int, ..
 
 
 def test_what_is_no_step_is_refused() -> None:
-    with pytest.raises(ValueError, match="a tuple in place of a ConvolutionStep, PointwiseStep or CheckStep"):
+    with pytest.raises(ValueError, match="a tuple in place of a step"):
         kernels.Executable([pointwise(), (1, 2)])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="a Windows in place of a step"):
+        kernels.Executable([kernels.Windows(**WINDOWS)])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="on 0 threads"):
         kernels.Executable([pointwise()]).run([0], 0)
 
@@ -202,11 +246,37 @@ def test_what_is_no_step_is_refused() -> None:
         ({"statistic": -1}, "unknown statistic -1"),
         ({"y": NULL}, "without y"),
         ({"sums": Y, "sums_stride": CHANNELS - 1}, f"sums of {CHANNELS} channels, images {CHANNELS - 1} apart"),
+        ({"activation": 3}, "unknown activation 3"),
+        ({"activation": -1}, "unknown activation -1"),
+        ({"upper": 0.0}, "whose activation is at most 0"),
+        ({"upper": -1.0}, "whose activation is at most -1"),
+        ({"upper": float("nan")}, "whose activation is at most"),
+        ({"channels": CHANNELS - 16}, "of 16 channels behind 32 outputs"),
+        ({"channels": CHANNELS + 1}, "of 33 channels behind 32 outputs"),
+        ({"channels": CHANNELS - 15, "sums": Y, "sums_stride": 16}, "sums of 17 channels, images 16 apart"),
+        ({"y": NARROW}, TOO_NARROW),
+        ({"residual": NARROW}, TOO_NARROW),
+        ({"relu_mask": NARROW}, TOO_NARROW),
+        ({"skip": NARROW}, TOO_NARROW),
     ],
 )
 def test_epilogues_that_mean_nothing_are_refused(epilogue: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        pointwise(**epilogue)
+    check_refusal(pointwise, {}, epilogue, message)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": NULL}, "without x"),
+        ({"x": NARROW}, TOO_NARROW),
+        ({"shape": (1, CHANNELS, 0, 8)}, "with a size of 0"),
+        ({"shape": (1, CHANNELS - 8, 8, 8)}, "with 24 channels"),
+        ({"shape": (1, CHANNELS + 16, 8, 8), "x": Y._replace(pitch=64)}, "of 32 channels behind 48 outputs"),
+    ],
+)
+def test_pointwise_steps_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
+    given = {"wave": 0, "x": Y, "shape": SHAPE, "factor": NULL, "epilogue": behind(Y)}
+    check_refusal(kernels.PointwiseStep, given, changed, message)
 
 
 CONVOLUTION: dict[str, Any] = {
@@ -231,7 +301,7 @@ CONVOLUTION: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"algorithm": 3}, "algorithm 3, which does not exist"),
+        ({"algorithm": 5}, "algorithm 5, which does not exist"),
         ({"algorithm": 0}, "algorithm 0, which does not exist"),
         ({"x": NULL}, "without x"),
         ({"packed": NULL}, "without its packed weights"),
@@ -245,13 +315,33 @@ CONVOLUTION: dict[str, Any] = {
         ({"kernel": (3, -3)}, "window of -3 positions"),
         ({"begin": (0, 1)}, "outputs outside of y"),
         ({"step": (2, 1)}, "outputs outside of y"),
+        ({"x": NARROW}, TOO_NARROW),
+        ({"algorithm": 2, "packed_size": 16 * 24 * CHANNELS, "shape": (1, 24, 8, 8)}, "channels in whole groups"),
+        ({"epilogue": epilogue(16, Y)}, "of 16 channels behind 32 outputs"),
     ],
 )
 def test_convolutions_that_would_leave_their_memory_are_refused(changed: dict[str, Any], message: str) -> None:
-    epilogue = kernels.Epilogue(y=Y)
-    kernels.ConvolutionStep(**CONVOLUTION, epilogue=epilogue)
-    with pytest.raises(ValueError, match=message):
-        kernels.ConvolutionStep(**CONVOLUTION | changed, epilogue=epilogue)
+    check_refusal(kernels.ConvolutionStep, CONVOLUTION | {"epilogue": behind(Y)}, changed, message)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"group": 0}, "in groups of 0 channels"),
+        ({"group": -8}, "in groups of -8 channels"),
+        ({"group": 3, "packed_size": 9 * 3 * CHANNELS}, "in groups of 3 channels"),
+        ({"group": 24, "packed_size": 9 * 24 * CHANNELS}, "in groups of 24 channels"),
+        ({"group": 64, "packed_size": 9 * 64 * CHANNELS}, "in groups of 64 channels"),
+        ({"x": Y._replace(pitch=24), "shape": (1, 24, 8, 8)}, "in groups of 8 channels"),  # no whole panels to read
+        ({"shape": (1, 16, 8, 8)}, "in groups of 8 channels"),  # fewer inputs than outputs
+        ({"packed_size": 9 * CHANNELS * CHANNELS}, "32 inputs and 32 outputs, and 9216 packed weights"),
+        ({"outputs": 24, "packed_size": 9 * 8 * 24}, "32 inputs and 24 outputs, and 1728 packed weights"),
+        ({"packed": NULL}, "without its packed weights"),
+    ],
+)
+def test_convolutions_in_groups_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
+    given = CONVOLUTION | {"algorithm": int(Algorithm.GROUPED), "group": 8, "packed_size": 9 * 8 * CHANNELS}
+    check_refusal(kernels.ConvolutionStep, given | {"epilogue": behind(Y)}, changed, message)
 
 
 @pytest.mark.parametrize(
@@ -270,28 +360,144 @@ def test_convolutions_that_would_leave_their_memory_are_refused(changed: dict[st
 def test_checks_outside_of_their_map_are_refused(changed: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"wave": 0, "y": Y, "shape": SHAPE, "begin": 0, "step": 1, "first": 0, "last": CHANNELS}
     given |= {"out": Pointer(1, 0), "out_stride": 1}
-    kernels.CheckStep(**given)
-    with pytest.raises(ValueError, match=message):
-        kernels.CheckStep(**given | changed)
+    check_refusal(kernels.CheckStep, given, changed, message)
+
+
+WINDOWS: dict[str, Any] = {
+    "shape": SHAPE,
+    "out": (8, 8),
+    "kernel": (3, 3),
+    "stride": (1, 1),
+    "padding": (1, 1),
+    "dilation": (1, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"shape": (0, CHANNELS, 8, 8)}, "size or distance of 0"),
+        ({"shape": (1, CHANNELS, 8, -8)}, "size or distance of -8"),
+        ({"out": (0, 8)}, "size or distance of 0"),
+        ({"kernel": (3, 0)}, "size or distance of 0"),
+        ({"stride": (-1, 1)}, "size or distance of -1"),
+        ({"dilation": (1, 0)}, "size or distance of 0"),
+        ({"shape": (1, 24, 8, 8)}, "windows over 24 channels"),
+        ({"padding": (-1, 1)}, "one is outside of the map"),
+        ({"padding": (1, 3)}, "one is outside of the map"),
+        ({"out": (10, 8)}, "one is outside of the map"),
+        ({"stride": (1, 2)}, "one is outside of the map"),
+    ],
+)
+def test_windows_outside_of_their_map_are_refused(changed: dict[str, Any], message: str) -> None:
+    check_refusal(kernels.Windows, WINDOWS, changed, message)
+    # What hangs over the edge is not outside.
+    kernels.Windows(**WINDOWS | {"out": (9, 9)})
+    kernels.Windows(**WINDOWS | {"padding": (2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": NULL}, "without x"),
+        ({"y": NULL}, "or anything to write"),
+        ({"kind": 2}, "of unknown kind 2"),
+        ({"kind": -1}, "of unknown kind -1"),
+        ({"divisor": -1}, "with divisor -1"),
+        ({"kind": POOLINGS["mean"], "counts": Y, "counts_stride": CHANNELS}, "with counts that has none"),
+        ({"counts": Y, "counts_stride": CHANNELS - 1}, "or no room for them"),
+        ({"x": NARROW}, TOO_NARROW),
+        ({"y": NARROW}, TOO_NARROW),
+    ],
+)
+def test_poolings_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"wave": 0, "x": Y, "y": Y, "windows": kernels.Windows(**WINDOWS), "channels": CHANNELS}
+    given["kind"] = POOLINGS["maximum"]
+    check_refusal(kernels.PoolStep, given, changed, message)
+    kernels.PoolStep(**given | {"y": NULL, "counts": Y, "counts_stride": CHANNELS})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": NULL}, "without a map or a vector"),
+        ({"y": NULL}, "without a map or a vector"),
+        ({"scale": NULL}, "without a map or a vector"),
+        ({"shift": NULL}, "without a map or a vector"),
+        ({"shape": (1, CHANNELS, 0, 8)}, "with a size of 0"),
+        ({"groups": 0}, "of 32 channels in 0 groups"),
+        ({"groups": 5}, "of 32 channels in 5 groups"),
+        ({"shape": (1, 24, 8, 8)}, "of 24 channels in 4 groups"),
+        ({"sums": Y, "sums_stride": CHANNELS - 1}, "without room for its sums"),
+        ({"x": NARROW}, TOO_NARROW),
+        ({"y": NARROW}, TOO_NARROW),
+    ],
+)
+def test_group_norms_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
+    given = {"wave": 0, "x": Y, "y": Y, "shape": SHAPE, "groups": 4, "scale": Y, "shift": Y, "epsilon": 1e-5}
+    check_refusal(kernels.GroupNormStep, given, changed, message)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"inner": NULL}, "a mask of nothing"),
+        ({"group": 0}, "in groups of 0 channels"),
+        ({"group": -16}, "in groups of -16 channels"),
+        ({"group": 3}, "in groups of 3 channels"),
+        ({"group": 24}, "in groups of 24 channels"),
+        ({"group": 64}, "in groups of 64 channels"),
+        ({"counts": Y, "counts_stride": CHANNELS - 1}, "without room for its counts"),
+        ({"channels": CHANNELS + 1}, "without room for its counts"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
+    given = {"wave": 0, "windows": kernels.Windows(**WINDOWS), "inner": Y, "channels": CHANNELS}
+    check_refusal(kernels.MaskStep, given, changed, message)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"mask": NULL}, "without a mask"),
+        ({"out": NULL}, "or a place for its answers"),
+        ({"shape": (1, CHANNELS, 8, 0)}, "with a size of 0"),
+        ({"shape": (1, 24, 8, 8)}, "of a mask of 24 channels"),
+        ({"begin": -1}, "positions from -1 on"),
+        ({"step": 0}, "0 apart"),
+        ({"out_stride": 0}, "a check of positions"),
+    ],
+)
+def test_checks_of_masks_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
+    given = {"wave": 0, "mask": Y, "shape": SHAPE, "begin": 0, "step": 1, "out": Y, "out_stride": 1}
+    check_refusal(kernels.MaskCheckStep, given, changed, message)
 
 
 def test_weights_packed_for_another_algorithm_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     part = Part(Weights(torch.zeros(CHANNELS, CHANNELS, 3, 3)), (1, 1), (1, 1), (1, 1))
     packed = Weights.packed
-    im2col, f2, f4 = Algorithm
+    im2col, f2, _, f4 = Algorithm
     for algorithm, other in ((im2col, f2), (f2, f4), (f4, im2col)):
         monkeypatch.setattr(Weights, "packed", lambda self, _, other=other: packed(self, other))
         message = f"algorithm {int(algorithm)} with {CHANNELS} inputs and {CHANNELS} outputs"
         with pytest.raises(ValueError, match=message):
-            convolution_steps(0, [part], algorithm, Y, SHAPE, (8, 8), kernels.Epilogue(y=Y))
+            convolution_steps(0, [part], algorithm, Y, SHAPE, (8, 8), behind(Y))
         with pytest.raises(BackendError, match=f"{message}.*It is of another version than the package"):
             convolution(torch.zeros(SHAPE), part.weights, padding=(1, 1), algorithm=algorithm)
 
 
 def test_packing_and_numbers_are_the_extensions() -> None:
-    assert (packing.NR, packing.KC) == (kernels.PACKED_NR, kernels.PACKED_KC)
+    assert (packing.NR, packing.PANELS, packing.KC) == (
+        kernels.PACKED_NR,
+        kernels.PACKED_PANELS,
+        kernels.PACKED_KC,
+    )
     assert {each.name.lower(): each.value for each in Algorithm} == kernels.ALGORITHMS
     assert kernels.STATISTICS == STATISTICS
+    assert kernels.ACTIVATIONS == ACTIVATIONS
+    assert kernels.POOLINGS == POOLINGS
     assert set(STATISTICS) == {"sum", "abs_sum", "positive"}
+    assert set(ACTIVATIONS) == {"identity", "relu", "sigmoid"}
+    assert set(POOLINGS) == {"maximum", "mean"}
     assert {str(dtype).removeprefix("torch."): code for dtype, code in DTYPE_CODES.items()} == kernels.DTYPES
     assert tuple(DTYPE_CODES) == KERNEL_DTYPES

@@ -24,14 +24,22 @@ struct Chunk {
   int64_t row(int64_t piece) const { return piece / pieces.count * pieces.tiles + pieces.begin(piece % pieces.count); }
   int64_t rows() const { return row(last) - row(first); }
 
+  // Calls use(image, first tile, end, sums) for each piece.
+  template <class Use>
+  void each_piece(Use use) const {
+    for (int64_t piece = first; piece < last; ++piece) {
+      const int64_t image = piece / pieces.count, own = piece % pieces.count;
+      float* const sums = totals == nullptr ? nullptr : totals + image * pitch + own * k;
+      use(image, pieces.begin(own), pieces.begin(own + 1), sums);
+    }
+  }
+
   // Calls use(image, tile, sums) for each row.
   template <class Use>
   void each_row(Use use) const {
-    for (int64_t piece = first; piece < last; ++piece) {
-      const int64_t image = piece / pieces.count, own = piece % pieces.count, end = pieces.begin(own + 1);
-      float* const sums = totals == nullptr ? nullptr : totals + image * pitch + own * k;
-      for (int64_t tile = pieces.begin(own); tile < end; ++tile) use(image, tile, sums);
-    }
+    each_piece([&](int64_t image, int64_t from, int64_t to, float* sums) {
+      for (int64_t tile = from; tile < to; ++tile) use(image, tile, sums);
+    });
   }
 
   // Calls use(panels of the group, the chunk's first of them, and last, number of the group's first panel) for each

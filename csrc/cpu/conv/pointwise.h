@@ -20,32 +20,38 @@ class Pointwise {
 
   void run(const Chunk& chunk, float*) const {
     Output out[kRows];
-    int rows = 0;
-    chunk.each_row([&](int64_t image, int64_t tile, float* sums) {
-      out[rows++] = {image * tiles() + tile, sums};
-      if (rows < kRows) return;
-      channels<kRows, 4>(chunk.begin * kNr, chunk.end * kNr, out);
-      rows = 0;
+    int rows;
+    chunk.each_piece([&](int64_t image, int64_t from, int64_t to, float* sums) {
+      const float* const factor = job.factor == nullptr ? nullptr : job.factor + image * job.factor_stride;
+      int64_t tile = from;
+      for (; tile < to; tile += rows) {
+        rows = tile + kRows <= to ? kRows : 1;
+        for (int r = 0; r < rows; ++r) out[r] = {image * tiles() + tile + r, sums};
+        if (rows == kRows) {
+          channels<kRows, 4>(chunk.begin * kNr, chunk.end * kNr, out, factor);
+        } else {
+          channels<1, 4>(chunk.begin * kNr, chunk.end * kNr, out, factor);
+        }
+      }
     });
-    for (int r = 0; r < rows; ++r) channels<1, 4>(chunk.begin * kNr, chunk.end * kNr, out + r);
   }
 
  private:
   static constexpr int kRows = 4;
 
   template <int R, int V>
-  void channels(int64_t k, int64_t end, const Output* out) const {
-    for (; k + V * kLanes <= end; k += V * kLanes) block<R, V>(k, out);
-    if constexpr (V > 1) channels<R, V / 2>(k, end, out);
+  void channels(int64_t k, int64_t end, const Output* out, const float* factor) const {
+    for (; k + V * kLanes <= end; k += V * kLanes) block<R, V>(k, out, factor);
+    if constexpr (V > 1) channels<R, V / 2>(k, end, out, factor);
   }
 
   template <int R, int V>
-  void block(int64_t k, const Output* out) const {
+  void block(int64_t k, const Output* out, const float* factors) const {
     const Rows<R, V> x(job.x, out, k);
     Vec z[R][V];
     each(z, [&](Vec, int r, int j) { return x(r, j); });
-    if (job.factor != nullptr) {
-      const Channels<V> factor(job.factor + k);
+    if (factors != nullptr) {
+      const Channels<V> factor(factors + k);
       each(z, [&](Vec value, int, int j) { return value * factor.value[j]; });
     }
     finish(job, z, out, k);

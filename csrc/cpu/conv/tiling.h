@@ -1,6 +1,7 @@
 // A convolution, cut into work items that threads may take in any order, and the run of one item. Only for executor.h.
 #pragma once
 
+#include "cpu/conv/grouped.h"
 #include "cpu/conv/indirect_gemm.h"
 #include "cpu/conv/pointwise.h"
 #include "cpu/conv/winograd.h"
@@ -13,6 +14,7 @@ auto with_algorithm(const Convolution& job, Use use) {
     case gaia::cpu::kWinogradF4: return use(WinogradConvolution<4>(job));
     case gaia::cpu::kWinogradF2: return use(WinogradConvolution<2>(job));
     case gaia::cpu::kIndirectGemm: return use(IndirectGemm(job));
+    case gaia::cpu::kGrouped: return use(GroupedConvolution(job));
     case gaia::cpu::kPointwise: break;
   }
   return use(Pointwise(job));

@@ -43,7 +43,9 @@ def call_kernel(graph: fx.Graph, kernel: nn.Module, inputs: tuple[fx.Node | None
         value: what stands for its result, where that is one tensor.
     """
     owner = graph.owning_module
-    name = f"kernel_{sum(1 for _ in owner.children())}"
+    index = sum(1 for _ in owner.children())
+    while hasattr(owner, name := f"kernel_{index}"):  # others may have been taken out
+        index += 1
     owner.add_submodule(name, kernel)
     made = graph.call_module(name, inputs)
     if value is not None:
@@ -59,6 +61,16 @@ def only_user(node: fx.Node) -> fx.Node | None:
 def calls(node: Any, target: Any) -> bool:
     """Whether an argument is the result of an operator."""
     return isinstance(node, fx.Node) and node.target is target
+
+
+def erase(graph: fx.Graph, node: fx.Node) -> None:
+    """Takes out a node that nothing reads any more, and what was there for it alone."""
+    if node.users or node.op not in ("call_function", "call_module") or node._erased:
+        return
+    inputs = node.all_input_nodes
+    graph.erase_node(node)
+    for each in inputs:
+        erase(graph, each)
 
 
 def same_shape(one: Any, other: Any) -> bool:

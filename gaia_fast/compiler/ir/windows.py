@@ -83,6 +83,11 @@ class Geometry:
         channels = windows.shape[1]
         beyond = unread(self.size, self.out, self.kernel, self.stride, self.padding, self.dilation)
         ones = torch.ones((channels, 1, *self.kernel), dtype=windows.dtype, device=windows.device)
-        return torch.conv_transpose2d(
-            windows.clamp(max=1), ones, None, self.stride, self.padding, beyond, channels, self.dilation
+        more = [max(each, 0) for each in beyond]
+        reached = torch.conv_transpose2d(
+            windows.clamp(max=1), ones, None, self.stride, self.padding, more, channels, self.dilation
         )
+        for axis, size, each in zip((2, 3), self.size, beyond, strict=True):
+            if each < 0:  # windows hang over the edge
+                reached = reached.narrow(axis, 0, size)
+        return reached

@@ -1,6 +1,6 @@
 """Kernels in one call: the steps of an executable, and the memory that it works on, planned for inputs of one shape."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,72 +8,59 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast.backends import kernels
-from gaia_fast.compiler.native.kernels import Convolution, Pointwise
-from gaia_fast.compiler.native.memory_plan import place_in_arena
+from gaia_fast.compiler.native.kernels import Concatenation, Kernel, Place, Shape
+from gaia_fast.compiler.native.memory_plan import Scheduled, Slice, place_in_arena, slices
 from gaia_fast.errors import BackendError
 from gaia_fast.ops.convolution import channels_last
-from gaia_fast.ops.convolution.steps import (
-    NULL,
-    STATISTICS,
-    Pointer,
-    Step,
-    address,
-    check_step,
-    convolution_steps,
-    pointwise_step,
-    refusals,
-)
+from gaia_fast.ops.convolution.cpu import in_panels
+from gaia_fast.ops.convolution.packing import NR, padded
+from gaia_fast.ops.convolution.steps import Pointer, Step, refusals
 
 _PLANS = 16  # numbers of images that are remembered
 _KEPT = 1 << 28  # floats of an arena that stays for the next call
 
 
-@dataclass(frozen=True)
-class Check:
-    """`active_everywhere`: what it takes beside the map."""
-
-    begin: int
-    step: int
-    first: int = 0
-    last: int | None = None
-
-
 @dataclass
-class Instruction:
-    """A kernel, the numbers of the values it reads and writes, and the wave it runs in."""
+class Instruction(Scheduled):
+    """A kernel, the numbers of the values it reads and writes, None where there are none, and the wave it runs in."""
 
-    kernel: Convolution | Pointwise | Check
-    x: int
-    y: int
-    sums: int | None = None
-    residual: int | None = None
-    relu_mask: int | None = None
-    skip: int | None = None
+    kernel: Kernel
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int | None, ...]
     wave: int = 0
 
     @property
     def read(self) -> list[int]:
-        return [each for each in (self.x, self.residual, self.relu_mask, self.skip) if each is not None]
+        return [each for each in self.inputs if each is not None]
 
     @property
     def written(self) -> list[int]:
-        return [self.y] if self.sums is None else [self.y, self.sums]
+        return [each for each in self.outputs if each is not None]
+
+    def is_in_place(self, slices: Mapping[int, Slice]) -> bool:
+        """Whether it is a concatenation of values that lie in it."""
+        if not isinstance(self.kernel, Concatenation) or len(set(self.read)) < len(self.read):
+            return False
+        whole = self.written[0]
+        root = slices[whole].of if whole in slices else whole
+        return all(value in slices and slices[value].of == root for value in self.read)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Sums, or answers, that are wanted side by side, as columns of one tensor."""
+    """Sums, or answers, that are wanted side by side, as columns of one tensor; and rows that are the same for all."""
 
-    values: tuple[int, ...]
+    values: tuple[int | Tensor, ...]
 
 
 @dataclass
 class _Plan:
-    """An executable for inputs of one shape: its steps, and the sizes of what it writes."""
+    """An executable for inputs of one shape: its steps, and the shapes of what it writes."""
 
     run: Any
     arena: int
-    outputs: list[tuple[int, ...]]
+    outputs: list[Shape]
+    constants: list[tuple[int, Tensor]]  # output, what stands in it before the steps run
     copies: list[tuple[int, int, int, int]]  # output, column, its copy's column, width
 
 
@@ -82,15 +69,27 @@ class Executable(nn.Module):
 
     Args:
         instructions: in an order in which they can run.
-        inputs: the numbers of the values that come from outside.
+        inputs: the numbers of the values that come from outside; with the channels of those that are masks.
         outputs: of those that go there, or what is to be packed of them.
     """
 
     def __init__(
-        self, instructions: list[Instruction], inputs: tuple[int, ...], outputs: tuple[int | Packed, ...]
+        self,
+        instructions: list[Instruction],
+        inputs: Sequence[tuple[int, int | None]],
+        outputs: tuple[int | Packed, ...],
     ) -> None:
         super().__init__()
-        self.instructions, self.inputs, self.outputs = in_waves(instructions), inputs, outputs
+        self.instructions, self.outputs = in_waves(instructions), outputs
+        self.inputs = [number for number, _ in inputs]
+        self._masks = [channels for _, channels in inputs]
+        in_whole = {
+            value
+            for each in instructions
+            for index, value in enumerate(each.inputs)
+            if value is not None and each.kernel.reads_panels(index)
+        }
+        self._in_panels = [number in in_whole for number in self.inputs]
         self._plans: dict[tuple[torch.Size, ...], _Plan] = {}
         self._spare: list[Tensor] = []  # an arena that no call works on
 
@@ -101,8 +100,13 @@ class Executable(nn.Module):
             if len(self._plans) >= _PLANS:
                 self._plans.clear()
             plan = self._plans[shapes] = self._plan(shapes)
-        given = [channels_last(each) for each in inputs]
-        arena, outputs = self._take(plan.arena), tuple(_empty(size) for size in plan.outputs)
+        given = [
+            each if mask is not None else in_panels(each) if whole else channels_last(each)
+            for each, mask, whole in zip(inputs, self._masks, self._in_panels, strict=True)
+        ]
+        arena, outputs = self._take(plan.arena), tuple(_empty(shape) for shape in plan.outputs)
+        for output, row in plan.constants:
+            outputs[output].copy_(row)
         pointers = [each.data_ptr() for each in (arena, *given, *outputs)]
         if not plan.run(pointers, torch.get_num_threads(), guard):
             raise BackendError(f"no memory for maps of {shapes[0][0]} images; score fewer")
@@ -110,94 +114,101 @@ class Executable(nn.Module):
             outputs[output].narrow(1, target, width).copy_(outputs[output].narrow(1, source, width))
         if not self._spare and arena.numel() <= _KEPT:
             self._spare.append(arena)
-        return outputs
+        # Operators of PyTorch's want maps without gaps.
+        return tuple(channels_last(each) if each.ndim == 4 and each.is_floating_point() else each for each in outputs)
 
     def _take(self, floats: int) -> Tensor:
         """An arena of so many floats or more, of an earlier call where there is one: fresh pages cost a third of it."""
         try:
             spare = self._spare.pop()
         except IndexError:
-            return _empty((floats,))
-        return spare if spare.numel() >= floats else _empty((floats,))
+            return _vector(floats)
+        return spare if spare.numel() >= floats else _vector(floats)
 
-    def _plan(self, shapes: tuple[torch.Size, ...]) -> _Plan:
-        sizes: dict[int, torch.Size] = dict(zip(self.inputs, shapes, strict=True))
-        for each in self.instructions:
-            sizes.update(_written(each, sizes))
-        places = {value: _whole(1 + i, sizes[value]) for i, value in enumerate(self.inputs)}
+    def _plan(self, sizes: tuple[torch.Size, ...]) -> _Plan:
+        shapes: dict[int, Shape] = {}
+        places: dict[int, Pointer] = {}
         rows: dict[int, int] = {}
-        outputs: list[tuple[int, ...]] = []
-        copies = []
+        for i, (value, size, mask) in enumerate(zip(self.inputs, sizes, self._masks, strict=True)):
+            shapes[value] = Shape(size) if mask is None else Shape(torch.Size((size[0], mask, *size[2:])), mask=True)
+            pitch = 0 if len(size) != 4 else padded(size[1]) if self._in_panels[i] else size[1]
+            places[value] = Pointer(1 + i, 0, pitch)
+        for each in self.instructions:
+            read = [None if value is None else shapes[value] for value in each.inputs]
+            for result, shape in zip(each.outputs, each.kernel.shapes(read), strict=True):
+                if result is not None:
+                    shapes[result] = shape
+        outputs: list[Shape] = []
+        copies, constants = [], []
         for i, output in enumerate(self.outputs):
-            place = 1 + len(self.inputs) + i
+            buffer = 1 + len(self.inputs) + i
             if isinstance(output, int):
-                places[output] = _whole(place, sizes[output])
-                outputs.append(tuple(sizes[output]))
+                places[output] = whole(buffer, shapes[output])
+                outputs.append(shapes[output])
                 continue
             column = 0
-            widths = [sizes[value][1:].numel() for value in output.values]
+            widths = [
+                wanted.numel() if isinstance(wanted, Tensor) else shapes[wanted].size[1:].numel()
+                for wanted in output.values
+            ]
             total = sum(widths)
-            for value, width in zip(output.values, widths, strict=True):
-                if value in places:
-                    copies.append((i, places[value][1], column, width))
+            row = torch.zeros(total)
+            for wanted, width in zip(output.values, widths, strict=True):
+                if isinstance(wanted, Tensor):
+                    row[column : column + width] = wanted
+                elif wanted in places:
+                    copies.append((i, places[wanted].offset, column, width))
                 else:
-                    places[value], rows[value] = Pointer(place, column), total
+                    places[wanted], rows[wanted] = Pointer(buffer, column), total
                 column += width
-            outputs.append((sizes[output.values[0]][0], total))  # a program may cut images into more
-        arena = place_in_arena(self.instructions, sizes, places)
+            if any(isinstance(wanted, Tensor) for wanted in output.values):
+                constants.append((i, row))
+            first = next(wanted for wanted in output.values if isinstance(wanted, int))
+            images = shapes[first].size[0]  # a program may cut images into more
+            outputs.append(Shape(torch.Size((images, total))))
+        parts = slices(self.instructions, shapes, places)
+        arena = place_in_arena(self.instructions, shapes, places, parts)
+        # A concatenation of what lies in it already is no step, and a wave has to have one.
+        waves = sorted({each.wave for each in self.instructions if not each.is_in_place(parts)})
+        numbers = {wave: number for number, wave in enumerate(waves)}
+
+        def at(value: int | None) -> Place | None:
+            if value is None:
+                return None
+            shape = shapes[value]
+            stride = rows.get(value, 1 if len(shape.size) == 1 else shape.size[1])
+            return Place(shape, places[value], stride)
+
+        steps: list[Step] = []
         with refusals():
-            steps = [step for each in self.instructions for step in _steps(each, sizes, places, rows)]
+            for each in self.instructions:
+                wave = numbers.get(each.wave, 0)
+                steps += each.kernel.steps(wave, [at(i) for i in each.inputs], [at(i) for i in each.outputs])
             executable = kernels.Executable(steps)
-        return _Plan(executable.run, arena, outputs, copies)
+        return _Plan(executable.run, arena, outputs, constants, copies)
 
 
-def _whole(buffer: int, size: torch.Size) -> Pointer:
+def whole(buffer: int, shape: Shape) -> Pointer:
     """A value that a buffer holds by itself."""
-    return Pointer(buffer, 0, size[1] if len(size) == 4 else 0)
+    return Pointer(buffer, 0, padded(shape.size[1]) if len(shape.size) == 4 else 0)
 
 
-def _empty(size: tuple[int, ...]) -> Tensor:
-    layout = torch.channels_last if len(size) == 4 else torch.contiguous_format
-    return torch.empty(size, dtype=torch.float32, device="cpu", memory_format=layout)
+def _vector(floats: int) -> Tensor:
+    return torch.empty(floats, dtype=torch.float32, device="cpu")
 
 
-def _written(each: Instruction, sizes: Mapping[int, torch.Size]) -> dict[int, torch.Size]:
-    """The shapes of what an instruction writes."""
-    shape = sizes[each.x]
-    if isinstance(each.kernel, Check):
-        return {each.y: shape[:1]}
-    if isinstance(each.kernel, Convolution):
-        shape = torch.Size((shape[0], each.kernel.outputs, *each.kernel.out(shape)))
-    return {each.y: shape} if each.sums is None else {each.y: shape, each.sums: shape[:2]}
-
-
-def _steps(
-    each: Instruction, sizes: Mapping[int, torch.Size], places: Mapping[int, Pointer], rows: Mapping[int, int]
-) -> list[Step]:
-    """The steps of an instruction, for the C++ side; `rows` holds how far apart the images are of what is packed."""
-    x, shape, kernel = places[each.x], sizes[each.x], each.kernel
-    if isinstance(kernel, Check):
-        out, stride = places[each.y], rows.get(each.y, 1)
-        return [check_step(each.wave, x, shape, out, stride, kernel.begin, kernel.step, kernel.first, kernel.last)]
-
-    def place(value: int | None) -> Pointer:
-        return NULL if value is None else places[value]
-
-    epilogue = kernels.Epilogue(
-        y=places[each.y],
-        bias=address(kernel.shift if isinstance(kernel, Pointwise) else kernel.bias),
-        residual=place(each.residual),
-        relu_mask=place(each.relu_mask),
-        scale=address(kernel.scale),
-        skip=place(each.skip),
-        sums=place(each.sums),
-        sums_stride=0 if each.sums is None else rows.get(each.sums, sizes[each.sums][1]),
-        relu=each.relu_mask is None if isinstance(kernel, Pointwise) else kernel.relu,
-        statistic=STATISTICS[kernel.statistic or "sum"],
-    )
-    if isinstance(kernel, Pointwise):
-        return [pointwise_step(each.wave, address(kernel.factor), x, shape, epilogue)]
-    return [*convolution_steps(each.wave, kernel.parts, kernel.algorithm, x, shape, kernel.out(shape), epilogue)]
+def _empty(shape: Shape) -> Tensor:
+    """Room for a value that goes outside; a mask as the words of its panels, (N, panels, H, W)."""
+    if shape.mask:
+        images, channels, height, width = shape.size
+        words = torch.empty(2 * shape.floats, dtype=torch.int16, device="cpu")
+        return words.as_strided(
+            (images, padded(channels) // NR, height, width), (height * width, shape.plane, width, 1)
+        )
+    if len(shape.size) != 4:
+        return torch.empty(shape.size, dtype=torch.float32, device="cpu")
+    layout = torch.channels_last
+    return torch.empty(shape.panels, dtype=torch.float32, device="cpu", memory_format=layout)[:, : shape.size[1]]
 
 
 def in_waves(instructions: list[Instruction]) -> list[Instruction]:

@@ -1,23 +1,37 @@
 """Fusion: each convolution takes up what stands behind it, for this package's own kernels.
 
-Forward, that is the residual added to it, the ReLU and the count of what is active; backward, the gradient added to it,
-the ReLU's mask, the sums that the score needs, the norm's factor and the skip connection's gradient. A norm and a ReLU
-behind anything else become `relu_forward_count`. What fits nowhere stays PyTorch's.
+Forward, that is the residual added to it, the activation and the count of what is active; backward, the gradient added
+to it, the ReLU's mask, the sums that the score needs, the norm's factor and the skip connection's gradient. Zeros
+padded around its input it reads as such. A norm and a ReLU behind anything else, a group norm, a pooling, a gate and a
+concatenation become kernels of their own. What fits nowhere stays PyTorch's.
 """
 
 import operator
+from collections.abc import Callable
+from math import inf, prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from gaia_fast.compiler.ir.constants import constant_value
-from gaia_fast.compiler.ir.rewriting import CONVOLUTIONS, alike, call_kernel, calls, only_user, pair, per_channel
-from gaia_fast.compiler.native.kernels import Convolution, Pointwise
-from gaia_fast.ops.active_everywhere import active_everywhere
+from gaia_fast.compiler.ir.rewriting import CONVOLUTIONS, alike, call_kernel, calls, erase, only_user, pair, per_channel
+from gaia_fast.compiler.native.kernels import (
+    IDENTITY,
+    Activation,
+    Check,
+    Concatenation,
+    Convolution,
+    GroupNorm,
+    Pointwise,
+    Pool,
+    Windows,
+)
+from gaia_fast.compiler.native.masks import MaskFuser, windows_of
 from gaia_fast.ops.convolution import Part, Weights, adjoint_parts, output_size, takes
-from gaia_fast.ops.convolution.packing import Algorithm
+from gaia_fast.ops.convolution.packing import NR, Algorithm
 from gaia_fast.ops.convolution.parts import Pair
+from gaia_fast.ops.convolution.steps import RELU, SIGMOID
 
 aten = torch.ops.aten
 
@@ -34,19 +48,23 @@ class _Fuser:
         self._exact = _counted(self.graph)
 
     def run(self) -> None:
-        for node in list(self.graph.nodes):
-            if node.target in CONVOLUTIONS:
-                self._convolution(node)
-        for node in list(self.graph.nodes):
-            if node.target is aten.relu.default:
-                self._relu(node)
-            elif node.target is aten.where.self:
-                self._relu_backward(node)
-        for node in list(self.graph.nodes):
-            if node.target is aten.amin.default:
-                self._condition(node)
-            elif _normalises_channels(node):
-                self._channels_first(node)
+        self._each(lambda node: node.target in CONVOLUTIONS and not _is_transposed(node), self._convolution)
+        self._each(lambda node: node.target is aten.native_group_norm.default, self._group_norm)
+        self._each(lambda node: activation_of(node) is not None, self._activation)
+        self._each(lambda node: node.target is aten.mul.Tensor, self._gate)
+        self._each(lambda node: node.target is aten.cat.default, self._cat)
+        MaskFuser(self.graph).run()  # what windows look at is written as the adjoint of a convolution
+        self._each(lambda node: node.target in CONVOLUTIONS, self._convolution)
+        self._each(lambda node: node.target is aten.where.self, self._relu_backward)
+        self._each(lambda node: node.target is aten.max_pool2d_with_indices.default, self._max_pool)
+        self._each(lambda node: node.target is aten.avg_pool2d.default, self._avg_pool)
+        self._each(lambda node: node.target in (aten.mean.dim, aten.adaptive_avg_pool2d.default), self._mean)
+        self._each(lambda node: node.target is aten.amin.default, self._condition)
+        self._each(_normalises_channels, self._channels_first)
+
+    def _each(self, matches: Callable[[fx.Node], bool], use: Callable[[fx.Node], None]) -> None:
+        for node in [node for node in self.graph.nodes if matches(node)]:
+            use(node)
 
     def _place(self, kernel: nn.Module, inputs: tuple[fx.Node | None, ...], like: Any) -> tuple[fx.Node, fx.Node]:
         """A call of a kernel, at the graph's current place of insertion: its map, and its sums."""
@@ -72,40 +90,47 @@ class _Fuser:
         bias_value = None if bias is None else constant_value(bias)
         if weight is None or (bias is not None and bias_value is None):
             return
-        input_size = None
+        size = None
+        x = node.args[0]
         if (part := convolution_part(node, weight, self._weights)) is not None:
             parts = [part]
+            if (around := padded_by_zeros(x)) is not None:
+                (x, (top, left, _, _)), (above, before) = around, part.padding
+                parts = [Part(part.weights, part.stride, (above + top, before + left), part.dilation)]
+                size = _size(node)
         elif (adjoint := _adjoint(node, weight)) is not None:
-            parts, input_size = adjoint
+            parts, size = adjoint
         else:
             return
         last = node
         residual = relu_mask = skip = scale = None
-        relu = False
+        activation = IDENTITY
         if added := _added(last):
             residual, last = added
-        if (user := only_user(last)) is not None and user.target is aten.relu.default:
-            relu, last = True, user
+        user = only_user(last)
+        if user is not None and (found := activation_of(user)) is not None:
+            activation, last = found, user
         elif masked := _masked(last):
-            relu_mask, last = masked
+            relu_mask, activation, last = masked
         value = node.meta["val"]
-        statistic, sums = summed(last, relu)
-        if not relu and (factor := scaled(last, sums, int(value.shape[1]))):
+        active = activation if activation.name == "relu" else None
+        statistic, sums = summed(last, active)
+        if activation.name == "identity" and (factor := scaled(last, sums, int(value.shape[1]))):
             scale, product = factor
             if (added := _added(product)) and _unread(sums, last, added[1]):
                 skip, last = added
             else:
                 last = product
         algorithm = Algorithm.INDIRECT_GEMM if node in self._exact else None
-        kernel = Convolution(parts, bias_value, scale, input_size, relu, statistic, algorithm)
+        kernel = Convolution(parts, bias_value, scale, size, activation, statistic, algorithm)
         with self.graph.inserting_before(last):
-            y, total = self._place(kernel, (node.args[0], residual, relu_mask, skip), last.meta["val"])
+            y, total = self._place(kernel, (x, residual, relu_mask, skip), last.meta["val"])
         self._replace(last, y, sums, total)
 
-    def _relu(self, node: fx.Node) -> None:
-        """relu(x * scale + shift), with the count of what is active."""
-        value = node.meta["val"]
-        if value.ndim != 4 or value.dtype != torch.float32:
+    def _activation(self, node: fx.Node) -> None:
+        """A ReLU of x * scale + shift, with the count of what is active."""
+        value, activation = node.meta["val"], activation_of(node)
+        if value.ndim != 4 or value.dtype != torch.float32 or activation is None or activation.name != "relu":
             return
         x, parameters = node.args[0], {}
         for name, target in (("shift", aten.add.Tensor), ("scale", aten.mul.Tensor)):
@@ -113,12 +138,10 @@ class _Fuser:
                 factor = per_channel(x.args[1], int(value.shape[1]))
                 if factor is not None:
                     parameters[name], x = factor, x.args[0]
-        _, counts = summed(node, True)
-        if not parameters and not counts:
-            return
-        kernel = Pointwise(parameters.get("scale"), parameters.get("shift"), None, "positive")
+        _, counts = summed(node, activation)
+        kernel = Pointwise(parameters.get("scale"), parameters.get("shift"), None, activation, "positive")
         with self.graph.inserting_before(node):
-            y, total = self._place(kernel, (x, None, None, None), value)
+            y, total = self._place(kernel, (x, None, None, None, None), value)
         self._replace(node, y, counts, total)
 
     def _relu_backward(self, node: fx.Node) -> None:
@@ -126,13 +149,118 @@ class _Fuser:
         value, g = node.meta["val"], node.args[2]
         if value.ndim != 4 or value.dtype != torch.float32 or not alike(g, node):
             return
-        if (relu_mask := relu_mask_of(node)) is None:
+        if (found := relu_mask_of(node)) is None:
             return
-        statistic, sums = summed(node, False)
+        relu_mask, bounds = found
+        statistic, sums = summed(node, None)
         scale, last = scaled(node, sums, int(value.shape[1])) or (None, node)
         with self.graph.inserting_before(last):
-            y, total = self._place(Pointwise(None, None, scale, statistic), (g, None, relu_mask, None), value)
+            kernel = Pointwise(None, None, scale, bounds, statistic)
+            y, total = self._place(kernel, (g, None, relu_mask, None, None), value)
         self._replace(last, y, sums, total)
+
+    def _group_norm(self, node: fx.Node) -> None:
+        """A group norm, with the ReLU behind it and the count of what is active."""
+        x, scale, shift, _, channels, _, groups, epsilon = node.args
+        results = {each.args[1]: each for each in node.users}
+        y, scale_value, shift_value = results.get(0), constant_value(scale), constant_value(shift)
+        if any(each in results and results[each].users for each in (1, 2)) or y is None:
+            return
+        value = y.meta["val"]
+        if value.ndim != 4 or value.dtype != torch.float32 or scale_value is None or shift_value is None:
+            return
+        if not GroupNorm.takes(channels, groups):
+            return
+        user, last, counts = only_user(y), y, list[fx.Node]()
+        if user is not None and activation_of(user) == RELU:
+            last = user
+            _, counts = summed(last, RELU)
+        kernel = GroupNorm(groups, scale_value, shift_value, epsilon, last is not y)
+        with self.graph.inserting_before(last):
+            made, total = self._place(kernel, (x,), value)
+        self._replace(last, made, counts, total)
+
+    def _gate(self, node: fx.Node) -> None:
+        """A map times a number for each of its channels, image by image."""
+        value = node.meta["val"]
+        if value.ndim != 4 or value.dtype != torch.float32 or node.kwargs:
+            return
+        one, other = node.args
+        for x, gate in ((one, other), (other, one)):
+            if not alike(x, node) or not isinstance(gate, fx.Node) or constant_value(gate) is not None:
+                continue
+            numbers = gate.meta["val"]
+            same = numbers.dtype == value.dtype and numbers.ndim == 4 and tuple(numbers.shape[2:]) == (1, 1)
+            if same and alike_in_images(gate, node) and tuple(value.shape[2:]) != (1, 1):
+                kernel = Pointwise(None, None, None, IDENTITY, None)
+                with self.graph.inserting_before(node):
+                    y, total = self._place(kernel, (x, None, None, None, gate), value)
+                self._replace(node, y, [], total)
+                return
+
+    def _cat(self, node: fx.Node) -> None:
+        """Maps side by side, whole panels of channels each but the last."""
+        value, maps, axis = node.meta["val"], node.args[0], [*node.args, 0][1]
+        if value.ndim != 4 or axis not in (1, -3) or value.dtype != torch.float32:
+            return
+        if any(each.meta["val"].dtype != value.dtype or each.meta["val"].ndim != 4 for each in maps):
+            return
+        if any(int(each.meta["val"].shape[1]) % NR for each in maps[:-1]):
+            return
+        if len(maps) == 1:
+            node.replace_all_uses_with(maps[0])
+            erase(self.graph, node)
+            return
+        with self.graph.inserting_before(node):
+            made = call_kernel(self.graph, Concatenation(), tuple(maps))
+            y = self.graph.call_function(operator.getitem, (made, 0))
+            y.meta["val"] = value
+        node.replace_all_uses_with(y)
+        erase(self.graph, node)
+
+    def _max_pool(self, node: fx.Node) -> None:
+        """A max-pooling whose choice nobody asks for."""
+        x, *given = node.args
+        results = {each.args[1]: each for each in node.users}
+        if 0 not in results or (1 in results and results[1].users) or not _is_map(results[0]):
+            return
+        around = padded_by_zeros(x)
+        windows = windows_of(given, _size(results[0]))
+        if around is not None:
+            (x, (top, left, _, _)) = around
+            # Where a window hangs over the edge of what was padded there is nothing, not zeros.
+            if windows.padding != (0, 0) or any(given[4:]):
+                return
+            windows = Windows(windows.kernel, windows.stride, (top, left), windows.dilation, windows.out)
+        self._pool(results[0], x, Pool("maximum", windows, zeros=around is not None))
+
+    def _avg_pool(self, node: fx.Node) -> None:
+        defaults: list[Any] = [None, None, [], [0, 0], False, True, None]
+        x, kernel, stride, padding, ceil_mode, with_padding, divisor = list(node.args) + defaults[len(node.args) :]
+        if ceil_mode or not _is_map(node):
+            return
+        windows = windows_of([kernel, stride, padding], _size(node))
+        self._pool(node, x, Pool("mean", windows, divisor=divisor or (prod(windows.kernel) if with_padding else 0)))
+
+    def _mean(self, node: fx.Node) -> None:
+        """A mean over space that a convolution reads; a linear head's is its own."""
+        if node.target is aten.adaptive_avg_pool2d.default:
+            if _is_map(node) and list(node.args[1]) == [1, 1] and any(user.op == "call_module" for user in node.users):
+                self._pool(node, node.args[0], Pool("mean", None))
+            return
+        defaults: list[Any] = [None, (), False]
+        _, axes, kept = list(node.args) + defaults[len(node.args) :]
+        if not _is_map(node) or not kept or sorted(axis % 4 for axis in axes or ()) != [2, 3] or node.kwargs:
+            return
+        if any(user.op == "call_module" for user in node.users):
+            self._pool(node, node.args[0], Pool("mean", None))
+
+    def _pool(self, node: fx.Node, x: fx.Node, kernel: Pool) -> None:
+        if x.meta["val"].dtype != torch.float32:
+            return
+        with self.graph.inserting_before(node):
+            y, total = self._place(kernel, (x, None), node.meta["val"])
+        self._replace(node, y, [], total)
 
     def _channels_first(self, node: fx.Node) -> None:
         """Has PyTorch normalise each channel by itself with its positions side by side.
@@ -163,16 +291,57 @@ class _Fuser:
         if value.ndim != 4 or value.dtype != torch.float32 or len(node.args) > 2:
             return
         with self.graph.inserting_before(node):
-            told = self.graph.call_function(active_everywhere, (y, begin, step, *channels))
+            made = call_kernel(self.graph, Check(begin, step, *channels), (y,))
+            told = self.graph.call_function(operator.getitem, (made, 0))
             told.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(told)
         erase(self.graph, node)
 
 
-def convolution_part(node: fx.Node, weight: Any, known: dict[str, Weights]) -> Part | None:
-    """A convolution over two axes, of one group, not transposed, that the kernel takes; None for any other node."""
+def activation_of(node: fx.Node) -> Activation | None:
+    """The activation that a node is, of those that kernels have; None of any other node."""
+    if node.target is aten.relu.default:
+        return RELU
+    if node.target is aten.sigmoid.default:
+        return SIGMOID
+    if node.target in (aten.hardtanh.default, aten.clamp.default) and not node.kwargs:
+        defaults: list[Any] = [None, None] if node.target is aten.clamp.default else [-1.0, 1.0]
+        low, high = list(node.args[1:]) + defaults[len(node.args) - 1 :]
+        if low == 0 and isinstance(high, (int, float)) and high > 0:
+            return Activation("relu", float(high))
+    return None
+
+
+def alike_in_images(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two maps are of as many images and channels."""
+    (images, channels), (others, same) = (each.meta["val"].shape[:2] for each in (one, other))
+    return channels == same and (images is others or str(images) == str(others))
+
+
+def padded_by_zeros(x: Any) -> tuple[fx.Node, tuple[int, int, int, int]] | None:
+    """The map around which zeros were padded, and how many: (top, left, bottom, right). None of any other node."""
+    if not calls(x, aten.constant_pad_nd.default) or len(x.args[1]) != 4 or [*x.args, 0][2] != 0:
+        return None
+    left, right, top, bottom = x.args[1]
+    if min(left, right, top, bottom) < 0 or x.meta["val"].dtype != torch.float32:
+        return None
+    return x.args[0], (top, left, bottom, right)
+
+
+def _size(node: fx.Node) -> Pair:
     value = node.meta["val"]
-    if value.ndim != 4 or value.dtype != torch.float32 or not takes(weight):
+    return int(value.shape[2]), int(value.shape[3])
+
+
+def _is_map(node: fx.Node) -> bool:
+    value = node.meta["val"]
+    return value.ndim == 4 and value.dtype == torch.float32
+
+
+def convolution_part(node: fx.Node, weight: Any, known: dict[str, Weights]) -> Part | None:
+    """A convolution over two axes, not transposed, that the kernel takes; None for any other node."""
+    value = node.meta["val"]
+    if value.ndim != 4 or value.dtype != torch.float32:
         return None
     if node.target is aten.convolution.default:
         _, _, _, stride, padding, dilation, transposed, _, groups = node.args
@@ -180,28 +349,32 @@ def convolution_part(node: fx.Node, weight: Any, known: dict[str, Weights]) -> P
             return None
     else:
         defaults: list[Any] = [None, None, None, [1, 1], [0, 0], [1, 1], 1]
-        stride, padding, dilation, groups = [*node.args, *defaults[len(node.args) :]][3:]
-    if groups != 1 or isinstance(padding, str):
+        stride, padding, dilation, groups = (list(node.args) + defaults[len(node.args) :])[3:]
+    if not takes(weight, groups) or isinstance(padding, str):
         return None
-    weights = known.setdefault(str(node.args[1].target), Weights(weight))
+    weights = known.setdefault(f"{node.args[1].target} in {groups}", Weights(weight, groups))
     return Part(weights, pair(stride), pair(padding), pair(dilation))
 
 
+def _is_transposed(node: fx.Node) -> bool:
+    return node.target is aten.convolution.default and bool(node.args[6])
+
+
 def _adjoint(node: fx.Node, weight: Tensor) -> tuple[list[Part], Pair] | None:
-    """The parts of a transposed convolution of one group that is the adjoint of a strided one, and where it leads."""
+    """The parts of a transposed convolution that is the adjoint of a strided one, and where it leads."""
     value = node.meta["val"]
     if node.target is not aten.convolution.default or not node.args[6] or value.ndim != 4 or weight.ndim != 4:
         return None
     _, _, _, stride, padding, dilation, _, _, groups = node.args
-    exchanged = weight.transpose(0, 1)
-    if groups != 1 or pair(dilation) != (1, 1) or value.dtype != torch.float32 or not takes(exchanged):
+    exchanged = weight.new_empty(()).expand(weight.shape[1] * groups, weight.shape[0] // groups, *weight.shape[2:])
+    if pair(dilation) != (1, 1) or value.dtype != torch.float32 or not takes(exchanged, groups):
         return None
     input_size = (int(value.shape[2]), int(value.shape[3]))
     stride, padding = pair(stride), pair(padding)
     reached = output_size(value.shape, exchanged.shape, stride, padding, (1, 1))
     if reached != tuple(node.args[0].meta["val"].shape[2:]):
         return None
-    return adjoint_parts(weight, stride, padding), input_size
+    return adjoint_parts(weight, stride, padding, groups), input_size
 
 
 def _counted(graph: fx.Graph) -> set[fx.Node]:
@@ -252,46 +425,77 @@ def _added(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return None if other is node or not alike(other, node) else (other, user)
 
 
-def _masked(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The map whose active units let a node through that nothing else reads, and what is let through."""
+def _masked(node: fx.Node) -> tuple[fx.Node, Activation, fx.Node] | None:
+    """The map whose active units let a node through that nothing else reads, its bound, and what is let through."""
     user = only_user(node)
     if user is None or user.target is not aten.where.self or user.args[2] is not node:
         return None
-    relu_mask = relu_mask_of(user)
-    return None if relu_mask is None else (relu_mask, user)
+    found = relu_mask_of(user)
+    return None if found is None else (*found, user)
 
 
-def relu_mask_of(where: fx.Node) -> fx.Node | None:
-    """The map where a selection is zero because it is not positive there; None of any other selection."""
+def relu_mask_of(where: fx.Node) -> tuple[fx.Node, Activation] | None:
+    """The map where a selection is zero because it is not active there, with its bound; None of any other selection."""
     inactive, zero, _ = where.args
+    upper = inf
+    if calls(inactive, aten.logical_or.default):
+        inactive, above = inactive.args
+        if not calls(above, aten.ge.Scalar) or not calls(inactive, aten.le.Scalar):
+            return None
+        if above.args[0] is not inactive.args[0] or not above.args[1] > 0:
+            return None
+        upper = float(above.args[1])
     if not isinstance(inactive, fx.Node) or inactive.target is not aten.le.Scalar or inactive.args[1] != 0:
         return None
     nothing = constant_value(zero)
     relu_mask = inactive.args[0]
-    return None if nothing is None or bool(nothing.any()) or not alike(relu_mask, where) else relu_mask
+    if nothing is None or bool(nothing.any()) or not alike(relu_mask, where):
+        return None
+    return relu_mask, Activation("identity", upper)
 
 
-def summed(node: fx.Node, relu: bool) -> tuple[str | None, list[fx.Node]]:
-    """What of a node is summed over space, and the sums."""
+def summed(node: fx.Node, activation: Activation | None) -> tuple[str | None, list[fx.Node]]:
+    """What of a node is summed over space, and the sums; with an activation the count of what is active, too."""
     for name, find in _STATISTICS.items():
-        if name == "positive" and not relu:
+        if name == "positive" and activation is None:
             continue
-        if sums := [each for user in node.users for each in find(user) if _over_space(each)]:
+        users = [each for user in node.users for each in find(user, activation)]
+        if sums := [each for each in dict.fromkeys(users) if _over_space(each)]:
             return name, sums
     return None, []
 
 
-def _absolute(user: fx.Node) -> list[fx.Node]:
+def _absolute(user: fx.Node, activation: Activation | None) -> list[fx.Node]:
     return list(user.users) if user.target is aten.abs.default else []
 
 
-def _positive(user: fx.Node) -> list[fx.Node]:
+def _positive(user: fx.Node, activation: Activation | None) -> list[fx.Node]:
     if user.target is not aten.gt.Scalar or user.args[1] != 0:
         return []
-    return [each for copy in user.users if copy.target is aten._to_copy.default for each in copy.users]
+    if activation is not None and activation.upper < inf:
+        return [each for both in user.users if bounded(both) == activation.upper for each in _copies(both)]
+    return _copies(user)
 
 
-_STATISTICS = {"sum": lambda user: [user], "abs_sum": _absolute, "positive": _positive}
+def bounded(both: fx.Node) -> float | None:
+    """The bound of a node that is (0 < y) & (y < bound) of some y; None of any other."""
+    if both.target is not aten.bitwise_and.Tensor:
+        return None
+    above, below = both.args
+    if not calls(above, aten.gt.Scalar) or not calls(below, aten.lt.Scalar) or above.args[1] != 0:
+        return None
+    return float(below.args[1]) if above.args[0] is below.args[0] else None
+
+
+def _copies(mask: fx.Node) -> list[fx.Node]:
+    return [each for copy in mask.users if copy.target is aten._to_copy.default for each in copy.users]
+
+
+_STATISTICS: dict[str, Callable[[fx.Node, Activation | None], list[fx.Node]]] = {
+    "sum": lambda user, _: [user],
+    "abs_sum": _absolute,
+    "positive": _positive,
+}
 
 
 def _over_space(node: fx.Node) -> bool:
@@ -310,13 +514,3 @@ def scaled(node: fx.Node, sums: list[fx.Node], channels: int) -> tuple[Tensor, f
         return None
     factor = per_channel(users[0].args[1], channels)
     return None if factor is None else (factor, users[0])
-
-
-def erase(graph: fx.Graph, node: fx.Node) -> None:
-    """Takes out a node that nothing reads any more, and what was there for it alone."""
-    if node.users or node.op != "call_function":
-        return
-    inputs = node.all_input_nodes
-    graph.erase_node(node)
-    for each in inputs:
-        erase(graph, each)

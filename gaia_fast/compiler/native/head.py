@@ -1,5 +1,9 @@
-"""A linear head, and the output component behind it, by this package's own kernels instead of an operator a step."""
+"""A linear head, and the output component behind it, by this package's own kernels instead of an operator a step.
 
+A linear layer on a map's mean over space is a convolution of one position.
+"""
+
+import operator
 from typing import Any
 
 import torch
@@ -7,22 +11,13 @@ from torch import Tensor, fx, nn
 
 from gaia_fast.compiler.ir.constants import constant_value
 from gaia_fast.compiler.ir.rewriting import call_kernel, calls
-from gaia_fast.ops.linear_head import output_component, pooled_logits
+from gaia_fast.compiler.native.kernels import IDENTITY, Convolution, Pool
+from gaia_fast.ops.convolution import Part, Weights
+from gaia_fast.ops.linear_head import output_component
 
 aten = torch.ops.aten
 
 _VIEWS = (aten.reshape.default, aten.squeeze.dims, aten.unsqueeze.default)
-
-
-class PooledLogits(nn.Module):
-    """`gaia_fast.ops.linear_head.pooled_logits` with its weights: a map to logits."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.weight, self.bias = weight.contiguous(), None if bias is None else bias.contiguous()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return pooled_logits(x, self.weight, self.bias)
 
 
 class OutputComponent(nn.Module):
@@ -37,10 +32,10 @@ class OutputComponent(nn.Module):
 
 
 def use_linear_head(module: fx.GraphModule) -> None:
-    """Has the modules above compute what they can."""
+    """Has kernels compute what they can."""
     graph = module.graph
     for node in list(graph.nodes):
-        found: tuple[nn.Module, fx.Node] | None = None
+        found: tuple[Convolution, fx.Node] | None = None
         if node.target is aten.addmm.default and len(node.args) == 3 and not node.kwargs:
             found = _logits(node, node.args[1], constant_value(node.args[2]), node.args[0])
         elif node.target is aten.mm.default:
@@ -49,17 +44,26 @@ def use_linear_head(module: fx.GraphModule) -> None:
             pooled, weight, bias = [*node.args, None][:3]
             value = constant_value(weight)
             found = _logits(node, pooled, None if value is None else value.t(), bias)
-        elif node.target is aten.sqrt.default:
-            found = _component(node)
+        elif node.target is aten.sqrt.default and (component := _component(node)) is not None:
+            with graph.inserting_before(node):
+                made = call_kernel(graph, component[0], (component[1],), node.meta["val"])
+            node.replace_all_uses_with(made)
         if found is None:
             continue
         kernel, x = found
         with graph.inserting_before(node):
-            made = call_kernel(graph, kernel, (x,), node.meta["val"])
-        node.replace_all_uses_with(made)
+            mean = _result(graph, call_kernel(graph, Pool("mean", None), (x, None)), 0, x.meta["val"][:, :, :1, :1])
+            logits = _result(graph, call_kernel(graph, kernel, (mean, None, None, None)), 1, node.meta["val"])
+        node.replace_all_uses_with(logits)
 
 
-def _logits(node: fx.Node, pooled: Any, weight: Tensor | None, bias: Any) -> tuple[nn.Module, fx.Node] | None:
+def _result(graph: fx.Graph, made: fx.Node, index: int, value: Any) -> fx.Node:
+    result = graph.call_function(operator.getitem, (made, index))
+    result.meta["val"] = value
+    return result
+
+
+def _logits(node: fx.Node, pooled: Any, weight: Tensor | None, bias: Any) -> tuple[Convolution, fx.Node] | None:
     """The linear layer on a map's mean over space, with its (K, C) weights, and the map."""
     shift = None if bias is None else constant_value(bias)
     if weight is None or weight.ndim != 2 or (bias is not None and (shift is None or shift.shape != weight.shape[1:])):
@@ -72,7 +76,9 @@ def _logits(node: fx.Node, pooled: Any, weight: Tensor | None, bias: Any) -> tup
     x = pooled.args[0]
     if x.meta["val"].ndim != 4 or _size(x)[1] != channels or node.meta["val"].dtype != torch.float32:
         return None
-    return PooledLogits(weight.t(), shift), x
+    part = Part(Weights(weight.t()[:, :, None, None].contiguous()), (1, 1), (0, 0), (1, 1))
+    # The sum over a position is what stands there, without what whole panels have more than the logits.
+    return Convolution([part], shift, None, None, IDENTITY, "sum"), x
 
 
 def _averages(node: Any) -> bool:

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from gaia_fast.compiler.native.executable import Check, Executable, Instruction, Packed
-from gaia_fast.compiler.native.kernels import Convolution, Pointwise
-from gaia_fast.ops.active_everywhere import active_everywhere
-from gaia_fast.ops.convolution.packing import NR
+from gaia_fast.compiler.ir.constants import constant_value
+from gaia_fast.compiler.native.executable import Executable, Instruction, Packed
+from gaia_fast.compiler.native.kernels import Kernel
 
 aten = torch.ops.aten
 
@@ -64,15 +63,8 @@ fx.has_side_effect(_call)
 def _ours(node: fx.Node) -> bool:
     """Whether a node is a kernel of this package's, or a result of one."""
     if node.op == "call_module":
-        kernel = node.graph.owning_module.get_submodule(str(node.target))
-        return isinstance(kernel, Convolution) or (isinstance(kernel, Pointwise) and _whole(node.args[0]))
-    if node.target is operator.getitem:
-        return isinstance(node.args[0], fx.Node) and node.args[0].op == "call_module" and _ours(node.args[0])
-    return node.target is active_everywhere and isinstance(node.args[0], fx.Node)
-
-
-def _whole(x: Any) -> bool:
-    return int(x.meta["val"].shape[1]) % NR == 0
+        return isinstance(node.graph.owning_module.get_submodule(str(node.target)), Kernel)
+    return node.target is operator.getitem and isinstance(node.args[0], fx.Node) and _ours(node.args[0])
 
 
 def _depths(module: fx.GraphModule) -> dict[fx.Node, int]:
@@ -96,29 +88,50 @@ def _executable(inside: list[fx.Node]) -> tuple[Executable, list[fx.Node], list[
         return numbers.setdefault(node, len(numbers)) if isinstance(node, fx.Node) else None
 
     instructions = []
+    masks: dict[int, int] = {}
     for node in inside:
         if node.target is operator.getitem:
             continue
-        if node.op == "call_module":
-            kernel = node.graph.owning_module.get_submodule(str(node.target))
-            results = {each.args[1]: each for each in node.users}
-            y, sums = (number(results[i]) if i in results else None for i in (0, 1))
-            if y is None:
-                numbers[node] = y = len(numbers)
-            instructions.append(Instruction(kernel, number(node.args[0]), y, sums, *map(number, node.args[1:])))
-        else:
-            instructions.append(Instruction(Check(*node.args[1:]), number(node.args[0]), number(node)))
+        kernel = node.graph.owning_module.get_submodule(str(node.target))
+        assert isinstance(kernel, Kernel)
+        results = {each.args[1]: each for each in node.users}
+        given = tuple(number(each) for each in node.args)
+        for each, value in zip(node.args, given, strict=True):
+            if isinstance(each, fx.Node) and each.meta["val"].dtype == torch.bool:
+                masks[value] = int(each.meta["val"].shape[1])
+        outputs_of = [number(results.get(i)) for i in range(kernel.results)]
+        if outputs_of[0] is None and kernel.always:
+            numbers[node] = outputs_of[0] = len(numbers)
+        instructions.append(Instruction(kernel, given, tuple(outputs_of)))
     written = {value for each in instructions for value in each.written}
     inputs = [node for node, value in numbers.items() if value not in written]
     leaving = [node for node in numbers if node in members and any(user not in members for user in node.users)]
+    leaving = [node for node in leaving if node.target is operator.getitem]
     packed = _packed(leaving)
     outputs: dict[fx.Node, int | Packed] = {node: numbers[node] for node in leaving}
     for cat in packed:
-        outputs[cat] = Packed(tuple(numbers[node] for node in cat.args[0]))
+        columns = [numbers.get(each, _row(each)) for each in cat.args[0]]
+        outputs[cat] = Packed(tuple(each for each in columns if each is not None))
         for node in cat.args[0]:
             outputs.pop(node, None)
-    executable = Executable(instructions, tuple(numbers[node] for node in inputs), tuple(outputs.values()))
+    numbered = [(numbers[node], masks.get(numbers[node])) for node in inputs]
+    executable = Executable(instructions, numbered, tuple(outputs.values()))
     return executable, inputs, list(outputs)
+
+
+def _row(node: fx.Node) -> Tensor | None:
+    """What a node gives for each image, where that is the same: a vector."""
+    if node.target is not aten.expand.default or len(node.args[1]) != 2:
+        return None
+    value = constant_value(node.args[0])
+    if (
+        value is None
+        or value.dtype != torch.float32
+        or value.shape[-1] != node.args[1][1]
+        or value[..., :1].numel() != 1
+    ):
+        return None
+    return value.flatten()
 
 
 def _packed(leaving: list[fx.Node]) -> list[fx.Node]:
@@ -128,7 +141,9 @@ def _packed(leaving: list[fx.Node]) -> list[fx.Node]:
         if node.target not in _SIDE_BY_SIDE or list(node.args[1:]) not in ([1], [-1]):
             continue
         axes = _SIDE_BY_SIDE[node.target]
-        inputs = set(node.args[0])
-        if all(each in leaving and each.meta["val"].ndim == axes and set(each.users) == {node} for each in inputs):
+        inputs = {each for each in node.args[0] if _row(each) is None}
+        if inputs and all(
+            each in leaving and each.meta["val"].ndim == axes and set(each.users) == {node} for each in inputs
+        ):
             found.append(node)
     return found

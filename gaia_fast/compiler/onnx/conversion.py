@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 LARGEST = 2**31 - 1  # bytes of a file: a message of protobuf holds no more
 
 
+def exporter_missing() -> list[str]:
+    """The packages that ONNX graphs are made with, and that are not here."""
+    return [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+
+
 def missing() -> str:
     """Why ONNX graphs cannot be made and run here; empty where they can."""
-    absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    absent = exporter_missing() + [name for name in ("onnxruntime",) if importlib.util.find_spec(name) is None]
     return f"{' and '.join(absent)} not installed: pip install 'gaia-fast[onnx]'" if absent else ""
 
 

@@ -94,6 +94,9 @@ def _threshold(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 def _hardtanh(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     g, x, low, high = node.args
+    # Its output tells as much, and is there already: its input need not be kept.
+    outputs = (user for user in x.users if user.target is aten.hardtanh.default and user.args[1:] == (low, high))
+    x = next(outputs, x)
     outside = _call(
         graph,
         aten.logical_or.default,

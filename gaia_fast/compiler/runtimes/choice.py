@@ -15,10 +15,11 @@ from gaia_fast.compiler.runtimes.fixed_sizes import FixedSizes
 from gaia_fast.compiler.runtimes.inductor import Inductor
 from gaia_fast.compiler.runtimes.native import Native
 from gaia_fast.compiler.runtimes.onnxruntime import OnnxRuntime
+from gaia_fast.compiler.runtimes.openvino import OpenVino
 from gaia_fast.compiler.runtimes.runner import Runner
-from gaia_fast.options import AUTO, Runtime
+from gaia_fast.options import AUTO, Runtime, Tune
 
-FLOAT32_ALONE = (Runtime.NATIVE, Runtime.ONNXRUNTIME)
+FLOAT32_ALONE = (Runtime.NATIVE, Runtime.ONNXRUNTIME, Runtime.OPENVINO)
 GRAPHS = (Runtime.INDUCTOR, Runtime.CUDAGRAPH)  # the runtimes that replay CUDA graphs, on a CUDA device
 
 
@@ -95,7 +96,14 @@ def checks_itself(runtime: str, x: Tensor) -> bool:
     return runtime in GRAPHS and x.device.type == "cuda"
 
 
-def make_runner(runtime: str, program: Program, example: Tensor, dynamic: bool, checks: Checks | None = None) -> Runner:
+def make_runner(
+    runtime: str,
+    program: Program,
+    example: Tensor,
+    dynamic: bool,
+    checks: Checks | None = None,
+    tune: str = Tune.MODEL,
+) -> Runner:
     """Makes a program ready to run on images like `example`.
 
     Args:
@@ -103,6 +111,7 @@ def make_runner(runtime: str, program: Program, example: Tensor, dynamic: bool, 
         program: what to run.
         example: images, of which the first is enough.
         dynamic: whether the program takes any number of images; else it takes as many as `example` has.
+        tune: how the native runtime settles between algorithms.
         checks: what the runner checks, where `checks_itself`, for one output more: (N,) bools.
 
     Raises:
@@ -114,9 +123,11 @@ def make_runner(runtime: str, program: Program, example: Tensor, dynamic: bool, 
     elif runtime == Runtime.CUDAGRAPH:
         runner = CudaGraph(program.graph, example, checks)
     elif runtime == Runtime.NATIVE:
-        runner = Native(program.graph, example)
+        runner = Native(program.graph, example, tune)
     elif runtime == Runtime.ONNXRUNTIME:
         runner = OnnxRuntime(program.graph, program.outputs, example, dynamic)
+    elif runtime == Runtime.OPENVINO:
+        runner = OpenVino(program.graph, program.outputs, example, dynamic)
     else:
         runner = Eager(program.graph)
     images = example.shape[0]

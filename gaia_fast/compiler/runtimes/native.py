@@ -5,19 +5,27 @@ from torch import Tensor, fx
 
 from gaia_fast import backends
 from gaia_fast.compiler.ir.rewriting import copy_of
+from gaia_fast.compiler.native.executable import Executable
+from gaia_fast.compiler.native.kernels import Convolution
 from gaia_fast.compiler.pipeline import NATIVE, run_passes
 from gaia_fast.compiler.runtimes.runner import Guard, no_guard
 from gaia_fast.errors import BackendError
+from gaia_fast.options import Tune
 
 
 class Native:
     """Runs the program on the C++ kernels; float32 on the CPU, any number of images.
 
+    Args:
+        graph: the program.
+        example: images.
+        tune: how algorithms are chosen for as many images as `example` has; for others, by their operations.
+
     Raises:
         BackendError: the extension is missing, or other images than float32 on the CPU.
     """
 
-    def __init__(self, graph: fx.GraphModule, example: Tensor) -> None:
+    def __init__(self, graph: fx.GraphModule, example: Tensor, tune: str = Tune.MODEL) -> None:
         if obstacle := missing():
             raise BackendError(f"runtime='native' cannot run here: {obstacle}")
         if example.device.type != "cpu" or example.dtype != torch.float32:
@@ -26,6 +34,11 @@ class Native:
                 "runtime='inductor'"
             )
         self._graph = run_passes(NATIVE, copy_of(graph))
+        if tune == Tune.MEASURE:
+            for kernel in self._graph.modules():
+                for each in kernel.instructions if isinstance(kernel, Executable) else ():
+                    if isinstance(each.kernel, Convolution):
+                        each.kernel.measured_for = example.shape[0]
 
     @torch.no_grad()
     def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:

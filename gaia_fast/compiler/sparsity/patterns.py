@@ -214,6 +214,24 @@ class ReceptiveField(Pattern):
 
 
 @dataclass(frozen=True)
+class Cropped(Pattern):
+    """Another pattern without its outermost rows and columns: so many at the top, the left, the bottom, the right."""
+
+    of: Pattern
+    border: tuple[int, int, int, int]
+
+    label = "cropped"
+
+    def nodes(self) -> set[fx.Node]:
+        return self.of.nodes()
+
+    def mask(self, values: Values) -> Tensor:
+        mask = self.of.mask(values)
+        top, left, bottom, right = self.border
+        return mask[:, :, top : mask.shape[2] - bottom, left : mask.shape[3] - right]
+
+
+@dataclass(frozen=True)
 class AnyPosition(Pattern):
     """Whether another pattern has an entry along some axes, kept with size 1: the gradient of a broadcast operand."""
 

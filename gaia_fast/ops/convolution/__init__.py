@@ -9,7 +9,7 @@ from gaia_fast.ops.convolution.cpu import channels_last, convolution_cpu
 from gaia_fast.ops.convolution.packing import NR, Algorithm, Weights
 from gaia_fast.ops.convolution.parts import Pair, Part, adjoint_parts, output_size
 from gaia_fast.ops.convolution.reference import convolution_reference
-from gaia_fast.ops.convolution.steps import STATISTICS
+from gaia_fast.ops.convolution.steps import IDENTITY, STATISTICS, Activation
 
 __all__ = [
     "Part",
@@ -23,9 +23,15 @@ __all__ = [
 ]
 
 
-def takes(weight: Tensor) -> bool:
-    """Whether the C++ convolution takes these (K, C, height, width) weights of one group: float32, K whole sixteens."""
-    return weight.ndim == 4 and weight.dtype == torch.float32 and weight.shape[0] % NR == 0 and weight.numel() > 0
+def takes(weight: Tensor, groups: int = 1) -> bool:
+    """Whether the C++ convolution takes these (K, C / groups, height, width) weights.
+
+    They are float32; where there are groups, these have as many channels in as out, a divisor or a multiple of 16.
+    """
+    if weight.ndim != 4 or weight.dtype != torch.float32 or weight.numel() == 0:
+        return False
+    each = weight.shape[1]
+    return groups == 1 or (each * groups == weight.shape[0] and (each % NR == 0 or NR % each == 0))
 
 
 def convolution(
@@ -41,16 +47,16 @@ def convolution(
     padding: Pair = (0, 0),
     dilation: Pair = (1, 1),
     input_size: Pair | None = None,
-    relu: bool = False,
+    activation: Activation = IDENTITY,
     statistic: str | None = None,
     algorithm: Algorithm | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """A convolution, what a network has behind it, and a sum over space: what a program is made of, both ways.
 
-        z = conv2d(x, weight, bias, stride, padding, dilation) + residual
-        z = max(z, 0) if relu;  z = where(relu_mask <= 0, 0, z)
-        sums[n, k] = sum over (i, j) of z, |z| or [z > 0]
+        z = conv2d(x, weight, bias, stride, padding, dilation, groups) + residual
+        z = min(max(z, 0), upper), or sigmoid(z), or z;  z = where((relu_mask <= 0) | (relu_mask >= upper), 0, z)
+        sums[n, k] = sum over (i, j) of z, |z| or [0 < z < upper]
         y = z * scale[k] + skip
 
     Forward, the sums are the counts of active units (Eq. 10); backward, with the flipped weights, the ReLU's output as
@@ -59,12 +65,14 @@ def convolution(
 
     Args:
         x: (N, C, H, W) float32 on the CPU (with backend "torch" anything), any strides; channels-last costs no copy.
-        weights: (K, C, height, width), as `takes` wants them; (C, K, height, width) with `input_size`.
+        weights: (K, C / groups, height, width), as `takes` wants them; of the convolution whose adjoint it is with
+            `input_size`.
         bias, scale: (K,); None for 0 and 1.
         residual, relu_mask, skip: (N, K, H', W'); None for 0, no mask, and 0.
         stride, padding, dilation: as in `torch.conv2d`, by axis; zeros outside.
         input_size: (H', W') of the map whose convolution gave one like `x`: the gradient there is made of the gradient
             x.
+        activation: and its upper bound, which is the mask's, too; infinite where there is none.
         statistic: "sum", "abs_sum", "positive", or None for no sums.
         algorithm: of `gaia_fast.ops.convolution.packing`; None takes the cheapest.
         backend: "cpu" or "torch"; None for "cpu".
@@ -81,12 +89,13 @@ def convolution(
     """
     if statistic is not None and statistic not in STATISTICS:
         raise BackendError(f"statistic={statistic!r} does not exist; choose from {tuple(STATISTICS)}")
-    inputs = weights.shape[1 if input_size is None else 0]
+    groups = weights.groups
+    inputs = weights.shape[1] * groups if input_size is None else weights.shape[0]
     if maps.check_map(x, "x").shape[1] != inputs:
         raise BackendError(f"x has {x.shape[1]} channels, the weights {tuple(weights.shape)} take {inputs}")
     shape = weights.shape
     if input_size is not None:
-        shape = torch.Size((shape[1], shape[0], *shape[2:]))
+        shape = torch.Size((shape[1] * groups, shape[0] // groups, *shape[2:]))
         reached = output_size(torch.Size((1, 1, *input_size)), shape, stride, padding, dilation)
         if dilation != (1, 1) or reached != tuple(x.shape[2:]):
             raise BackendError(
@@ -116,16 +125,17 @@ def convolution(
             padding,
             dilation,
             input_size,
-            relu,
+            activation,
             statistic,
+            groups,
         )
     if backend not in (None, "cpu"):
         raise BackendError(f"backend={backend!r} has no convolution; choose from ('cpu', 'torch')")
     maps.backend_name("cpu", x)
-    if x.dtype != torch.float32 or not takes(weights.weight.new_empty(()).expand(shape)):
+    if x.dtype != torch.float32 or not takes(weights.weight.new_empty(()).expand(shape), groups):
         raise BackendError(
-            f"the C++ convolution takes float32 and outputs in whole sixteens, not {x.dtype} and weights "
-            f"{tuple(weights.shape)}; use backend='torch'"
+            f"the C++ convolution takes float32 and groups of a divisor or a multiple of {NR} channels, as many in as "
+            f"out, not {x.dtype} and weights {tuple(weights.shape)} in {groups} groups; use backend='torch'"
         )
     if x.shape[0] == 0:
         sums = None if statistic is None else x.new_empty((0, outputs))
@@ -133,7 +143,7 @@ def convolution(
     if input_size is None:
         parts = [Part(weights, stride, padding, dilation)]
     else:
-        parts = adjoint_parts(weights.weight, stride, padding)
+        parts = adjoint_parts(weights.weight, stride, padding, groups)
     vectors = [None if each is None else each.contiguous() for each in (bias, scale)]
     epilogue = vectors[0], residual, relu_mask, vectors[1], skip
-    return convolution_cpu(x, parts, algorithm, *epilogue, relu, statistic, (height, width))
+    return convolution_cpu(x, parts, algorithm, *epilogue, activation, statistic, (height, width))

@@ -26,18 +26,22 @@ from gaia_fast.ops.tuning import WEIGHT_READ_ROWS
 NR: int = getattr(kernels, "PACKED_NR", 16)
 PANELS: int = getattr(kernels, "PACKED_PANELS", 4)
 KC: int = getattr(kernels, "PACKED_KC", 256)
-_CODES: dict[str, int] = getattr(kernels, "ALGORITHMS", {"indirect_gemm": 1, "winograd_f2": 2, "winograd_f4": 4})
+_CODES: dict[str, int] = getattr(
+    kernels, "ALGORITHMS", {"indirect_gemm": 1, "winograd_f2": 2, "grouped": 3, "winograd_f4": 4}
+)
 
 
 class Algorithm(IntEnum):
     """How a convolution is computed, with the numbers that the extension gives them.
 
     INDIRECT_GEMM multiplies its windows, where they lie, with the weights; WINOGRAD_F2 and WINOGRAD_F4 are
-    F(2 x 2, 3 x 3) and F(4 x 4, 3 x 3).
+    F(2 x 2, 3 x 3) and F(4 x 4, 3 x 3); GROUPED makes each vector of outputs of its own groups' inputs, and is all that
+    there is for more than one group.
     """
 
     INDIRECT_GEMM = _CODES["indirect_gemm"]
     WINOGRAD_F2 = _CODES["winograd_f2"]
+    GROUPED = _CODES["grouped"]
     WINOGRAD_F4 = _CODES["winograd_f4"]
 
 
@@ -45,15 +49,21 @@ _SIDES = {Algorithm.WINOGRAD_F2: 2, Algorithm.WINOGRAD_F4: 4}  # m
 _POINTS = {Algorithm.WINOGRAD_F2: (0.0, 1.0, -1.0), Algorithm.WINOGRAD_F4: (0.0, 1.0, -1.0, 0.5, -2.0)}
 
 
+def padded(channels: int) -> int:
+    """So many channels, padded to whole panels: as they lie in the maps that kernels read and write."""
+    return -(-channels // NR) * NR
+
+
 class Weights:
     """A convolution's weights, packed for each algorithm when it is first used.
 
     Args:
-        weight: (K, C, height, width) float32; K a multiple of 16, one group.
+        weight: (K, C / groups, height, width) float32.
+        groups: as in `torch.conv2d`.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.detach()
+    def __init__(self, weight: Tensor, groups: int = 1) -> None:
+        self.weight, self.groups = weight.detach(), groups
         self._packed: dict[Algorithm, Tensor] = {}
 
     @property
@@ -61,14 +71,21 @@ class Weights:
         return self.weight.shape
 
     def packed(self, algorithm: Algorithm) -> Tensor:
-        """In order of use: PANELS of NR outputs; of those each position of the algorithm, KC inputs, panel, and input."""
+        """In order of use: PANELS of NR outputs; of those each position of the algorithm, KC inputs, panel, and input.
+
+        Outputs are padded with zeros to whole panels. Of GROUPED: NR outputs; of those each tap, and each input.
+        """
         if algorithm not in self._packed:
-            outputs, inputs = self.shape[:2]
+            weight = torch.nn.functional.pad(self.weight, (0, 0) * 3 + (0, padded(self.shape[0]) - self.shape[0]))
+            outputs, inputs = weight.shape[:2]
+            if algorithm is Algorithm.GROUPED:
+                panels = weight.unflatten(0, (-1, NR)).permute(0, 3, 4, 2, 1)
+                return self._packed.setdefault(algorithm, panels.flatten())
             if algorithm is Algorithm.INDIRECT_GEMM:
-                by_position = self.weight.permute(2, 3, 1, 0).reshape(1, -1, outputs)
+                by_position = weight.permute(2, 3, 1, 0).reshape(1, -1, outputs)
             else:
-                g = _filter_matrix(algorithm).to(self.weight.device)
-                by_position = torch.einsum("ia,kcab,jb->ijck", g, self.weight.double(), g).reshape(-1, inputs, outputs)
+                g = _filter_matrix(algorithm).to(weight.device)
+                by_position = torch.einsum("ia,kcab,jb->ijck", g, weight.double(), g).reshape(-1, inputs, outputs)
             # Executables keep addresses: a thread that packs at the same time must not replace what another was given.
             self._packed.setdefault(algorithm, _packed(by_position.to(torch.float32)))
         return self._packed[algorithm]
@@ -96,6 +113,20 @@ def _filter_matrix(algorithm: Algorithm) -> Tensor:
     return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
 
 
+def packed_size(weights: Weights, algorithm: Algorithm) -> int:
+    """How many numbers weights are, packed for an algorithm."""
+    outputs, inputs, height, width = weights.shape
+    side = _SIDES.get(algorithm, 0) + 2
+    return padded(outputs) * inputs * (side * side if algorithm in _SIDES else height * width)
+
+
+def algorithms(weight: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int]) -> list[Algorithm]:
+    """The algorithms that a convolution of one group with weights of this shape can be computed by."""
+    _, inputs, height, width = weight
+    tiles = (height, width) == (3, 3) and stride == dilation == (1, 1) and inputs % NR == 0
+    return [Algorithm.INDIRECT_GEMM, *_SIDES] if tiles else [Algorithm.INDIRECT_GEMM]
+
+
 @lru_cache(maxsize=1024)
 def cheapest_algorithm(
     weight: tuple[int, ...],
@@ -108,10 +139,9 @@ def cheapest_algorithm(
 
     With few positions the time goes into reading weights, of which F(4 x 4) has four times as many.
     """
-    _, inputs, height, width = weight
-    costs = {Algorithm.INDIRECT_GEMM: height * width * (images * out[0] * out[1] + WEIGHT_READ_ROWS)}
-    if (height, width) == (3, 3) and stride == dilation == (1, 1) and inputs % NR == 0:
-        for algorithm, m in _SIDES.items():
-            tiles = -(-out[0] // m) * -(-out[1] // m)
-            costs[algorithm] = (m + 2) ** 2 * (images * tiles + WEIGHT_READ_ROWS)
+    costs = {}
+    for algorithm in algorithms(weight, stride, dilation):
+        m = _SIDES.get(algorithm, 1)
+        products = (m + 2) ** 2 if m > 1 else weight[2] * weight[3]
+        costs[algorithm] = products * (images * -(-out[0] // m) * -(-out[1] // m) + WEIGHT_READ_ROWS)
     return min(costs, key=lambda algorithm: costs[algorithm])

@@ -20,7 +20,7 @@ class Part:
     """A convolution that makes the positions begin, begin + step, ... of a map, axis by axis.
 
     Attributes:
-        weights: (K, C, height, width); a height or width of 0 leaves only what is behind the convolution.
+        weights: (K, C / groups, height, width); a height or width of 0 leaves only what is behind the convolution.
         padding: may be negative.
     """
 
@@ -37,8 +37,13 @@ class Part:
         return down, across
 
 
-def adjoint_parts(weight: Tensor, stride: Pair, padding: Pair) -> list[Part]:
-    """The parts of the adjoint of a convolution with this (C, K, height, width) weight, K the channels it leads to."""
+def adjoint_parts(weight: Tensor, stride: Pair, padding: Pair, groups: int = 1) -> list[Part]:
+    """The parts of the adjoint of a convolution with this (C, K / groups, height, width) weight.
+
+    It leads from C channels to K.
+    """
+    # (groups, C / groups, K / groups, ...) to (K, C / groups, ...)
+    exchanged = weight.detach().unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     axes = [
         [_taps(remainder, k, s, p) for remainder in range(s)]
         for k, s, p in zip(weight.shape[2:], stride, padding, strict=True)
@@ -46,8 +51,8 @@ def adjoint_parts(weight: Tensor, stride: Pair, padding: Pair) -> list[Part]:
     parts = []
     for i, (rows, above) in enumerate(axes[0]):
         for j, (columns, left) in enumerate(axes[1]):
-            chosen = weight.detach()[:, :, rows][:, :, :, columns].transpose(0, 1).contiguous()
-            parts.append(Part(Weights(chosen), (1, 1), (above, left), (1, 1), (i, j), stride))
+            chosen = exchanged[:, :, rows][:, :, :, columns].contiguous()
+            parts.append(Part(Weights(chosen, groups), (1, 1), (above, left), (1, 1), (i, j), stride))
     return parts
 
 

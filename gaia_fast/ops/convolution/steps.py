@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
@@ -11,15 +12,28 @@ from torch import Tensor
 
 from gaia_fast.backends import kernels
 from gaia_fast.errors import BackendError
-from gaia_fast.ops.convolution.packing import Algorithm, cheapest_algorithm
+from gaia_fast.ops.convolution.measured import measured_algorithm
+from gaia_fast.ops.convolution.packing import Algorithm, algorithms, cheapest_algorithm, padded
 from gaia_fast.ops.convolution.parts import Pair, Part
 
 if TYPE_CHECKING:
-    from gaia_fast._kernels import CheckStep, ConvolutionStep, Epilogue, PointwiseStep
+    from gaia_fast._kernels import (
+        CheckStep,
+        ConvolutionStep,
+        Epilogue,
+        GroupNormStep,
+        MaskCheckStep,
+        MaskStep,
+        PointwiseStep,
+        PoolStep,
+    )
 
-Step: TypeAlias = "ConvolutionStep | PointwiseStep | CheckStep"
+Step: TypeAlias = "ConvolutionStep | PointwiseStep | CheckStep | PoolStep | GroupNormStep | MaskStep | MaskCheckStep"
 
-STATISTICS: dict[str, int] = getattr(kernels, "STATISTICS", {})  # by name, as the extension was compiled
+# By name, as the extension was compiled.
+STATISTICS: dict[str, int] = getattr(kernels, "STATISTICS", {})
+ACTIVATIONS: dict[str, int] = getattr(kernels, "ACTIVATIONS", {})
+POOLINGS: dict[str, int] = getattr(kernels, "POOLINGS", {})
 
 
 class Pointer(NamedTuple):
@@ -52,6 +66,59 @@ def refusals() -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True)
+class Activation:
+    """What becomes of a sum: "identity", "relu" with an upper bound or infinity, "sigmoid"."""
+
+    name: str = "identity"
+    upper: float = float("inf")
+
+
+IDENTITY, RELU, SIGMOID = Activation(), Activation("relu"), Activation("sigmoid")
+
+
+def epilogue(
+    channels: int,
+    y: Pointer,
+    bias: Tensor | None = None,
+    residual: Pointer = NULL,
+    relu_mask: Pointer = NULL,
+    scale: Tensor | None = None,
+    skip: Pointer = NULL,
+    sums: Pointer = NULL,
+    sums_stride: int = 0,
+    bits: Pointer = NULL,
+    activation: Activation = IDENTITY,
+    statistic: str | None = None,
+) -> Epilogue:
+    """What stands behind a convolution of so many channels; `bias` and `scale` padded to whole panels."""
+    return kernels.Epilogue(
+        y=y,
+        bias=address(bias),
+        residual=residual,
+        relu_mask=relu_mask,
+        scale=address(scale),
+        skip=skip,
+        sums=sums,
+        sums_stride=sums_stride,
+        bits=bits,
+        channels=channels,
+        activation=ACTIVATIONS[activation.name],
+        upper=activation.upper,
+        statistic=STATISTICS[statistic or "sum"],
+    )
+
+
+def _sees_nothing(part: Part, shape: torch.Size, positions: Pair) -> bool:
+    """Whether a window lies in zeros alone: its output is the bias; a tile leaves rounding of its neighbours there."""
+    return any(
+        p >= d * (k - 1) + 1 or (out - 1) * s - p >= size
+        for p, d, k, s, out, size in zip(
+            part.padding, part.dilation, part.weights.shape[2:], part.stride, positions, shape[2:], strict=True
+        )
+    )
+
+
 def convolution_steps(
     wave: int,
     parts: Sequence[Part],
@@ -60,17 +127,28 @@ def convolution_steps(
     shape: torch.Size,
     out: Pair,
     epilogue: Epilogue,
+    measure: bool = False,
 ) -> list[ConvolutionStep]:
-    """The steps that convolve a map of this (N, C, H, W) shape to (N, K, *out); `algorithm` None is the cheapest."""
+    """The steps that convolve a map of this (N, C, H, W) shape to (N, K, *out).
+
+    Args:
+        algorithm: None for the cheapest by its operations, or, with `measure`, the fastest.
+    """
     made = []
     for part in parts:
-        outputs, _, height, width = part.weights.shape
+        outputs, inputs, height, width = part.weights.shape
         positions = part.positions(out)
         if min(positions) < 1:
             continue
         chosen = algorithm or Algorithm.INDIRECT_GEMM
-        if algorithm is None and len(parts) == 1:
-            chosen = cheapest_algorithm(tuple(part.weights.shape), part.stride, part.dilation, shape[0], positions)
+        if part.weights.groups > 1:
+            chosen = Algorithm.GROUPED
+        elif algorithm is None and len(parts) == 1 and not _sees_nothing(part, shape, positions):
+            kind = tuple(part.weights.shape), part.stride, part.dilation
+            chosen = cheapest_algorithm(*kind, shape[0], positions)
+            if measure:
+                others = [each for each in algorithms(*kind) if each is not chosen]
+                chosen = measured_algorithm(part, shape, positions, chosen, others)
         packed = part.weights.packed(chosen)
         made.append(
             kernels.ConvolutionStep(
@@ -81,7 +159,8 @@ def convolution_steps(
                 packed=address(packed),
                 packed_size=packed.numel(),
                 out=positions,
-                outputs=outputs,
+                outputs=padded(outputs),
+                group=inputs if chosen is Algorithm.GROUPED else 0,
                 kernel=(height, width),
                 stride=part.stride,
                 padding=part.padding,
@@ -93,34 +172,3 @@ def convolution_steps(
             )
         )
     return made
-
-
-def pointwise_step(wave: int, factor: Pointer, x: Pointer, shape: torch.Size, epilogue: Epilogue) -> PointwiseStep:
-    """The step that takes x * factor, channel by channel, for the convolution."""
-    return kernels.PointwiseStep(wave=wave, x=x, shape=shape, factor=factor, epilogue=epilogue)
-
-
-def check_step(
-    wave: int,
-    y: Pointer,
-    shape: torch.Size,
-    out: Pointer,
-    out_stride: int,
-    begin: int,
-    step: int,
-    first: int = 0,
-    last: int | None = None,
-) -> CheckStep:
-    """The step that asks `active_everywhere`; `out_stride` floats lie between the answers for two images."""
-    first, last, _ = slice(first, last).indices(shape[1])
-    return kernels.CheckStep(
-        wave=wave,
-        y=y,
-        shape=shape,
-        begin=begin,
-        step=step,
-        first=first,
-        last=last,
-        out=out,
-        out_stride=out_stride,
-    )

@@ -1,7 +1,7 @@
 import torch
 
-from gaia_fast.compiler.native.executable import Check, Instruction, in_waves
-from gaia_fast.compiler.native.kernels import Convolution
+from gaia_fast.compiler.native.executable import Instruction, in_waves
+from gaia_fast.compiler.native.kernels import IDENTITY, Check, Convolution, Shape
 from gaia_fast.compiler.native.memory_plan import place_in_arena
 from gaia_fast.ops.convolution import Part, Weights
 from gaia_fast.ops.convolution.steps import Pointer
@@ -9,31 +9,33 @@ from gaia_fast.ops.convolution.steps import Pointer
 
 def convolution() -> Convolution:
     return Convolution(
-        [Part(Weights(torch.zeros(16, 16, 1, 1)), (1, 1), (0, 0), (1, 1))], None, None, None, False, None
+        [Part(Weights(torch.zeros(16, 16, 1, 1)), (1, 1), (0, 0), (1, 1))], None, None, None, IDENTITY, None
     )
+
+
+def convolved(x: int, y: int, residual: int | None = None, skip: int | None = None) -> Instruction:
+    return Instruction(convolution(), (x, residual, None, skip), (y, None, None))
 
 
 def test_what_does_not_need_each_other_shares_a_wave() -> None:
-    kernel = convolution()
     found = in_waves(
         [
-            Instruction(kernel, x=0, y=1),
-            Instruction(kernel, x=1, y=2),
-            Instruction(kernel, x=0, y=3),
-            Instruction(kernel, x=2, y=4, residual=3),
-            Instruction(Check(0, 1), x=1, y=5),
+            convolved(0, 1),
+            convolved(1, 2),
+            convolved(0, 3),
+            convolved(2, 4, residual=3),
+            Instruction(Check(0, 1), (1,), (5,)),
         ]
     )
-    assert [(each.y, each.wave) for each in found] == [(1, 0), (3, 0), (2, 1), (5, 1), (4, 2)]
+    assert [(each.outputs[0], each.wave) for each in found] == [(1, 0), (3, 0), (2, 1), (5, 1), (4, 2)]
 
 
 def test_memory_is_shared_by_what_is_not_needed_at_the_same_time() -> None:
-    kernel = convolution()
-    executable = in_waves([Instruction(kernel, x=i, y=i + 1, skip=0 if i == 4 else None) for i in range(6)])
-    sizes = {i: torch.Size((2, 16, 4, 4)) for i in range(7)}
+    executable = in_waves([convolved(i, i + 1, skip=0 if i == 4 else None) for i in range(6)])
+    shapes = {i: Shape(torch.Size((2, 16, 4, 4))) for i in range(7)}
     places = {0: Pointer(1, 0, 16), 6: Pointer(2, 0, 16)}
-    arena = place_in_arena(executable, sizes, places)
-    floats = sizes[1].numel()
+    arena = place_in_arena(executable, shapes, places, {})
+    floats = shapes[1].floats
     assert floats * 2 <= arena < floats * 3
     lying = {value: begin for value, (place, begin, _) in places.items() if place == 0}
     assert set(lying) == {1, 2, 3, 4, 5}

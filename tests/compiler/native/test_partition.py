@@ -18,7 +18,17 @@ from graphs import captured, fold, fused, native, targets
 
 aten = torch.ops.aten
 DETECTORS = [GaiaA, GaiaZ]
-NETWORKS = ["resnet34", "wrn_40_2", "small_bit", "vgg_like", "strided_shortcut", "norm_act"]
+NETWORKS = [
+    "resnet34",
+    "wrn_40_2",
+    "small_bit",
+    "vgg_like",
+    "dense_like",
+    "parallel",
+    "strided_shortcut",
+    "norm_act",
+    "plain_norm",
+]
 
 
 def pair(detector: Any, name: str, images: int = 3) -> tuple[fx.GraphModule, fx.GraphModule, Tensor]:
@@ -48,8 +58,10 @@ def test_executables_compute_what_their_kernels_do_one_by_one(
                 found = together(x[:images])
                 assert len(found) == len(expected)
                 for a, b in zip(found, expected, strict=True):
-                    # Kernels that read channels-last maps otherwise add in another order than an executable does.
-                    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+                    # Kernels that read channels-last maps otherwise add in another order than an executable does;
+                    # and one by one, a group norm is PyTorch's own, which is off by 2e-5 of the largest gradients here.
+                    atol = 2e-5 * float(b.abs().max()) if name == "small_bit" else 1e-6
+                    torch.testing.assert_close(a, b, rtol=1e-5, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +124,7 @@ def test_a_value_that_the_caller_gets_is_not_written_by_a_later_call() -> None:
 
 
 class Twice(nn.Module):
-    """Two branches of kernels with something of PyTorch's between them, and channels that are no whole sixteens."""
+    """Two branches of kernels with something of PyTorch's between them and what follows, in no whole sixteens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +133,7 @@ class Twice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.one(x).relu()
-        z = self.two(y).sigmoid() * self.three(y)
+        z = self.two(y).tanh() * self.three(y)
         return self.fc(self.norm(self.odd(z)).relu().mean((2, 3)))
 
 
@@ -130,8 +142,8 @@ def test_what_is_of_pytorchs_own_stands_between_executables() -> None:
     graph = captured(model, x, ["norm"], with_head=False).graph
     fold(graph)
     made = native(graph)
-    assert len(executables(made)) == 1
-    assert [len(each.instructions) for each in executables(made)] == [3]
+    assert [len(each.instructions) for each in executables(made)] == [3, 1, 3]
+    assert targets(made).count(aten.tanh.default) == targets(made).count(aten.mul.Tensor) == 1
     with torch.no_grad():
         torch.testing.assert_close(made(x)[0], model(x), rtol=1e-5, atol=1e-6)
 

@@ -22,9 +22,11 @@ import zoo
 def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     make = runtimes.make_runner
 
-    def make_runner(runtime: str, program: Program, example: Tensor, dynamic: bool, checks: Checks | None) -> Runner:
+    def make_runner(
+        runtime: str, program: Program, example: Tensor, dynamic: bool, checks: Checks | None, tune: str
+    ) -> Runner:
         assert checks is not None
-        return Checked(make(runtime, program, example, dynamic), checks)
+        return Checked(make(runtime, program, example, dynamic, tune=tune), checks)
 
     monkeypatch.setattr(guards, "kernels", None)  # which reads no device's memory
     monkeypatch.setattr(runtimes, "checks_itself", lambda runtime, x: True)

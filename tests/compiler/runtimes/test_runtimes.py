@@ -47,7 +47,7 @@ def test_half_precision(dtype: torch.dtype, runtime: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("runtime", ["native", "onnxruntime", "auto"])
+@pytest.mark.parametrize("runtime", ["native", "onnxruntime", "openvino", "auto"])
 @pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
 def test_half_precision_is_widened(detector: type[GaiaA] | type[GaiaZ], runtime: str, dtype: torch.dtype) -> None:
     """The score is that of the same weights and images in float64; nothing is rounded to half precision in between."""
@@ -116,6 +116,14 @@ def test_channels_last(runtime: str) -> None:
     assert torch.allclose(found, reference.gaia_a(model, x).score, rtol=1e-5)
 
 
+def groups_of(channels: int) -> nn.Module:
+    """A network with convolutions in two groups."""
+    torch.manual_seed(0)
+    first = nn.Sequential(*zoo.conv_norm(3, 2 * channels), nn.ReLU())
+    second = nn.Conv2d(2 * channels, 2 * channels, 3, groups=2, bias=False)
+    return zoo.Pooled(nn.Sequential(first, second, nn.BatchNorm2d(2 * channels), nn.ReLU()), 2 * channels).eval()
+
+
 def test_auto_says_why() -> None:
     one = GaiaZ(zoo.build("resnet34"), engine="compiled").plan(zoo.images(1, 16)).runtime
     assert one is not None
@@ -123,7 +131,7 @@ def test_auto_says_why() -> None:
         "native",
         "fastest measured for float32 on the CPU where its kernels take the convolutions",
     )
-    grouped = GaiaZ(zoo.build("dense_like"), engine="compiled").plan(zoo.images(2)).runtime
+    grouped = GaiaZ(groups_of(24), engine="compiled").plan(zoo.images(2)).runtime
     assert grouped is not None
     assert grouped.name == "onnxruntime"
     assert "of the convolutions' operations" in grouped.why
@@ -141,7 +149,7 @@ def test_runtimes_that_cannot_run_here_say_why() -> None:
         with pytest.raises(BackendError, match="runtime='cudagraph' needs a CUDA device"):
             GaiaZ(zoo.build("parallel"), engine="compiled", runtime="cudagraph")(zoo.images(2))
     wide = zoo.build("parallel", torch.float64)
-    for runtime in ("onnxruntime", "native"):
+    for runtime in ("onnxruntime", "openvino", "native"):
         with pytest.raises(BackendError, match=f"runtime='{runtime}' takes float32 images on the CPU"):
             GaiaZ(wide, engine="compiled", runtime=runtime)(zoo.images(2, dtype=torch.float64))
 

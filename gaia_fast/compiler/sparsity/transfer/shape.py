@@ -1,12 +1,21 @@
-"""Transfer rules of operators that only move entries: concatenations, views, permutations."""
+"""Transfer rules of operators that only move entries: concatenations, padding, views, permutations."""
 
+from dataclasses import replace
 from math import prod
 
 import torch
 from torch import fx
 
 from gaia_fast.compiler.ir.rewriting import same_size
-from gaia_fast.compiler.sparsity.patterns import ChannelSlice, Dense, ImagesOfClasses, Reshaped, Top1Row
+from gaia_fast.compiler.sparsity.patterns import (
+    ChannelSlice,
+    Cropped,
+    Dense,
+    ImagesOfClasses,
+    ReceptiveField,
+    Reshaped,
+    Top1Row,
+)
 from gaia_fast.compiler.sparsity.result import Sparsity, Unproven
 from gaia_fast.compiler.sparsity.transfer.registry import name_of, transfer_rule
 
@@ -28,6 +37,29 @@ def _concatenation(op: fx.Node, operand: fx.Node, upstream: Sparsity, thorough: 
         rows = Top1Row(rows.logits, rows.begin + begin, rows.begin + end, rows.positions)
         return Sparsity(rows, upstream.preconditions)
     return Sparsity(ChannelSlice(upstream.pattern, begin, end), upstream.preconditions)
+
+
+@transfer_rule(aten.constant_pad_nd.default, aten.pad.default)
+def _padding(op: fx.Node, operand: fx.Node, upstream: Sparsity, thorough: bool) -> Sparsity:
+    """The upstream pattern without the border. Holds where constants are put around the last two axes, or nothing."""
+    if op.kwargs or (op.target is aten.pad.default and list(op.args[2:3]) not in ([], ["constant"])):
+        raise Unproven(f"{name_of(op)} repeats entries")
+    widths = op.args[1]
+    if len(widths) > 4 or len(widths) % 2 or operand.meta["val"].ndim != 4 or min(widths, default=0) < 0:
+        raise Unproven(f"{name_of(op)} is not around a map's two axes")
+    left, right, top, bottom = [*widths, 0, 0, 0, 0][:4]
+    pattern = upstream.pattern
+    if isinstance(pattern, Dense):
+        return upstream
+    if isinstance(pattern, Top1Row):
+        return row_at_all_positions(operand, upstream) or upstream
+    if isinstance(pattern, ReceptiveField):  # of windows that reach beyond the map, then
+        geometry = pattern.geometry
+        above, before = geometry.padding
+        height, width = operand.meta["val"].shape[2:]
+        cropped = replace(geometry, padding=(above + top, before + left), size=(int(height), int(width)))
+        return Sparsity(ReceptiveField(pattern.of, cropped), upstream.preconditions)
+    return Sparsity(Cropped(pattern, (top, left, bottom, right)), upstream.preconditions)
 
 
 @transfer_rule(

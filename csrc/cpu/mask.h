@@ -1,0 +1,156 @@
+// Masks of maps as bits: of what a window reaches, and how many. Only for level.cpp.
+#pragma once
+
+#include "cpu/tuning.h"
+
+namespace {
+
+using gaia::cpu::Mask;
+using gaia::cpu::MaskCheck;
+using gaia::cpu::Windows;
+
+// An item is an image.
+class MaskChecking {
+ public:
+  explicit MaskChecking(const MaskCheck& job) : job_(job) {}
+
+  int64_t items() const { return job_.n; }
+  int64_t scratch() const { return (job_.h * job_.w + 1) / 2; }
+  double operations() const { return static_cast<double>(job_.n * job_.h * job_.w * (job_.k / kNr)); }
+
+  void run(int64_t image, float* scratch) const {
+    const int64_t area = job_.h * job_.w;
+    uint16_t* const any = reinterpret_cast<uint16_t*>(scratch);
+    __builtin_memset(any, 0, static_cast<size_t>(area) * sizeof(*any));
+    for (int64_t panel = 0; panel < job_.k / kNr; ++panel) {
+      const uint16_t* const own = job_.mask + panel * gaia::cpu::mask_plane(job_.n * area) + image * area;
+      for (int64_t at = 0; at < area; ++at) any[at] = static_cast<uint16_t>(any[at] | own[at]);
+    }
+    bool every = true;
+    for (int64_t i = job_.begin; i < job_.h; i += job_.step) {
+      for (int64_t j = job_.begin; j < job_.w; j += job_.step) every = every && any[i * job_.w + j] != 0;
+    }
+    job_.out[image * job_.out_stride] = every ? 1.0f : 0.0f;
+  }
+
+ private:
+  const MaskCheck& job_;
+};
+
+// An item is the panels of an image that a group spreads over.
+class Masking {
+ public:
+  explicit Masking(const Mask& job)
+      : job_(job), geometry_(job.windows), panels_(job.group > kNr ? job.group / kNr : 1) {}
+
+  int64_t items() const { return geometry_.n * (geometry_.k / kNr / panels_); }
+  int64_t scratch() const { return (area() + out_area() + geometry_.out_w + 1) / 2; }
+  double operations() const { return static_cast<double>(geometry_.n * area() * geometry_.k); }
+
+  void run(int64_t item, float* scratch) const {
+    const int64_t groups = geometry_.k / kNr / panels_, image = item / groups, first = item % groups * panels_;
+    uint16_t* const mask = reinterpret_cast<uint16_t*>(scratch);
+    uint16_t* const outer = mask + area();
+    for (int64_t panel = first; panel < first + panels_; ++panel) {
+      if (job_.outer != nullptr) {
+        const bool alone = job_.group == 1;
+        if (!alone) group_bits(image, first, panel, outer);
+        reach(alone ? job_.outer + plane(panel, image, out_area()) : outer, mask, outer + out_area());
+      }
+      combine(image, panel, mask);
+      if (job_.out != nullptr) {
+        __builtin_memcpy(job_.out + plane(panel, image, area()), mask, static_cast<size_t>(area()) * sizeof(*mask));
+      }
+      if (job_.counts != nullptr) count(image, panel, mask);
+    }
+  }
+
+ private:
+  int64_t area() const { return geometry_.h * geometry_.w; }
+  int64_t out_area() const { return geometry_.out_h * geometry_.out_w; }
+  int64_t plane(int64_t panel, int64_t image, int64_t size) const {
+    return panel * gaia::cpu::mask_plane(geometry_.n * size) + image * size;
+  }
+
+  // For each window whether there is a bit in its group, as a bit for each channel of it.
+  void group_bits(int64_t image, int64_t first, int64_t panel, uint16_t* bits) const {
+    if (job_.group <= kNr) {
+      const uint16_t* const own = job_.outer + plane(panel, image, out_area());
+      const unsigned group = static_cast<unsigned>(job_.group), whole = (1u << group) - 1u;
+      const unsigned lowest = 0xffffu / whole;
+      for (int64_t at = 0; at < out_area(); ++at) {
+        unsigned any = own[at];
+        for (unsigned shift = 1; shift < group; shift *= 2) any |= any >> shift;
+        bits[at] = static_cast<uint16_t>((any & lowest) * whole);
+      }
+      return;
+    }
+    for (int64_t at = 0; at < out_area(); ++at) bits[at] = 0;
+    for (int64_t p = first; p < first + panels_; ++p) {
+      const uint16_t* const own = job_.outer + plane(p, image, out_area());
+      for (int64_t at = 0; at < out_area(); ++at)
+        bits[at] = static_cast<uint16_t>(bits[at] | (own[at] != 0 ? 0xffff : 0));
+    }
+  }
+
+  // The positions that a window with a bit looks at: row by row the windows' rows that look at it, then the columns.
+  void reach(const uint16_t* outer, uint16_t* mask, uint16_t* row) const {
+    for (int64_t i = 0; i < geometry_.h; ++i) {
+      bool any = false;
+      for (int64_t a = 0; a < geometry_.kernel_h; ++a) {
+        const int64_t from = i + geometry_.pad_h - a * geometry_.dilation_h, o = from / geometry_.stride_h;
+        if (from < 0 || from % geometry_.stride_h != 0 || o >= geometry_.out_h) continue;
+        const uint16_t* const own = outer + o * geometry_.out_w;
+        for (int64_t j = 0; j < geometry_.out_w; ++j) row[j] = static_cast<uint16_t>(any ? row[j] | own[j] : own[j]);
+        any = true;
+      }
+      uint16_t* const to = mask + i * geometry_.w;
+      __builtin_memset(to, 0, static_cast<size_t>(geometry_.w) * sizeof(*to));
+      for (int64_t b = 0; any && b < geometry_.kernel_w; ++b) {
+        if (geometry_.stride_w == 1) {
+          reach_columns<1>(row, to, b * geometry_.dilation_w - geometry_.pad_w);
+        } else if (geometry_.stride_w == 2) {
+          reach_columns<2>(row, to, b * geometry_.dilation_w - geometry_.pad_w);
+        } else {
+          reach_columns<0>(row, to, b * geometry_.dilation_w - geometry_.pad_w);
+        }
+      }
+    }
+  }
+
+  template <int S>
+  void reach_columns(const uint16_t* row, uint16_t* to, int64_t left) const {
+    const int64_t stride = S > 0 ? S : geometry_.stride_w;
+    const int64_t begin = left < 0 ? (-left + stride - 1) / stride : 0;
+    const int64_t inside = (geometry_.w - left + stride - 1) / stride;
+    const int64_t end = inside < geometry_.out_w ? inside : geometry_.out_w;
+    for (int64_t j = begin; j < end; ++j) to[left + j * stride] = static_cast<uint16_t>(to[left + j * stride] | row[j]);
+  }
+
+  void combine(int64_t image, int64_t panel, uint16_t* mask) const {
+    if (job_.inner == nullptr) return;
+    const uint16_t* const inner = job_.inner + plane(panel, image, area());
+    if (job_.outer == nullptr) {
+      __builtin_memcpy(mask, inner, static_cast<size_t>(area()) * sizeof(*mask));
+    } else if (job_.either) {
+      for (int64_t at = 0; at < area(); ++at) mask[at] = static_cast<uint16_t>(mask[at] | inner[at]);
+    } else {
+      for (int64_t at = 0; at < area(); ++at) mask[at] = static_cast<uint16_t>(mask[at] & inner[at]);
+    }
+  }
+
+  void count(int64_t image, int64_t panel, const uint16_t* mask) const {
+    IntVec found[kPanelVecs] = {};
+    for (int64_t at = 0; at < area(); ++at) {
+      for (int v = 0; v < kPanelVecs; ++v) found[v] -= lanes_of(static_cast<unsigned>(mask[at]) >> (v * kLanes));
+    }
+    for (int c = 0; c < kNr && panel * kNr + c < job_.counts_k; ++c)
+      job_.counts[image * job_.counts_stride + panel * kNr + c] = static_cast<float>(found[c / kLanes][c % kLanes]);
+  }
+
+  const Mask& job_;
+  const Windows& geometry_;
+  int64_t panels_;
+};
+
+}  // namespace

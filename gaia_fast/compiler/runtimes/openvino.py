@@ -1,0 +1,64 @@
+"""The program in OpenVINO, from the same ONNX graph that onnxruntime takes. Optional."""
+
+import importlib.util
+import threading
+
+import torch
+from torch import Tensor, fx
+
+from gaia_fast.compiler.onnx.conversion import exporter_missing, to_onnx
+from gaia_fast.compiler.runtimes.runner import Guard, no_guard
+from gaia_fast.errors import BackendError, CompilationError, first_line
+
+
+class OpenVino:
+    """Runs the program as a compiled OpenVINO model; float32 on the CPU, any number of images.
+
+    Uses as many threads as PyTorch does. Computes in float32: left to itself OpenVINO takes bfloat16 where the
+    processor has it.
+
+    Raises:
+        BackendError: a package is missing, or other images than float32 on the CPU.
+        CompilationError: no ONNX graph can be made, or OpenVINO cannot compile it.
+    """
+
+    def __init__(self, graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dynamic: bool) -> None:
+        if reason := missing():
+            raise BackendError(f"runtime='openvino' cannot run here: {reason}")
+        if example.device.type != "cpu" or example.dtype != torch.float32:
+            raise BackendError(
+                f"runtime='openvino' takes float32 images on the CPU, not {example.dtype} on {example.device}; use "
+                "runtime='inductor'"
+            )
+        import openvino
+
+        model = to_onnx(graph, outputs, example, dynamic)
+        core = openvino.Core()
+        hints = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        try:
+            self._model = core.compile_model(core.read_model(model.SerializeToString()), "CPU", hints)
+        except RuntimeError as error:
+            raise CompilationError(
+                f"OpenVINO cannot compile the program: {first_line(error)}; use another runtime"
+            ) from error
+        self._local = threading.local()
+
+    def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
+        guard()
+        request = getattr(self._local, "request", None)  # a request runs one batch at a time
+        if request is None:
+            request = self._local.request = self._model.create_infer_request()
+        request.infer({0: x.detach().contiguous().numpy()})
+        return tuple(
+            torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(len(self._model.outputs))
+        )
+
+
+def missing() -> str:
+    """Why OpenVINO cannot run programs here; empty where it can."""
+    absent = exporter_missing() + [name for name in ("openvino",) if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(absent)} not installed: pip install 'gaia-fast[openvino]'" if absent else ""

@@ -1,0 +1,42 @@
+"""What the native runtime adds to its executables: algorithms measured for the example's number of images."""
+
+import pytest
+import torch
+
+from gaia_fast import GaiaZ
+from gaia_fast.compiler.native.executable import Executable
+from gaia_fast.compiler.runtimes.native import Native
+from gaia_fast.errors import ArgumentError
+from gaia_fast.ops.convolution import Part, measured
+from gaia_fast.ops.convolution.packing import Algorithm
+
+import zoo
+
+
+def test_a_prepared_detector_measures_for_its_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def seconds(part: Part, x: torch.Size, out: tuple[int, int], algorithm: Algorithm) -> float:
+        asked.append(x[0])
+        return 1.0 if algorithm is Algorithm.INDIRECT_GEMM else 2.0
+
+    monkeypatch.setattr(measured, "_seconds", seconds)
+    monkeypatch.setenv("GAIA_FAST_CACHE", "")
+    measured.forget()
+    model, x = zoo.build("resnet34"), zoo.images(4, 16)
+    reference = GaiaZ(model, engine="reference").score(x)
+    plain = GaiaZ(model, engine="compiled", runtime="native").prepare(x, tune="model")
+    plain.score(x[:2])
+    assert not asked
+    tuned = GaiaZ(model, engine="compiled", runtime="native").prepare(x, tune="measure")
+    tuned.score(x[:2])
+    assert set(asked) == {4}
+    torch.testing.assert_close(tuned.score(x).score, reference.score, rtol=1e-4, atol=0)
+    program = tuned.program(x)
+    assert program is not None
+    assert isinstance(program.runner, Native)
+    kernels = [each for each in program.runner._graph.modules() if isinstance(each, Executable)]
+    assert {getattr(each.kernel, "measured_for", 4) for one in kernels for each in one.instructions} == {4}
+    with pytest.raises(ArgumentError, match="tune='fast' does not exist"):
+        tuned.prepare(x, tune="fast")
+    measured.forget()
