@@ -68,9 +68,12 @@ class Inverted(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Each layer reads all maps before it, side by side; what is behind the stem's ReLU, several norms read."""
+    """Each layer reads all maps before it, side by side; what is behind the stem's ReLU, several norms read.
 
-    def __init__(self, channels: int, growth: int, layers: int, transition: bool = True) -> None:
+    With `units`, each layer ends with a ReLU, too.
+    """
+
+    def __init__(self, channels: int, growth: int, layers: int, transition: bool = True, units: bool = False) -> None:
         super().__init__()
         self.stem = nn.Sequential(*stem(channels))
         self.layers = nn.ModuleList(
@@ -79,7 +82,7 @@ class DenseNet(nn.Module):
                 nn.ReLU(),
                 *zoo.conv_norm(channels + i * growth, 32, size=1),
                 nn.ReLU(),
-                nn.Conv2d(32, growth, 3, padding=1, bias=False),
+                *([*zoo.conv_norm(32, growth), nn.ReLU()] if units else zoo.conv_norm(32, growth)[:1]),
             )
             for i in range(layers)
         )
@@ -96,8 +99,9 @@ class DenseNet(nn.Module):
         return self.fc(self.last(self.transition(torch.cat(maps, 1))).relu().mean((2, 3)))
 
 
-# A network, and how many kernels of masks, of checks of masks, and of counts of maxima its program has.
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
+# A network, and how many kernels of masks, of checks of masks, and of counts of maxima its program has; None where
+# slices begin within a panel, which stay PyTorch's.
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int] | None]] = {
     "depthwise": (
         lambda: pooled(
             *stem(16, nn.ReLU6),
@@ -153,7 +157,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "union": (lambda: DenseNet(16, 16, 3), (5, 1, 0)),
     "union, wide": (lambda: DenseNet(32, 32, 2), (4, 1, 0)),
     "union, without a transition": (lambda: DenseNet(16, 16, 3, False), (4, 0, 0)),
-    "union, no whole panels": (lambda: DenseNet(16, 8, 3), (5, 1, 0)),
+    "union of each layer's": (lambda: DenseNet(16, 16, 3, units=True), (17, 4, 0)),
+    "union of each layer's, no whole panels": (lambda: DenseNet(16, 8, 2, units=True), None),
+    "union, no whole panels": (lambda: DenseNet(16, 8, 3, transition=False), (4, 0, 0)),
 }
 
 
@@ -184,7 +190,7 @@ def program_of(name: str) -> fx.GraphModule:
     return program(network(name), zoo.images(5))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name, (_, kernels) in NETWORKS.items() if kernels is not None])
 def test_nothing_of_masks_is_left_to_pytorch(name: str) -> None:
     made = fused(program_of(name))
     assert not LEFT & set(targets(made))
@@ -199,15 +205,17 @@ def test_nothing_of_masks_is_left_to_pytorch(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_densities_are_those_of_the_reference(name: str) -> None:
-    x = zoo.images(3, 15)
-    check_densities(network(name), x, x[:1])
+    for size in (16, 15):
+        x = zoo.images(3, size)
+        check_densities(network(name), x, x[:1])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_number_of_images_by_one_executable(name: str) -> None:
     x, one_by_one, together = zoo.images(5), fused(program_of(name)), native(program_of(name))
     executables = [each for each in together.modules() if isinstance(each, Executable)]
-    if name == "union, no whole panels":  # PyTorch puts maps side by side that are no whole panels; masks are passed on
+    if name.startswith("union") and name.endswith("no whole panels"):
+        # PyTorch puts such maps side by side, and masks are passed on.
         assert any(channels is not None for each in executables for channels in each._masks)
     else:
         assert len(executables) == 1
