@@ -27,7 +27,7 @@ from gaia_fast.compiler.native.kernels import (
     Pool,
     Windows,
 )
-from gaia_fast.compiler.native.masks import MaskFuser, windows_of
+from gaia_fast.compiler.native.masks import MaskFuser, grid_of, windows_of
 from gaia_fast.ops.convolution import Part, Weights, adjoint_parts, output_size, takes
 from gaia_fast.ops.convolution.packing import NR, Algorithm
 from gaia_fast.ops.convolution.parts import Pair
@@ -276,19 +276,14 @@ class _Fuser:
 
     def _condition(self, node: fx.Node) -> None:
         """Whether each position of a grid has an active channel, of all or of some that follow each other."""
-        highest = node.args[0]
-        if not calls(highest, aten.reshape.default) or list(node.args[1]) != [1] or node.meta["val"].ndim != 1:
+        grid = grid_of(node)
+        if grid is None:
             return
-        highest = highest.args[0]
-        if not calls(highest, aten.amax.default) or list(highest.args[1]) != [1]:
-            return
-        y, begin, step, channels = highest.args[0], 0, 1, (0, None)
-        while calls(y, aten.slice.Tensor) and y.args[1] in (2, 3):
-            y, _, begin, _, step = [*y.args, 1][:5]
+        (y, begin, step), channels = grid, (0, None)
         if calls(y, aten.slice.Tensor) and y.args[1] == 1 and list(y.args[4:]) in ([], [1]):
             y, _, *channels = y.args[:4]
         value = y.meta["val"]
-        if value.ndim != 4 or value.dtype != torch.float32 or len(node.args) > 2:
+        if value.ndim != 4 or value.dtype != torch.float32:
             return
         with self.graph.inserting_before(node):
             made = call_kernel(self.graph, Check(begin, step, *channels), (y,))

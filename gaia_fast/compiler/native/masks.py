@@ -5,6 +5,7 @@ as bits; what is made of masks reads and writes bits alone, a thirty-second of t
 """
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -70,18 +71,11 @@ class MaskFuser:
 
     def _check(self, node: fx.Node) -> None:
         """Whether some channel is in a mask at each position of a grid."""
-        highest = node.args[0]
-        if not calls(highest, aten.reshape.default) or list(node.args[1]) != [1] or node.meta["val"].ndim != 1:
+        grid = grid_of(node, _copied)
+        found = None if grid is None else self._mask(grid[0])
+        if grid is None or found is None or found.channels is not None:
             return
-        highest = highest.args[0]
-        if not calls(highest, aten.amax.default) or list(highest.args[1]) != [1]:
-            return
-        mask, begin, step = _copied(highest.args[0]), 0, 1
-        while calls(mask, aten.slice.Tensor) and mask.args[1] in (2, 3):
-            mask, _, begin, _, step = [*mask.args, 1][:5]
-        found = self._mask(mask)
-        if found is None or found.channels is not None or len(node.args) > 2:
-            return
+        _, begin, step = grid
         with self.graph.inserting_before(node):
             made = call_kernel(self.graph, MaskCheck(begin, step), (found.node,))
         told = self._result(made, 0, node.meta["val"])
@@ -256,6 +250,24 @@ class MaskFuser:
             result = self.graph.call_function(operator.getitem, (made, index))
         result.meta["val"] = value
         return result
+
+
+def grid_of(node: fx.Node, source: Callable[[Any], Any] = lambda y: y) -> tuple[Any, int, int] | None:
+    """Of a least value over positions of what is largest over channels: of which map, and a grid's begin and step.
+
+    Args:
+        source: what the map is a copy of.
+    """
+    highest = node.args[0]
+    if not calls(highest, aten.reshape.default) or list(node.args[1:]) != [[1]] or node.meta["val"].ndim != 1:
+        return None
+    highest = highest.args[0]
+    if not calls(highest, aten.amax.default) or list(highest.args[1]) != [1]:
+        return None
+    y, begin, step = source(highest.args[0]), 0, 1
+    while calls(y, aten.slice.Tensor) and y.args[1] in (2, 3):
+        y, _, begin, _, step = [*y.args, 1][:5]
+    return y, begin, step
 
 
 def windows_of(given: list[Any], out: tuple[int, int]) -> Windows:

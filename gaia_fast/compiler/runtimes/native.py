@@ -8,8 +8,7 @@ from gaia_fast.compiler.ir.rewriting import copy_of
 from gaia_fast.compiler.native.executable import Executable
 from gaia_fast.compiler.native.kernels import Convolution
 from gaia_fast.compiler.pipeline import NATIVE, run_passes
-from gaia_fast.compiler.runtimes.runner import Guard, no_guard
-from gaia_fast.errors import BackendError
+from gaia_fast.compiler.runtimes.runner import Guard, check_float32_on_cpu, no_guard
 from gaia_fast.options import Tune
 
 
@@ -26,13 +25,7 @@ class Native:
     """
 
     def __init__(self, graph: fx.GraphModule, example: Tensor, tune: str = Tune.MODEL) -> None:
-        if obstacle := missing():
-            raise BackendError(f"runtime='native' cannot run here: {obstacle}")
-        if example.device.type != "cpu" or example.dtype != torch.float32:
-            raise BackendError(
-                f"runtime='native' takes float32 images on the CPU, not {example.dtype} on {example.device}; use "
-                "runtime='inductor'"
-            )
+        check_float32_on_cpu("native", missing(), example)
         self._graph = run_passes(NATIVE, copy_of(graph))
         if tune == Tune.MEASURE:
             for kernel in self._graph.modules():

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiler.onnx.conversion import missing, to_onnx
-from gaia_fast.compiler.runtimes.runner import Guard, no_guard
-from gaia_fast.errors import BackendError
+from gaia_fast.compiler.runtimes.runner import Guard, check_float32_on_cpu, no_guard
 
 
 class OnnxRuntime:
@@ -20,13 +19,7 @@ class OnnxRuntime:
     """
 
     def __init__(self, graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dynamic: bool) -> None:
-        if reason := missing():
-            raise BackendError(f"runtime='onnxruntime' cannot run here: {reason}")
-        if example.device.type != "cpu" or example.dtype != torch.float32:
-            raise BackendError(
-                f"runtime='onnxruntime' takes float32 images on the CPU, not {example.dtype} on {example.device}; use "
-                "runtime='inductor'"
-            )
+        check_float32_on_cpu("onnxruntime", missing(), example)
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

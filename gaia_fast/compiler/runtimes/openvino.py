@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiler.onnx.conversion import exporter_missing, to_onnx
-from gaia_fast.compiler.runtimes.runner import Guard, no_guard
-from gaia_fast.errors import BackendError, CompilationError, first_line
+from gaia_fast.compiler.runtimes.runner import Guard, check_float32_on_cpu, no_guard
+from gaia_fast.errors import CompilationError, first_line
 
 
 class OpenVino:
@@ -23,13 +23,7 @@ class OpenVino:
     """
 
     def __init__(self, graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dynamic: bool) -> None:
-        if reason := missing():
-            raise BackendError(f"runtime='openvino' cannot run here: {reason}")
-        if example.device.type != "cpu" or example.dtype != torch.float32:
-            raise BackendError(
-                f"runtime='openvino' takes float32 images on the CPU, not {example.dtype} on {example.device}; use "
-                "runtime='inductor'"
-            )
+        check_float32_on_cpu("openvino", missing(), example)
         import openvino
 
         model = to_onnx(graph, outputs, example, dynamic)

@@ -3,13 +3,27 @@
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from gaia_fast.errors import BackendError
 
 Guard = Callable[[], None]
 
 
 def no_guard() -> None:
     """Checks nothing."""
+
+
+def check_float32_on_cpu(runtime: str, obstacle: str, example: Tensor) -> None:
+    """Raises BackendError unless a runtime can run here, and for images like these: float32 on the CPU."""
+    if obstacle:
+        raise BackendError(f"runtime={runtime!r} cannot run here: {obstacle}")
+    if example.device.type != "cpu" or example.dtype != torch.float32:
+        raise BackendError(
+            f"runtime={runtime!r} takes float32 images on the CPU, not {example.dtype} on {example.device}; use "
+            "runtime='inductor'"
+        )
 
 
 class Runner(Protocol):
