@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from gaia_fast.backends import Choice
 from gaia_fast.compiler import runtimes
 from gaia_fast.compiler.frontend.capture import Captured, capture
+from gaia_fast.compiler.onnx.conversion import Conversion
 from gaia_fast.compiler.pipeline import CAPTURED, run_passes
 from gaia_fast.compiler.program import Program, build
+from gaia_fast.compiler.runtimes import autotuning
 from gaia_fast.compiler.runtimes.checked import Checks
 from gaia_fast.compiler.sparsity import Sparsity, analyse
 from gaia_fast.compiler.verification import Verifier, rounding
@@ -158,7 +160,7 @@ class _Preparation:
 
     def _attempt(self, dynamic: bool, head: Head | None, state: guards.ModelGuard) -> Prepared:
         captured = self.source.capture(self.x, dynamic)
-        own = self.own  # refuses, by name, what cannot be scored at all: a map that nothing reads
+        _ = self.own  # refuses, by name, what cannot be scored at all: a map that nothing reads
         if captured.saturating and self.source.method.name == Measure.GAIA_Z:
             raise CompilationError(
                 f"{type(self.source.model).__name__} has {', '.join(captured.saturating)}, in place: its gradient is "
@@ -174,20 +176,62 @@ class _Preparation:
             derivations = ["adjoint"] * len(captured.maps)
         if dynamic and chosen.name != Runtime.EAGER:  # before a runtime works on it: Eager runs the graph itself
             self._check(program, program.graph, chosen, self.others)
-        while True:
-            checks = Checks(program.outputs, state) if runtimes.checks_itself(chosen.name, self.x) else None
-            try:
-                runner = runtimes.make_runner(chosen.name, program, self.x, dynamic, checks, self.tune)
-                break
-            except CompilationError as error:
-                if self.runtime != AUTO or chosen.name != Runtime.CUDAGRAPH:
-                    raise
-                chosen = Choice(Runtime.EAGER, first_line(error))
-        self._check(program, runner, chosen, [(self.x, own), *self.others])
+        runner, chosen, checks = self._runner(program, chosen, dynamic, state)
         now = state.renewed()
         return Prepared(
             program, runner, chosen, self.x.dtype, dynamic, tuple(derivations), head, now, checks is not None
         )
+
+    def _runner(
+        self, program: Program, chosen: Choice, dynamic: bool, state: guards.ModelGuard
+    ) -> tuple[runtimes.Runner, Choice, Checks | None]:
+        """The program in the runtime chosen, or in the fastest where they are measured; held to the reference."""
+        rivals = runtimes.rivals(self.runtime, self.tune, self.x)
+        if len(rivals) > 1:
+            return *self._fastest(program, rivals, dynamic), None
+        while True:
+            checks = Checks(program.outputs, state) if runtimes.checks_itself(chosen.name, self.x) else None
+            try:
+                return self._checked_runner(program, chosen, dynamic, checks), chosen, checks
+            except CompilationError as error:
+                if self.runtime != AUTO or chosen.name != Runtime.CUDAGRAPH:
+                    raise
+                chosen = Choice(Runtime.EAGER, first_line(error))
+
+    def _fastest(self, program: Program, rivals: list[Runtime], dynamic: bool) -> tuple[runtimes.Runner, Choice]:
+        """The fastest of several runtimes on the example, of those that agree with the reference; kept for later."""
+        key = autotuning.key(program, self.x, [*rivals])
+        known = autotuning.ANSWERS.find(key)
+        if known is not None:
+            chosen = autotuning.choice(known, self.x)
+            return self._checked_runner(program, chosen, dynamic), chosen
+        convert = runtimes.conversion(program, self.x, dynamic)
+        runners: dict[str, runtimes.Runner] = {}
+        refusals: list[ModelError] = []
+        for runtime in rivals:
+            try:
+                runners[runtime.value] = self._checked_runner(
+                    program, Choice(runtime, "to be timed"), dynamic, convert=convert
+                )
+            except ModelError as error:
+                refusals.append(error)
+        if not runners:
+            raise refusals[0]
+        spent = autotuning.ANSWERS.get(key, lambda: autotuning.time_runners(runners, self.x))
+        chosen = autotuning.choice(spent, self.x)
+        return runners[chosen.name], chosen
+
+    def _checked_runner(
+        self,
+        program: Program,
+        chosen: Choice,
+        dynamic: bool,
+        checks: Checks | None = None,
+        convert: Conversion | None = None,
+    ) -> runtimes.Runner:
+        runner = runtimes.make_runner(chosen.name, program, self.x, dynamic, checks, self.tune, convert)
+        self._check(program, runner, chosen, [(self.x, self.own), *self.others])
+        return runner
 
     def _counting(self, captured: Captured) -> tuple[Program, list[str]]:
         """GAIA-Z: counts in the forward pass the maps for which the analysis holds on the example."""

@@ -48,7 +48,7 @@ class CompiledEngine:
 
     def program(self, x: Tensor) -> Prepared | None:
         """The program for images like `x`, unless there is none or the model has changed since."""
-        found = self._prepared.get(_key(x))
+        found = self._prepared.get(key(x))
         return found if found is not None and found.state.holds() else None
 
     def plan(self, x: Tensor) -> EnginePlan:
@@ -70,13 +70,13 @@ class CompiledEngine:
             found = self.program(x)
             if found is None:
                 found = prepare(_source(self._subject, head), x, self._runtime, tune=tune or Tune.default())
-                self._prepared.put(_key(x), found)
+                self._prepared.put(key(x), found)
             elif isinstance(found.runner, runtimes.FixedSizes):
                 found.runner.prepare(x.shape[0])
             return found
 
     def score_prepared(self, x: Tensor) -> Measurement | None:
-        prepared = self._prepared.get(_key(x))
+        prepared = self._prepared.get(key(x))
         try:
             return None if prepared is None else self.measure(x, prepared, guarded=True)
         except _ChangedError:
@@ -191,5 +191,6 @@ def _source(subject: Subject, head: Head | None) -> Source:
     return Source(subject.model, subject.modules, subject.layers, head, subject.method)
 
 
-def _key(x: Tensor) -> Key:
+def key(x: Tensor) -> Key:
+    """Returns what a program is made for."""
     return x.shape[1:], x.dtype, x.device

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gaia_fast import timing_cache
 from gaia_fast.ops.convolution import Part, Weights, measured
-from gaia_fast.ops.convolution.measured import cache_file, measured_algorithm
+from gaia_fast.ops.convolution.measured import ANSWERS, measured_algorithm
 from gaia_fast.ops.convolution.packing import Algorithm, packed_size
 
 from cases import INTERPRETED, TARGETS
@@ -23,9 +24,9 @@ SHAPE = torch.Size((2, 16, 8, 8))
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("GAIA_FAST_CACHE", str(tmp_path))
-    measured.forget()
+    ANSWERS.forget()
     yield
-    measured.forget()
+    ANSWERS.forget()
 
 
 class Clock:
@@ -47,7 +48,7 @@ def chosen(model: Algorithm = F2) -> Algorithm:
 def test_the_models_choice_stands_unless_another_is_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     Clock(monkeypatch, INDIRECT_GEMM=2, WINOGRAD_F2=1, WINOGRAD_F4=0.97)
     assert chosen() is F2
-    measured.forget()
+    ANSWERS.forget()
     monkeypatch.setenv("GAIA_FAST_CACHE", "")
     Clock(monkeypatch, INDIRECT_GEMM=2, WINOGRAD_F2=1, WINOGRAD_F4=0.9)
     assert chosen() is F4
@@ -57,7 +58,7 @@ def test_what_was_measured_is_asked_once_and_kept_for_other_processes(monkeypatc
     clock = Clock(monkeypatch, INDIRECT_GEMM=1, WINOGRAD_F2=2, WINOGRAD_F4=2)
     assert chosen() is chosen() is GEMM
     assert clock.asked == [F2, GEMM, F4]
-    measured.forget()  # as another process would begin
+    ANSWERS.forget()  # as another process would begin
     assert chosen() is GEMM
     assert len(clock.asked) == 3
 
@@ -72,21 +73,21 @@ def test_threads_and_builds_have_answers_of_their_own(monkeypatch: pytest.Monkey
     finally:
         torch.set_num_threads(threads)
     assert len(clock.asked) == 6
-    measured.forget()
-    monkeypatch.setattr(measured, "_build", lambda: "another")
+    ANSWERS.forget()
+    monkeypatch.setattr(timing_cache, "machine", lambda: "another")
     chosen()
     assert len(clock.asked) == 9
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"a": 77}'])
 def test_a_damaged_file_is_measured_anew(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    path = cache_file()
+    path = ANSWERS.file()
     assert path is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     Clock(monkeypatch, INDIRECT_GEMM=1, WINOGRAD_F2=2, WINOGRAD_F4=2)
     assert chosen() is GEMM
-    measured.forget()
+    ANSWERS.forget()
     assert chosen() is GEMM
 
 
@@ -95,9 +96,9 @@ def test_where_nothing_can_be_kept_it_is_measured_all_the_same(monkeypatch: pyte
     Clock(monkeypatch, INDIRECT_GEMM=1, WINOGRAD_F2=2, WINOGRAD_F4=2)
     monkeypatch.setenv("GAIA_FAST_CACHE", str(tmp_path / "file" / "folder"))
     assert chosen() is GEMM
-    measured.forget()
+    ANSWERS.forget()
     monkeypatch.setenv("GAIA_FAST_CACHE", "")
-    assert cache_file() is None
+    assert ANSWERS.file() is None
     assert chosen() is GEMM
 
 

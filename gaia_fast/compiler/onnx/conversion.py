@@ -3,7 +3,8 @@
 import importlib.util
 import logging
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -15,6 +16,8 @@ from gaia_fast.errors import CompilationError, first_line
 
 if TYPE_CHECKING:
     import onnx
+
+Conversion: TypeAlias = Callable[[], "onnx.ModelProto"]  # of one program; raises what `to_onnx` does
 
 LARGEST = 2**31 - 1  # bytes of a file: a message of protobuf holds no more
 

@@ -1,6 +1,6 @@
 """Ways to run a program. Each takes (N, C, H, W) images and returns the program's outputs, in order."""
 
-from gaia_fast.compiler.runtimes.choice import checks_itself, choose, computes_in, make_runner
+from gaia_fast.compiler.runtimes.choice import checks_itself, choose, computes_in, conversion, make_runner, rivals
 from gaia_fast.compiler.runtimes.fixed_sizes import FixedSizes
 from gaia_fast.compiler.runtimes.runner import Guard, Runner, no_guard
 
@@ -11,6 +11,8 @@ __all__ = [
     "checks_itself",
     "choose",
     "computes_in",
+    "conversion",
     "make_runner",
     "no_guard",
+    "rivals",
 ]

@@ -1,13 +1,15 @@
 """Which runtime a call gets, and why."""
 
+from functools import cache
+
 import torch
 from torch import Tensor, fx
 
 from gaia_fast.backends import Choice
 from gaia_fast.compiler.native.cost import operations
-from gaia_fast.compiler.onnx.conversion import missing
+from gaia_fast.compiler.onnx.conversion import Conversion, missing, to_onnx
 from gaia_fast.compiler.program import Program
-from gaia_fast.compiler.runtimes import native
+from gaia_fast.compiler.runtimes import native, openvino
 from gaia_fast.compiler.runtimes.checked import Checks
 from gaia_fast.compiler.runtimes.cudagraph import CudaGraph
 from gaia_fast.compiler.runtimes.eager import Eager
@@ -23,12 +25,9 @@ FLOAT32_ALONE = (Runtime.NATIVE, Runtime.ONNXRUNTIME, Runtime.OPENVINO)
 GRAPHS = (Runtime.INDUCTOR, Runtime.CUDAGRAPH)  # the runtimes that replay CUDA graphs, on a CUDA device
 
 
-# GAIA-Z in float32 on 2 cores (AMD Zen 5), one run, by hand, milliseconds in native and onnxruntime. Where native's
-# kernels take all convolutions: WRN-40-2 1.3 and 2.6 with one image, 30 and 55 with 32; ResNet34 3.9 and 7.7, 62
-# and 161; ResNet-50 21 and 29; DenseNet121 19.0 and 18.6. Where 5 % of the operations are grouped, left to PyTorch:
-# ResNeXt-50 32 and 17.
+# Without measuring, native is taken where its kernels take so much of the convolutions' operations: ResNeXt-50, of
+# which they then left 5 % to PyTorch, took 32 ms, and 17 in onnxruntime (AMD Zen 5, 2 cores).
 _MOST = 0.98
-
 
 # ResNet34's GAIA-A in bfloat16 with 1 and 32 images, against the eager float32 forward pass: 1.42 and 0.47 times under
 # Inductor on an earlier processor, 1.46 and 0.83 times on this one, where native takes 0.31 and 0.56
@@ -77,12 +76,24 @@ def choose(requested: str, x: Tensor, graph: fx.GraphModule) -> Choice:
     return Choice(Runtime.EAGER, f"the others take no {x.dtype} on {x.device}")
 
 
+def rivals(requested: str, tune: str, x: Tensor) -> list[Runtime]:
+    """Returns the runtimes that "auto" times against each other for images like `x`; none where it does not."""
+    if requested != AUTO or tune != Tune.MEASURE or x.device.type != "cpu" or x.dtype != torch.float32:
+        return []
+    obstacles = {
+        Runtime.NATIVE: native.missing(),
+        Runtime.ONNXRUNTIME: missing(),
+        Runtime.OPENVINO: openvino.missing(),
+    }
+    return [runtime for runtime, obstacle in obstacles.items() if not obstacle]
+
+
 def _choose_float32(graph: fx.GraphModule) -> Choice:
-    """The runtime for float32 on the CPU."""
+    """The runtime for float32 on the CPU, where none is measured."""
     total, ours = operations(graph)
     no_onnx, no_kernels = missing(), native.missing()
     if not no_kernels and ours >= _MOST * total:
-        return Choice(Runtime.NATIVE, "fastest measured for float32 on the CPU where its kernels take the convolutions")
+        return Choice(Runtime.NATIVE, "its kernels take the convolutions")
     if not no_onnx:
         return Choice(
             Runtime.ONNXRUNTIME,
@@ -96,6 +107,11 @@ def checks_itself(runtime: str, x: Tensor) -> bool:
     return runtime in GRAPHS and x.device.type == "cuda"
 
 
+def conversion(program: Program, example: Tensor, dynamic: bool) -> Conversion:
+    """Returns what makes a program an ONNX graph, once; see `to_onnx`."""
+    return cache(lambda: to_onnx(program.graph, program.outputs, example, dynamic))
+
+
 def make_runner(
     runtime: str,
     program: Program,
@@ -103,6 +119,7 @@ def make_runner(
     dynamic: bool,
     checks: Checks | None = None,
     tune: str = Tune.MODEL,
+    convert: Conversion | None = None,
 ) -> Runner:
     """Makes a program ready to run on images like `example`.
 
@@ -113,6 +130,7 @@ def make_runner(
         dynamic: whether the program takes any number of images; else it takes as many as `example` has.
         tune: how the native runtime settles between algorithms.
         checks: what the runner checks, where `checks_itself`, for one output more: (N,) bools.
+        convert: a `conversion` of the program, where it has one already.
 
     Raises:
         BackendError, ModelError: the runtime cannot run here, or not this program.
@@ -125,9 +143,9 @@ def make_runner(
     elif runtime == Runtime.NATIVE:
         runner = Native(program.graph, example, tune)
     elif runtime == Runtime.ONNXRUNTIME:
-        runner = OnnxRuntime(program.graph, program.outputs, example, dynamic)
+        runner = OnnxRuntime(convert or conversion(program, example, dynamic), example)
     elif runtime == Runtime.OPENVINO:
-        runner = OpenVino(program.graph, program.outputs, example, dynamic)
+        runner = OpenVino(convert or conversion(program, example, dynamic), example)
     else:
         runner = Eager(program.graph)
     images = example.shape[0]

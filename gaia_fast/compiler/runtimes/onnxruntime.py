@@ -1,24 +1,28 @@
 """The program in onnxruntime: on the CPU the fastest float32 convolutions that were measured. Optional."""
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from gaia_fast.compiler.onnx.conversion import missing, to_onnx
+from gaia_fast.compiler.onnx.conversion import Conversion, missing
 from gaia_fast.compiler.runtimes.runner import Guard, check_float32_on_cpu, no_guard
 
 
 class OnnxRuntime:
-    """Runs the program as an ONNX graph; float32 on the CPU, any number of images.
+    """Runs a program as an ONNX graph; float32 on the CPU, any number of images.
 
     Uses as many threads as PyTorch does, and none that spins while it waits: spinning threads of several sessions slow
     each other, and PyTorch, down.
+
+    Args:
+        convert: makes the graph.
+        example: images.
 
     Raises:
         BackendError: a package is missing, or other images than float32 on the CPU.
         CompilationError: no ONNX graph can be made.
     """
 
-    def __init__(self, graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dynamic: bool) -> None:
+    def __init__(self, convert: Conversion, example: Tensor) -> None:
         check_float32_on_cpu("onnxruntime", missing(), example)
         import onnxruntime
 
@@ -26,7 +30,7 @@ class OnnxRuntime:
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        model = to_onnx(graph, outputs, example, dynamic)
+        model = convert()
         self._session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )

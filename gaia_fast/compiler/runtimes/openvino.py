@@ -4,29 +4,33 @@ import importlib.util
 import threading
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from gaia_fast.compiler.onnx.conversion import exporter_missing, to_onnx
+from gaia_fast.compiler.onnx.conversion import Conversion, exporter_missing
 from gaia_fast.compiler.runtimes.runner import Guard, check_float32_on_cpu, no_guard
 from gaia_fast.errors import CompilationError, first_line
 
 
 class OpenVino:
-    """Runs the program as a compiled OpenVINO model; float32 on the CPU, any number of images.
+    """Runs a program as a compiled OpenVINO model; float32 on the CPU, any number of images.
 
     Uses as many threads as PyTorch does. Computes in float32: left to itself OpenVINO takes bfloat16 where the
     processor has it.
+
+    Args:
+        convert: makes the ONNX graph that is compiled.
+        example: images.
 
     Raises:
         BackendError: a package is missing, or other images than float32 on the CPU.
         CompilationError: no ONNX graph can be made, or OpenVINO cannot compile it.
     """
 
-    def __init__(self, graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dynamic: bool) -> None:
+    def __init__(self, convert: Conversion, example: Tensor) -> None:
         check_float32_on_cpu("openvino", missing(), example)
         import openvino
 
-        model = to_onnx(graph, outputs, example, dynamic)
+        model = convert()
         core = openvino.Core()
         hints = {
             "PERFORMANCE_HINT": "LATENCY",

@@ -1,25 +1,17 @@
 """Which algorithm a convolution gets, measured on the machine it runs on.
 
-The answers are kept in memory, and in a file of the user's cache for each processor, instruction-set level and build of
-the kernels, so that a process that comes later computes in the same way, and at once.
+The answers are kept: see `gaia_fast.timing_cache`.
 """
 
-import hashlib
 import json
-import os
-import platform
-import threading
 import time
-from functools import lru_cache
-from pathlib import Path
 
 import torch
 
 from gaia_fast.backends import kernels
-from gaia_fast.errors import GaiaError
-from gaia_fast.files import write_text
 from gaia_fast.ops.convolution.packing import Algorithm, packed_size, padded
 from gaia_fast.ops.convolution.parts import Pair, Part
+from gaia_fast.timing_cache import TimingCache
 
 # What the model of `packing` chooses stands unless another is faster by so much: less is noise.
 _FASTER_BY = 1.05
@@ -31,8 +23,7 @@ _MOST_COPIES = 8
 # Of more operations than these a part of the images tells as much.
 _MOST_OPERATIONS = 1e9
 
-_lock = threading.Lock()
-_known: dict[str, int] = {}
+ANSWERS = TimingCache("algorithms", lambda value: value in {each.value for each in Algorithm})
 
 
 def measured_algorithm(part: Part, x: torch.Size, out: Pair, model: Algorithm, others: list[Algorithm]) -> Algorithm:
@@ -49,15 +40,13 @@ def measured_algorithm(part: Part, x: torch.Size, out: Pair, model: Algorithm, o
         return model
     window = part.stride, part.padding, part.dilation
     key = json.dumps([list(part.weights.shape), *window, list(x), torch.get_num_threads()])
-    with _lock:
-        if not _known:
-            _known.update(_read())
-        if key not in _known:
-            seconds = {each: _seconds(part, x, out, each) for each in (model, *others)}
-            fastest = min(seconds, key=lambda each: seconds[each])
-            _known[key] = int(fastest if seconds[fastest] * _FASTER_BY < seconds[model] else model)
-            _write()
-        return Algorithm(_known[key])
+
+    def measure() -> int:
+        seconds = {each: _seconds(part, x, out, each) for each in (model, *others)}
+        fastest = min(seconds, key=lambda each: seconds[each])
+        return int(fastest if seconds[fastest] * _FASTER_BY < seconds[model] else model)
+
+    return Algorithm(ANSWERS.get(key, measure))
 
 
 def _seconds(part: Part, x: torch.Size, out: Pair, algorithm: Algorithm) -> float:
@@ -99,55 +88,3 @@ def _seconds(part: Part, x: torch.Size, out: Pair, algorithm: Algorithm) -> floa
             runs += 1
         best = min(best, (time.perf_counter() - start) / runs)
     return best / (copies * images)
-
-
-def cache_file() -> Path | None:
-    """Where the answers are kept: in $GAIA_FAST_CACHE, else in the user's cache; None where that is to be nowhere."""
-    folder = os.environ.get("GAIA_FAST_CACHE")
-    if folder == "":
-        return None
-    base = Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gaia_fast"
-    return base / f"algorithms-{_build()}.json"
-
-
-@lru_cache
-def _build() -> str:
-    """The processor, and the build of the kernels, in a few letters."""
-    of = hashlib.sha256(Path(str(kernels.__file__)).read_bytes())
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    name = next((line for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
-    of.update(name.encode())
-    of.update(kernels.cpu_level().encode())
-    return of.hexdigest()[:16]
-
-
-def _read() -> dict[str, int]:
-    """The answers of earlier processes; none where there is no such file, or nothing sensible in it."""
-    path = cache_file()
-    try:
-        found = {} if path is None else json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    known = {each.value for each in Algorithm}
-    return {key: value for key, value in found.items() if value in known} if isinstance(found, dict) else {}
-
-
-def _write() -> None:
-    """Keeps the answers where that is possible: without them they are measured again."""
-    path = cache_file()
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({**_read(), **_known}, indent=0, sort_keys=True) + "\n")
-    except (OSError, GaiaError):
-        return
-
-
-def forget() -> None:
-    """Forgets what was measured in this process; the file stays."""
-    with _lock:
-        _known.clear()

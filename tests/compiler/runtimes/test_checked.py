@@ -23,10 +23,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     make = runtimes.make_runner
 
     def make_runner(
-        runtime: str, program: Program, example: Tensor, dynamic: bool, checks: Checks | None, tune: str
+        runtime: str, program: Program, example: Tensor, dynamic: bool, checks: Checks | None, *others: Any
     ) -> Runner:
         assert checks is not None
-        return Checked(make(runtime, program, example, dynamic, tune=tune), checks)
+        return Checked(make(runtime, program, example, dynamic, None, *others), checks)
 
     monkeypatch.setattr(guards, "kernels", None)  # which reads no device's memory
     monkeypatch.setattr(runtimes, "checks_itself", lambda runtime, x: True)

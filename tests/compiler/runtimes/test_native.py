@@ -22,7 +22,7 @@ def test_a_prepared_detector_measures_for_its_number_of_images(monkeypatch: pyte
 
     monkeypatch.setattr(measured, "_seconds", seconds)
     monkeypatch.setenv("GAIA_FAST_CACHE", "")
-    measured.forget()
+    measured.ANSWERS.forget()
     model, x = zoo.build("resnet34"), zoo.images(4, 16)
     reference = GaiaZ(model, engine="reference").score(x)
     plain = GaiaZ(model, engine="compiled", runtime="native").prepare(x, tune="model")
@@ -39,4 +39,4 @@ def test_a_prepared_detector_measures_for_its_number_of_images(monkeypatch: pyte
     assert {getattr(each.kernel, "measured_for", 4) for one in kernels for each in one.instructions} == {4}
     with pytest.raises(ArgumentError, match="tune='fast' does not exist"):
         tuned.prepare(x, tune="fast")
-    measured.forget()
+    measured.ANSWERS.forget()
