@@ -274,6 +274,7 @@ class Watch:
         values: list[tuple[Any, ...]],
         expected: int,
         getters: tuple[Any, ...],
+        functions: tuple[int, ...],
         anything: object,
         left_out: tuple[str, ...],
         /,

@@ -48,6 +48,32 @@ PyObject* get(py::handle property, PyObject* self) {
   return Py_TYPE(property.ptr())->tp_descr_get(property.ptr(), self, reinterpret_cast<PyObject*>(Py_TYPE(self)));
 }
 
+// What PyTorch's C interface tells of a tensor, without an object of Python's. A handle is the address of a pointer to
+// the tensor's implementation, and of what is returned sizes and strides stay the tensor's.
+struct TensorInterface {
+  using Pointers = int32_t (*)(void* handle, void** out);
+  using Sizes = int32_t (*)(void* handle, int64_t** out);
+  using Number = int32_t (*)(void* handle, int64_t* out);
+  using Type = int32_t (*)(void* handle, int32_t* out);
+  Pointers data_ptr;
+  Number dim, storage_size;
+  Sizes sizes, strides;
+  Type dtype;
+
+  // Addresses in the order of the members; none where the interface is not there.
+  explicit TensorInterface(const py::tuple& functions) : data_ptr(nullptr) {
+    if (functions.size() != 6) return;
+    const auto at = [&](size_t i) { return functions[i].cast<uintptr_t>(); };
+    data_ptr = reinterpret_cast<Pointers>(at(0));
+    dim = reinterpret_cast<Number>(at(1));
+    storage_size = reinterpret_cast<Number>(at(2));
+    sizes = reinterpret_cast<Sizes>(at(3));
+    strides = reinterpret_cast<Sizes>(at(4));
+    dtype = reinterpret_cast<Type>(at(5));
+  }
+  explicit operator bool() const { return data_ptr != nullptr; }
+};
+
 void fetch(const void* address, int lines = 1) {
   for (int i = 0; i < lines; ++i) __builtin_prefetch(static_cast<const char*>(address) + 64 * i);
 }
@@ -60,16 +86,19 @@ class Watch {
   // function, what it holds, node); `anything` is a value that does not matter, or none, and a node is asked where
   // something is another object. values: (tensor, version or -1, address, shape, strides, dtype, storage, its bytes,
   // [(offset, bytes)] to compare, where PyTorch has the tensor and the storage). expected: the address of
-  // what stood there, one after the other. getters: of PyTorch's classes, in the order of the members below. left_out:
-  // names that do not matter in classes.
+  // what stood there, one after the other. getters: of PyTorch's classes, in the order of the members below, and
+  // functions: the addresses of PyTorch's that tell the same of a tensor, in the order of TensorInterface; a tensor of
+  // which they do not is asked by the getters. left_out: names that do not matter in classes.
   Watch(const py::list& objects, const py::list& tables, const py::list& items, const py::list& values,
-        uintptr_t expected, const py::tuple& getters, py::handle anything, const py::tuple& left_out)
+        uintptr_t expected, const py::tuple& getters, const py::tuple& functions, py::handle anything,
+        const py::tuple& left_out)
       : version_(getters[0]),
         data_ptr_(getters[1]),
         shape_(getters[2]),
         stride_(getters[3]),
         dtype_(getters[4]),
         storage_nbytes_(getters[5]),
+        interface_(functions),
         anything_(anything.ptr()),
         expected_(reinterpret_cast<const char*>(expected)) {
     for (const auto& each : left_out) left_out_.push_back(pointer(each));
@@ -102,8 +131,13 @@ class Watch {
       tensors_.push_back({pointer(parts[0]), parts[1].cast<int64_t>(), parts[2].cast<uint64_t>(),
                           add_sizes(parts[3].cast<py::tuple>()), pointer(parts[5]), pointer(parts[6]),
                           parts[7].cast<uint64_t>(), pieces.size(), parts[9].cast<uint64_t>(),
-                          parts[10].cast<uint64_t>()});
+                          parts[10].cast<uint64_t>(), 0, false});
       add_sizes(parts[4].cast<py::tuple>());
+      Tensor& tensor = tensors_.back();
+      if (interface_ && tensor.pieces > 0) {
+        const int64_t* const sizes = sizes_.data() + sizes_.size() - 2 * tensor.dimensions;
+        tensor.by_interface = interface_.dtype(&tensor.at, &tensor.type) == 0 && interface_holds(tensor, sizes);
+      }
       for (const auto& piece : pieces) {
         const auto where = piece.cast<py::tuple>();
         pieces_.push_back({where[0].cast<size_t>(), where[1].cast<size_t>()});
@@ -177,7 +211,10 @@ class Watch {
     PyObject *dtype, *storage;
     uint64_t storage_bytes;
     size_t pieces;
-    uint64_t at, storage_at;  // only ever fetched
+    mutable uint64_t at;  // mutable: a handle of PyTorch's is no pointer to const
+    uint64_t storage_at;  // only ever fetched
+    int32_t type;
+    bool by_interface;
   };
 
   static PyObject* pointer(py::handle object) { return object.ptr(); }
@@ -250,7 +287,7 @@ class Watch {
 
   static const Piece* fetch_all(const Tensor& tensor, const Piece* pieces) {
     fetch(tensor.held);
-    fetch(tensor.storage);
+    if (!tensor.by_interface) fetch(tensor.storage);
     fetch(reinterpret_cast<const void*>(tensor.at), 3);
     fetch(reinterpret_cast<const void*>(tensor.storage_at), 2);
     for (size_t k = 0; k < tensor.pieces; ++k, ++pieces) {
@@ -265,11 +302,25 @@ class Watch {
     PyObject* const held = tensor.held;
     const Py_ssize_t dimensions = tensor.dimensions;
     if (tensor.version >= 0 && !Result(get(version_, held)).equals(static_cast<uint64_t>(tensor.version))) return false;
+    if (tensor.by_interface) return interface_holds(tensor, sizes);
     return Result(call(data_ptr_, held)).equals(tensor.address) &&
            Result(get(shape_, held)).equals(sizes, dimensions) &&
            Result(call(stride_, held)).equals(sizes + dimensions, dimensions) &&
            Result(get(dtype_, held)).is(tensor.dtype) &&
            Result(call(storage_nbytes_, tensor.storage)).equals(tensor.storage_bytes);
+  }
+
+  bool interface_holds(const Tensor& tensor, const int64_t* sizes) const {
+    void* data = nullptr;
+    int64_t dimensions = 0, bytes = 0, *now = nullptr;
+    int32_t type = 0;
+    void* const handle = &tensor.at;
+    if (interface_.data_ptr(handle, &data) != 0 || reinterpret_cast<uint64_t>(data) != tensor.address) return false;
+    if (interface_.dim(handle, &dimensions) != 0 || dimensions != tensor.dimensions) return false;
+    if (interface_.sizes(handle, &now) != 0 || !std::equal(now, now + dimensions, sizes)) return false;
+    if (interface_.strides(handle, &now) != 0 || !std::equal(now, now + dimensions, sizes + dimensions)) return false;
+    if (interface_.dtype(handle, &type) != 0 || type != tensor.type) return false;
+    return interface_.storage_size(handle, &bytes) == 0 && static_cast<uint64_t>(bytes) == tensor.storage_bytes;
   }
 
   std::vector<Object> objects_;
@@ -281,6 +332,7 @@ class Watch {
   std::vector<int64_t> sizes_;
   std::vector<Piece> pieces_;
   py::object version_, data_ptr_, shape_, stride_, dtype_, storage_nbytes_;
+  TensorInterface interface_;
   PyObject* anything_;
   std::vector<PyObject*> left_out_;
   const char* expected_;
@@ -292,7 +344,7 @@ class Watch {
 void define_guards(py::module_& m) {
   py::class_<Watch>(m, "Watch")
       .def(py::init<const py::list&, const py::list&, const py::list&, const py::list&, uintptr_t, const py::tuple&,
-                    py::handle, const py::tuple&>())
+                    const py::tuple&, py::handle, const py::tuple&>())
       .def("unchanged", &Watch::unchanged);
 }
 

@@ -24,7 +24,7 @@ import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 
 from gaia_fast.backends import kernels
-from gaia_fast.inspection.memory import Memory
+from gaia_fast.inspection.memory import Memory, tensor_functions
 
 _DEPTH = 3
 _MOST = 4096
@@ -120,6 +120,7 @@ class ModelGuard:
                 [node.memory.arguments() for node in walk.values if node.fast],
                 self._bytes.data_ptr(),
                 _GETTERS,
+                tensor_functions(),
                 _ANYTHING,
                 _UNIMPORTANT,
             )

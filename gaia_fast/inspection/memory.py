@@ -1,5 +1,8 @@
 """Whether a tensor still is where it was and holds what it held, told by a sample of its memory."""
 
+import ctypes
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,26 @@ def answers_plainly(tensor: Tensor) -> bool:
     """Whether the extension may ask the tensor where it is: its class has no say in it."""
     plain = type(tensor) is Tensor or type(tensor).__torch_function__ is torch._C._disabled_torch_function_impl
     return plain and tensor.layout == torch.strided
+
+
+# Of PyTorch's C interface, which is stable: where a tensor is, and what it is like.
+_FUNCTIONS = ("data_ptr", "dim", "storage_size", "sizes", "strides", "dtype")
+
+
+@lru_cache
+def tensor_functions() -> tuple[int, ...]:
+    """Returns the addresses of PyTorch's functions that tell of a tensor what its properties do, without an object of
+    Python's; none where they are not found."""
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        path = Path(torch.__file__).parent / "lib" / name
+        if path.exists():
+            try:
+                library = ctypes.CDLL(str(path))
+                found = [getattr(library, f"aoti_torch_get_{each}") for each in _FUNCTIONS]
+            except (OSError, AttributeError):
+                return ()
+            return tuple(ctypes.cast(each, ctypes.c_void_p).value or 0 for each in found)
+    return ()
 
 
 class Memory:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast import backends
-from gaia_fast.inspection import guards
+from gaia_fast.inspection import guards, memory
 from gaia_fast.inspection.forward_hooks import ForwardHooks
 from gaia_fast.inspection.guards import ModelGuard, settled
 
@@ -64,6 +64,15 @@ def test_changes_are_seen(change: Callable[[Any], object]) -> None:
     change(model)
     assert not before.holds()
     assert look(model).holds()
+
+
+@pytest.mark.parametrize("change", VALUES.values(), ids=VALUES)
+def test_changes_are_seen_without_pytorchs_c_interface(
+    change: Callable[[Any], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(memory.tensor_functions()) == 6
+    monkeypatch.setattr(guards, "tensor_functions", tuple)
+    test_changes_are_seen(change)
 
 
 @pytest.mark.parametrize(("prepare", "change"), PREPARED.values(), ids=PREPARED)
