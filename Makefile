@@ -56,7 +56,7 @@ lint: $(VENV)/test-tools
 	$(BIN)/mypy
 	$(BIN)/mypy tests
 	$(BIN)/mypy benchmarks
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc examples -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc examples tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -72,6 +72,8 @@ struct Borrowed {
 inline void cpu_relax() {
 #if defined(__SSE2__)
   _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
 #endif
 }
 

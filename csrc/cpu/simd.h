@@ -6,6 +6,8 @@
 #include <stdint.h>
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "maps.h"
@@ -31,6 +33,8 @@ inline Vec fused(Vec a, Vec b, Vec c) {
   return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)
   return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
 #endif
@@ -41,15 +45,32 @@ inline Vec spread(float x) { return x - Vec{}; }
 // IEEE arithmetic while one of these lives: rounding to nearest, subnormals kept. The caller may flush subnormals, and
 // OpenMP's workers would not know of it, so that the result would depend on the number of threads.
 class FloatMode {
-#if defined(__SSE2__)
  public:
-  FloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~FloatMode() { _mm_setcsr(saved_); }
+  FloatMode() : saved_(read()) { write(kIeee); }
+  ~FloatMode() { write(saved_); }
   FloatMode(const FloatMode&) = delete;
   FloatMode& operator=(const FloatMode&) = delete;
 
  private:
+#if defined(__SSE2__)
+  static constexpr unsigned kIeee = 0x1f80;  // no exception is raised
+  static unsigned read() { return _mm_getcsr(); }
+  static void write(unsigned mode) { _mm_setcsr(mode); }
   unsigned saved_;
+#elif defined(__aarch64__)
+  static constexpr uint64_t kIeee = 0;
+  static uint64_t read() {
+    uint64_t mode;
+    asm volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+  }
+  static void write(uint64_t mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+  uint64_t saved_;
+#else
+  static constexpr int kIeee = 0;
+  static int read() { return 0; }
+  static void write(int) {}
+  int saved_;
 #endif
 };
 
