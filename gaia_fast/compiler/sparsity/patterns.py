@@ -15,7 +15,8 @@ from torch import Tensor, fx
 
 from gaia_fast.compiler.ir.windows import Geometry
 
-Values = dict[fx.Node, Any]
+# Of nodes, and the masks of patterns that were computed from them.
+Values = dict["fx.Node | Pattern", Any]
 
 
 class Pattern:
@@ -31,7 +32,16 @@ class Pattern:
         return set()
 
     def mask(self, values: Values) -> Tensor:
-        """Returns the set as bools of the map's shape; `Dense` and `ImagesOfClasses` are never asked for it."""
+        """Returns the set as bools of the map's shape; `Dense` and `ImagesOfClasses` are never asked for it.
+
+        It is computed once: many patterns are made of the same.
+        """
+        if self not in values:
+            values[self] = self._mask(values)
+        found: Tensor = values[self]
+        return found
+
+    def _mask(self, values: Values) -> Tensor:
         raise NotImplementedError
 
 
@@ -55,7 +65,7 @@ class ActiveUnits(Pattern):
     def nodes(self) -> set[fx.Node]:
         return {self.unit}
 
-    def mask(self, values: Values) -> Tensor:
+    def _mask(self, values: Values) -> Tensor:
         y = values[self.unit].detach()
         active = y > self.low
         return active if self.high == inf else active & (y < self.high)
@@ -74,7 +84,7 @@ class InInterval(Pattern):
     def nodes(self) -> set[fx.Node]:
         return {self.of}
 
-    def mask(self, values: Values) -> Tensor:
+    def _mask(self, values: Values) -> Tensor:
         x = values[self.of].detach()
         return (x >= self.low) & (x <= self.high)
 
@@ -90,7 +100,7 @@ class NonZero(Pattern):
     def nodes(self) -> set[fx.Node]:
         return {self.of}
 
-    def mask(self, values: Values) -> Tensor:
+    def _mask(self, values: Values) -> Tensor:
         return values[self.of].detach() != 0
 
 
@@ -107,7 +117,7 @@ class Intersection(Pattern):
     def nodes(self) -> set[fx.Node]:
         return self.one.nodes() | self.other.nodes()
 
-    def mask(self, values: Values) -> Tensor:
+    def _mask(self, values: Values) -> Tensor:
         return self.one.mask(values) & self.other.mask(values)
 
 
@@ -122,7 +132,7 @@ class Union(Pattern):
     def nodes(self) -> set[fx.Node]:
         return set().union(*(each.nodes() for each in self.of))
 
-    def mask(self, values: Values) -> Tensor:
+    def _mask(self, values: Values) -> Tensor:
         result = self.of[0].mask(values)
         for each in self.of[1:]:
             result = result | each.mask(values)
@@ -142,7 +152,7 @@ class ChannelSlice(Pattern):
     def nodes(self) -> set[fx.Node]:
         return self.of.nodes()
 
-    def mask(self, values: Values) -> Tensor:
+    def _mask(self, values: Values) -> Tensor:
         return self.of.mask(values)[:, self.begin : self.end]
 
 
@@ -158,7 +168,7 @@ class ExcludeChannels(Pattern):
     def nodes(self) -> set[fx.Node]:
         return self.of.nodes()
 
-    def mask(self, values: Values) -> Tensor:
+    def _mask(self, values: Values) -> Tensor:
         mask = self.of.mask(values)
         kept = torch.ones((1, mask.shape[1], 1, 1), dtype=torch.bool)
         kept[:, list(self.channels)] = False
@@ -177,7 +187,7 @@ class MaxPoolArgmax(Pattern):
     def nodes(self) -> set[fx.Node]:
         return {self.pool} | self.windows.nodes()
 
-    def mask(self, values: Values) -> Tensor:
+    def _mask(self, values: Values) -> Tensor:
         pooled, indices = values[self.pool]
         shape = self.pool.args[0].meta["val"].shape
         nonzero = torch.ones_like(pooled, dtype=torch.float32)
@@ -201,7 +211,7 @@ class ReceptiveField(Pattern):
     def nodes(self) -> set[fx.Node]:
         return self.of.nodes()
 
-    def mask(self, values: Values) -> Tensor:
+    def _mask(self, values: Values) -> Tensor:
         mask = self.of.mask(values).to(torch.float32)
         geometry = self.geometry
         images, channels, height, width = mask.shape
@@ -225,7 +235,7 @@ class Cropped(Pattern):
     def nodes(self) -> set[fx.Node]:
         return self.of.nodes()
 
-    def mask(self, values: Values) -> Tensor:
+    def _mask(self, values: Values) -> Tensor:
         mask = self.of.mask(values)
         top, left, bottom, right = self.border
         return mask[:, :, top : mask.shape[2] - bottom, left : mask.shape[3] - right]
@@ -243,7 +253,7 @@ class AnyPosition(Pattern):
     def nodes(self) -> set[fx.Node]:
         return self.of.nodes()
 
-    def mask(self, values: Values) -> Tensor:
+    def _mask(self, values: Values) -> Tensor:
         return self.of.mask(values).to(torch.float32).amax(self.axes, keepdim=True) > 0
 
 
@@ -259,7 +269,7 @@ class Reshaped(Pattern):
     def nodes(self) -> set[fx.Node]:
         return self.of.nodes()
 
-    def mask(self, values: Values) -> Tensor:
+    def _mask(self, values: Values) -> Tensor:
         mask = self.of.mask(values)
         return mask.reshape(mask.shape[0], *self.sizes)
 
@@ -283,7 +293,7 @@ class Top1Row(Pattern):
         """Whether the row of the top-1 class is among them for every image."""
         return self.begin == 0 and self.end == int(self.logits.meta["val"].shape[1])
 
-    def mask(self, values: Values) -> Tensor:
+    def _mask(self, values: Values) -> Tensor:
         logits = values[self.logits].detach()
         classes = torch.arange(self.begin, self.end, device=logits.device)
         row = classes == logits.argmax(1, keepdim=True)
