@@ -5,15 +5,20 @@ there and back, for anything else. So what a program does between convolutions i
 y:
 
     [y > 0]                    clip(y * 3e38, 0, 1): a convolution of one weight a channel, with its activation
+    [y < b], y at most b       clip((b - y) * 2^100, 0, 1), in the same way
+    a & b                      a product
+    a window of which is set   a max-pooling; where windows are strided, what they are read from is each window's
+                               value repeated, and a convolution with ones and its activation
     y > 0 ? g : 0              g * [y > 0]
     count of y > 0, sum of g   average pooling over the whole map; its area is put back once for all maps together
     any channel of y > 0       a convolution with the weights -1, whose largest value tells of the emptiest position
     x * scale + shift          a convolution of one weight a channel
 
-Exact for float32: y * 3e38 is at least 1 for every normal number, and sums of ones are whole numbers.
+Exact for float32: y * 3e38 is at least 1 for every normal number, a product with a power of two is not rounded, and
+sums of ones are whole numbers.
 """
 
-import operator
+import itertools
 from typing import Any
 
 import torch
@@ -25,6 +30,7 @@ from gaia_fast.compiler.ir.rewriting import calls, per_channel, same_shape
 aten = torch.ops.aten
 
 _LARGE = 3e38
+_LARGE_POWER = 2.0**100
 _BLOCK = 16  # channels that onnxruntime keeps together, at most
 
 
@@ -37,6 +43,8 @@ class _Rewriter:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module, self.graph = module, module.graph
         self._open: dict[fx.Node, fx.Node] = {}
+        self._below: dict[fx.Node, fx.Node] = {}
+        self._masks: dict[fx.Node, fx.Node | None] = {}
 
     def run(self) -> None:
         for node in list(self.graph.nodes):
@@ -82,27 +90,39 @@ class _Rewriter:
         last.replace_all_uses_with(folded)
 
     def _sums(self, node: fx.Node) -> None:
-        """The (N, K) sums of all maps, beside each other: the means together, and the areas put back behind."""
+        """The (N, K) sums of maps, beside each other: the means together, and the areas put back behind."""
         if node.args[1:] != (1,) or node.meta["val"].ndim != 2:
             return
         with self.graph.inserting_before(node):
-            pooled, areas = [], []
-            for each in node.args[0]:
-                mapped = self._summed(each)
-                if mapped is None:
-                    return
-                height, width = (int(size) for size in mapped.meta["val"].shape[2:])
-                pooled.append(self.graph.call_function(aten.avg_pool2d.default, (mapped, [height, width])))
-                areas += [float(height * width)] * int(each.meta["val"].shape[1])
-            means = self._flat(pooled, len(areas), node)
+            pieces: list[fx.Node] = []
+            areas: list[float] = []
+            sums = [self._summed(each) for each in node.args[0]]
+            if not any(sums):
+                return
+            for mapped, run in itertools.groupby(
+                zip(sums, node.args[0], strict=True), lambda pair: pair[0] is not None
+            ):
+                pooled, before = [], len(areas)
+                for source, each in run:
+                    channels = int(each.meta["val"].shape[1])
+                    if source is None:
+                        pieces.append(each)
+                        areas += [1.0] * channels
+                        continue
+                    height, width = (int(size) for size in source.meta["val"].shape[2:])
+                    pooled.append(self.graph.call_function(aten.avg_pool2d.default, (source, [height, width])))
+                    areas += [float(height * width)] * channels
+                if mapped:
+                    pieces.append(self._flat(pooled, len(areas) - before, node))
+            means = pieces[0] if len(pieces) == 1 else self._call(aten.cat.default, pieces, 1, like=node)
             factors = constant(self.module, torch.tensor(areas, dtype=node.meta["val"].dtype))
-            sums = self._call(aten.mul.Tensor, means, factors, like=node)
+            scaled = self._call(aten.mul.Tensor, means, factors, like=node)
         for user in list(node.users):
             if calls(user, aten.mul.Tensor) and constant_value(user.args[1]) is not None:
                 with self.graph.inserting_before(user):
                     joined = self._call(aten.mul.Tensor, factors, user.args[1], like=factors)
                     user.replace_all_uses_with(self._call(aten.mul.Tensor, means, joined, like=user))
-        node.replace_all_uses_with(sums)
+        node.replace_all_uses_with(scaled)
 
     def _flat(self, maps: list[fx.Node], channels: int, like: fx.Node) -> fx.Node:
         """(N, channels) of maps of one position each: together before they leave the layout, and turned around once."""
@@ -115,12 +135,8 @@ class _Rewriter:
         if not calls(node, aten.sum.dim_IntList) or list(node.args[1]) != [2, 3] or len(node.args) > 2:
             return None
         source = node.args[0]
-        if calls(source, aten._to_copy.default) and calls(source.args[0], aten.gt.Scalar):
-            y, threshold = source.args[0].args
-            if threshold == 0 and self._blocks(y):
-                with self.graph.inserting_before(node):
-                    return self._indicator(y)
-            return None
+        if calls(source, aten._to_copy.default) and source.args[0].meta["val"].dtype == torch.bool:
+            return self._mask(source)
         value = source.meta["val"]
         return source if value.dtype == torch.float32 and value.ndim == 4 else None
 
@@ -151,8 +167,8 @@ class _Rewriter:
         if not calls(node, aten.amin.default) or not calls(node.args[0], aten.reshape.default):
             return None
         highest, pool = node.args[0].args[0], None
-        if calls(highest, operator.getitem) and calls(highest.args[0], aten.max_pool2d_with_indices.default):
-            pool, highest = highest.args[0], highest.args[0].args[0]
+        if calls(highest, aten.max_pool2d.default):
+            pool, highest = highest, highest.args[0]
             if len(pool.args) > 4 and list(pool.args[4]) != [1, 1]:
                 return None
         if not calls(highest, aten.amax.default) or list(highest.args[1]) != [1]:
@@ -160,9 +176,10 @@ class _Rewriter:
         y, begin, step = highest.args[0], 0, 1
         while calls(y, aten.slice.Tensor) and y.args[1] in (2, 3):
             y, _, begin, _, step = [*y.args, 1][:5]
-        if not self._blocks(y):
+        source = y if self._blocks(y) else self._mask(y)
+        if source is None:
             return None
-        size = [int(each) for each in y.meta["val"].shape[2:]]
+        y, size = source, [int(each) for each in y.meta["val"].shape[2:]]
         taps = torch.zeros((_BLOCK, int(y.meta["val"].shape[1]), begin + 1, begin + 1))
         taps[:, :, begin, begin] = -1
         arguments = (y, constant(self.module, taps), None, [step, step], [0, 0], [1, 1], False, [0, 0], 1)
@@ -172,24 +189,102 @@ class _Rewriter:
         windows = [(each - begin - 1) // step + 1 for each in size]
         return self.graph.call_function(aten.max_pool2d.default, (emptiness, windows))
 
+    def _mask(self, node: Any) -> fx.Node | None:
+        """Whether a bool is set, or a float32 positive, as 0 and 1 in the layout; None where it cannot be written so.
+
+        Asked of bools of a map's shape and of what they become.
+        """
+        if not isinstance(node, fx.Node):
+            return None
+        if node not in self._masks:
+            self._masks[node] = self._as_mask(node)
+        return self._masks[node]
+
+    def _as_mask(self, node: fx.Node) -> fx.Node | None:
+        source: Any = node.args[0] if node.args else None
+        if calls(node, aten.gt.Scalar) and node.args[1] == 0:
+            return self._indicator(source) if self._blocks(source) else self._mask(source)
+        if calls(node, aten.lt.Scalar) and self._blocks(source) and node.args[1] == _bound(source):
+            return self._below_bound(source)
+        if calls(node, aten.bitwise_and.Tensor):
+            one, other = (self._mask(each) for each in node.args)
+            if one is None or other is None or not same_shape(one, other):
+                return None
+            with self.graph.inserting_after(max(one, other)):
+                return self._call(aten.mul.Tensor, one, other, like=one)
+        if calls(node, aten._to_copy.default) or (calls(node, aten.clamp.default) and node.args[1:] == (None, 1)):
+            return self._mask(source)
+        if calls(node, aten.max_pool2d.default):
+            windows = self._mask(source)
+            if windows is None:
+                return None
+            with self.graph.inserting_after(windows):
+                return self._call(aten.max_pool2d.default, windows, *node.args[1:], like=node)
+        if calls(node, aten.convolution.default) and node.args[6]:
+            return self._reached(node)
+        return None
+
+    def _reached(self, node: fx.Node) -> fx.Node | None:
+        """What strided windows of one channel are read from, a transposed convolution with ones."""
+        x, weight, bias, stride, padding, dilation, _, _, groups = node.args
+        ones, size = constant_value(weight), node.meta["val"].shape
+        windows = self._mask(x)
+        if windows is None or ones is None or not bool((ones == 1).all()) or bias is not None:
+            return None
+        given, channels = windows.meta["val"].shape, int(size[1])
+        alike = len({stride[0], stride[-1]}) == len({padding[0], padding[-1]}) == len({*ones.shape[2:]}) == 1
+        (s, p), k = (int(stride[0]), int(padding[0])), int(ones.shape[2])
+        whole = all(int(given[axis]) * s == int(size[axis]) for axis in (2, 3))
+        if not alike or list(dilation) != [1, 1] or groups != channels or ones.shape[1] != 1 or not whole or k < s:
+            return None
+        # Position i is read by the windows i - before to i - before + k - s, if each is repeated `s` times.
+        before, length = k - s - p, k - s + 1
+        reach = max(before, length - 1 - before)
+        taps = torch.zeros((channels, 1, 2 * reach + 1, 2 * reach + 1))
+        taps[:, :, reach - before : reach - before + length, reach - before : reach - before + length] = 1
+        with self.graph.inserting_after(windows):
+            weights = constant(self.module, taps)
+        with self.graph.inserting_after(weights):
+            repeated = self.graph.call_function(aten.upsample_nearest2d.vec, (windows, None, [float(s), float(s)]), {})
+            repeated.meta["val"] = node.meta["val"]
+        with self.graph.inserting_after(repeated):
+            arguments = (repeated, weights, None, [1, 1], [reach, reach], [1, 1], False, [0, 0], channels)
+            reached = self._call(aten.convolution.default, *arguments, like=node)
+        with self.graph.inserting_after(reached):
+            return self._call(aten.clamp.default, reached, 0.0, 1.0, like=node)
+
     def _indicator(self, y: Any) -> fx.Node:
         """[y > 0] as float32, next to where y is made."""
         if y not in self._open:
-            channels = int(y.meta["val"].shape[1])
-            with self.graph.inserting_after(y):
-                weight = constant(self.module, torch.full((channels, 1, 1, 1), _LARGE))
-            with self.graph.inserting_after(weight):
-                arguments = (y, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], channels)
-                scaled = self.graph.call_function(aten.convolution.default, arguments)
-                scaled.meta["val"] = y.meta["val"]
-            with self.graph.inserting_after(scaled):
-                self._open[y] = self.graph.call_function(aten.clamp.default, (scaled, 0.0, 1.0))
-                self._open[y].meta["val"] = y.meta["val"]
+            self._open[y] = self._clipped(y, _LARGE, None)
         return self._open[y]
 
+    def _below_bound(self, y: Any) -> fx.Node:
+        """[y < b] as float32 of a y that is at most b, next to where y is made."""
+        if y not in self._below:
+            bound = _bound(y)
+            assert bound is not None
+            self._below[y] = self._clipped(y, -_LARGE_POWER, bound * _LARGE_POWER)
+        return self._below[y]
+
+    def _clipped(self, y: fx.Node, factor: float, shift: float | None) -> fx.Node:
+        """clip(y * factor + shift, 0, 1)."""
+        channels = int(y.meta["val"].shape[1])
+        with self.graph.inserting_after(y):
+            weight = last = constant(self.module, torch.full((channels, 1, 1, 1), factor))
+        bias = None
+        if shift is not None:
+            with self.graph.inserting_after(weight):
+                bias = last = constant(self.module, torch.full((channels,), shift))
+        with self.graph.inserting_after(last):
+            arguments = (y, weight, bias, [1, 1], [0, 0], [1, 1], False, [0, 0], channels)
+            scaled = self._call(aten.convolution.default, *arguments, like=y)
+        with self.graph.inserting_after(scaled):
+            return self._call(aten.clamp.default, scaled, 0.0, 1.0, like=y)
+
     def _blocks(self, y: Any) -> bool:
-        """Whether y is a ReLU's float32 output that is kept in blocks."""
-        if not (calls(y, aten.relu.default)):
+        """Whether y is the float32 output of a ReLU, bounded or not, that is kept in blocks."""
+        if not (calls(y, aten.relu.default) or _bound(y) is not None):
             return False
         value = y.meta["val"]
         return value.ndim == 4 and value.dtype == torch.float32 and int(value.shape[1]) % _BLOCK == 0
@@ -205,3 +300,11 @@ def _is_zero(node: Any) -> bool:
         return bool(node.args[0] == 0)
     value = constant_value(node)
     return value is not None and not bool(value.any())
+
+
+def _bound(y: Any) -> float | None:
+    """The upper bound of a bounded ReLU's output."""
+    if not (calls(y, aten.hardtanh.default) or calls(y, aten.clamp.default)) or len(y.args) != 3 or y.kwargs:
+        return None
+    low, high = y.args[1:]
+    return float(high) if low == 0 and isinstance(high, int | float) and 2.0**-60 < high < 2**20 else None

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from gaia_fast import GaiaA, GaiaZ
 
@@ -35,6 +36,60 @@ def wide() -> Wide:
             module.running_mean.normal_(0, 0.2)
             nn.init.normal_(module.bias, 0, 0.2)
     return model
+
+
+class Bounded(nn.Module):
+    """Bounded units and depthwise convolutions, in strides and not, of several windows."""
+
+    def __init__(self, stride: int, kernel: int, padding: int) -> None:
+        super().__init__()
+        depthwise = nn.Conv2d(32, 32, kernel, stride, padding, groups=32, bias=False)
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU6())
+        self.body = nn.Sequential(depthwise, nn.BatchNorm2d(32), nn.ReLU6(), nn.Conv2d(32, 16, 1), nn.BatchNorm2d(16))
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(self.stem(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("stride", "kernel", "padding"), [(1, 3, 1), (2, 3, 1), (2, 5, 2), (2, 2, 0), (3, 4, 0), (1, 4, 1)]
+)
+def test_masks_of_bounded_units_and_windows(stride: int, kernel: int, padding: int) -> None:
+    torch.manual_seed(0)
+    model, x = Bounded(stride, kernel, padding).eval(), 8 * zoo.images(3, 18 if stride == 3 else 16)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.bias, -1, 2)
+    program = GaiaZ(model, engine="compiled", runtime="eager").prepare(x).program(x)
+    assert program is not None
+    assert not any("adjoint" in each for each in program.derivations)
+    form = blocked(program.program.graph)
+    with torch.no_grad():
+        expected = dict(zip(program.program.outputs, program.program.graph(x), strict=True))
+        found = dict(zip(program.program.outputs, form(x), strict=True))
+    torch.testing.assert_close(found["packed"], expected["packed"], rtol=1e-6, atol=0)  # means times areas
+    assert len(expected["packed"].unique()) > 8
+    targets = {node.target for node in form.graph.nodes if node.op == "call_function"}
+    transposed = [node for node in form.graph.nodes if node.target is aten.convolution.default and node.args[6]]
+    uneven = (stride, kernel) in ((3, 4), (1, 4))  # windows, each repeated, are not as large as what they read
+    assert bool(transposed) == (aten.bitwise_and.Tensor in targets) == uneven
+
+
+def test_a_unit_just_below_its_bound_is_counted() -> None:
+    bound, tiny = torch.tensor(6.0), torch.finfo(torch.float32).tiny
+    below = torch.nextafter(bound, torch.tensor(0.0))
+    x = torch.tensor([0.0, tiny, 1.0, below, bound, 7.0]).repeat(16, 1)[None, :, None]
+
+    def count(x: torch.Tensor) -> torch.Tensor:
+        y = aten.hardtanh(x, 0.0, 6.0)
+        active = aten.bitwise_and.Tensor(aten.gt.Scalar(y, 0.0), aten.lt.Scalar(y, 6.0))
+        return aten.cat([aten._to_copy(active, dtype=torch.float32).sum((2, 3))], 1)
+
+    graph = make_fx(count, tracing_mode="fake")(x)
+    form = blocked(graph)
+    assert torch.equal(form(x), torch.full((1, 16), 3.0))
+    assert aten.lt.Scalar not in {node.target for node in form.graph.nodes}
 
 
 @pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
