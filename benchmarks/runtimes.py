@@ -201,21 +201,44 @@ def measure(name: str, images: int, threads: int, runners: list[str], rounds: in
     return row
 
 
+def print_table(path: Path) -> None:
+    """Prints rows of a file of results as Markdown: ratios to the fastest peer, in brackets to native's own pass."""
+    print("| network | images, threads | fastest peer, ms | native alone | GAIA-Z | GAIA-A | auto: GAIA-Z, GAIA-A |")
+    print("|---|---|---|---|---|---|---|")
+    for row in json.loads(path.read_text())["rows"]:
+        peer, ratios = row.get("fastest peer"), row["ratios"]
+
+        def ratio(what: str, peer: str = peer, ratios: dict[str, float] = ratios) -> str:
+            own = f" ({ratios[f'{what} / native']:.2f})" if f"{what} / native" in ratios else ""
+            return f"{ratios[f'{what} / {peer}']:.2f}x{own}" if f"{what} / {peer}" in ratios else ""
+
+        if peer is None:
+            continue
+        cells = [f"{peer} {row['milliseconds'][peer]:.3g}", *map(ratio, ("native", *SCORES[:2]))]
+        auto = ", ".join(filter(None, map(ratio, SCORES[2:])))
+        print(f"| {row['network']} | {row['images']}, {row['threads']} | {' | '.join(cells)} | {auto} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("networks", nargs="+", choices=[*NETWORKS, "all"])
+    parser.add_argument("networks", nargs="*", default=list[str](), help=f"of {', '.join(NETWORKS)}, or all")
     parser.add_argument("--images", nargs="+", type=int, default=[1])
     parser.add_argument("--threads", nargs="+", type=int, default=[torch.get_num_threads()])
     parser.add_argument("--runners", nargs="+", default=[*PLAIN, *SCORES], choices=[*PLAIN, *SCORES])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--results", metavar="FILE", help="add the rows to this JSON file")
+    parser.add_argument("--table", metavar="FILE", type=Path, help="print the rows of such a file, and measure nothing")
     parser.add_argument("--serve", choices=[*PLAIN, *SCORES], help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         return serve(given.serve, given.networks[0], given.images[0], given.threads[0])
+    if given.table:
+        return print_table(given.table)
     from conftest import machine
 
     names = list(NETWORKS) if "all" in given.networks else given.networks
+    if unknown := [name for name in names if name not in NETWORKS]:
+        parser.error(f"no such network: {', '.join(unknown)}")
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     for name in names:
         for images in given.images:
