@@ -7,6 +7,7 @@ from gaia_fast.compiler.frontend.capture import capture
 from gaia_fast.compiler.pipeline import CAPTURED, run_passes
 from gaia_fast.compiler.program import Program
 from gaia_fast.compiler.runtimes import Runner, make_runner
+from gaia_fast.options import Tune
 
 aten = torch.ops.aten
 
@@ -18,4 +19,4 @@ def plain(model: nn.Module, runtime: str, x: Tensor) -> Runner:
         if node.target is aten.pad.default:
             node.target, node.args = aten.constant_pad_nd.default, node.args[:2]
     run_passes(CAPTURED, captured.graph)
-    return make_runner(runtime, Program(captured.graph, ("logits",), ()), x, captured.dynamic)
+    return make_runner(runtime, Program(captured.graph, ("logits",), ()), x, captured.dynamic, tune=Tune.default())

@@ -6,9 +6,10 @@ Needs torch and gaia_fast alone, no pytest.
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ if INTERPRETED:
     import triton_interpreter  # noqa: F401
 
 from gaia_fast import backends  # noqa: E402
+
+T = TypeVar("T")
 
 NAN = float("nan")
 INF = float("inf")
@@ -50,6 +53,11 @@ class Target:
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
         return (*HALVES_AND_FLOAT, torch.float64) if self.backend == "torch" else HALVES_AND_FLOAT
+
+    def some(self, options: Sequence[T], index: int) -> Sequence[T]:
+        """Returns all of some options; of kernels that run slowly two, others for each index, all of them in turn."""
+        count = len(options)
+        return [options[3 * index % count], options[(3 * index + 1) % count]] if self.is_emulated else options
 
     def __str__(self) -> str:
         return "-".join(part for part in (self.backend, self.device, self.level) if part)

@@ -33,16 +33,21 @@ class Clock:
     """Says how long an algorithm takes, and counts how often it is asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
-        self.seconds, self.asked = seconds, list[Algorithm]()
+        self.seconds, self.asked, self.bytes = seconds, list[Algorithm](), list[int]()
         monkeypatch.setattr(measured, "_seconds", self)
 
-    def __call__(self, part: Part, x: torch.Size, out: tuple[int, int], algorithm: Algorithm) -> float:
+    def __call__(
+        self, part: Part, x: torch.Size, out: tuple[int, int], algorithm: Algorithm, weight_bytes: int
+    ) -> float:
         self.asked.append(algorithm)
+        self.bytes.append(weight_bytes)
         return self.seconds[algorithm.name]
 
 
-def chosen(model: Algorithm = F2) -> Algorithm:
-    return measured_algorithm(PART, SHAPE, (8, 8), model, [each for each in (GEMM, F2, F4) if each is not model])
+def chosen(model: Algorithm = F2, network_bytes: int = 9 << 20) -> Algorithm:
+    return measured_algorithm(
+        PART, SHAPE, (8, 8), model, [each for each in (GEMM, F2, F4) if each is not model], network_bytes
+    )
 
 
 def test_the_models_choice_stands_unless_another_is_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +66,14 @@ def test_what_was_measured_is_asked_once_and_kept_for_other_processes(monkeypatc
     ANSWERS.forget()  # as another process would begin
     assert chosen() is GEMM
     assert len(clock.asked) == 3
+
+
+def test_networks_of_other_sizes_have_answers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read between two uses of a layer's weights decides where they come from."""
+    clock = Clock(monkeypatch, INDIRECT_GEMM=1, WINOGRAD_F2=2, WINOGRAD_F4=2)
+    for megabytes in (9, 16, 17, 65, 900):
+        chosen(network_bytes=megabytes << 20)
+    assert clock.bytes == [each << 20 for each in (16, 32, 64) for _ in range(3)]
 
 
 def test_threads_and_builds_have_answers_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +117,8 @@ def test_where_nothing_can_be_kept_it_is_measured_all_the_same(monkeypatch: pyte
 
 @pytest.mark.parametrize("algorithm", [GEMM, F2, F4])
 @pytest.mark.parametrize("images", [1, 100_000])
-def test_every_algorithm_is_timed(algorithm: Algorithm, images: int) -> None:
+def test_every_algorithm_is_timed(algorithm: Algorithm, images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many images by a part of them."""
+    monkeypatch.setattr(measured, "_MOST_OPERATIONS", 1e7)
     assert packed_size(PART.weights, algorithm) == PART.weights.packed(algorithm).numel()
-    assert 0 < measured._seconds(PART, torch.Size((images, *SHAPE[1:])), (8, 8), algorithm) < 1
+    assert 0 < measured._seconds(PART, torch.Size((images, *SHAPE[1:])), (8, 8), algorithm, 1 << 20) < 1

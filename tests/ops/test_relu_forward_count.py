@@ -61,10 +61,11 @@ def assert_result(result: tuple[Tensor, Tensor], expected: Tensor, what: str = "
 def test_against_the_formula(target: Target, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     scale = norm_scale(shape[1], dtype, target.device)
     shift = torch.linspace(-0.5, 0.5, shape[1], dtype=scale.dtype, device=target.device)
-    for x_layout, residual_layout in LAYOUT_PAIRS:
+    for index, (x_layout, residual_layout) in enumerate(LAYOUT_PAIRS):
         x = gradient(shape, dtype, target.device, x_layout)
         residual = activation(shape, dtype, target.device, residual_layout)
-        for a, b, r in product((scale, None), (shift, None), (residual.tensor, None)):
+        given = list(product((scale, None), (shift, None), (residual.tensor, None)))
+        for a, b, r in target.some(given, index):
             what = f"x {x_layout}, residual {r is not None and residual_layout}, {a is not None}, {b is not None}"
             result = relu_forward_count(x.tensor, a, b, r, backend=target.backend)
             assert_result(result, by_the_formula(x.tensor, a, b, r), what)

@@ -21,10 +21,9 @@ struct Product {
   const Output* outputs;
 };
 
-// Inputs from the `inside`-th of a segment on, and their packed weights.
+// Inputs from the `inside`-th of a segment on.
 struct Part {
   int64_t segment, inside, depth;
-  const float* weights;
   bool first, last;
 };
 
@@ -112,7 +111,7 @@ void multiply_panels(int panels, int64_t rows, const Matrix& a, const Part& part
 // are channels k. `u` are the group's weights, in parts of kKc inputs.
 void multiply_group(int64_t rows, const Matrix& a, int64_t depth, const float* u, int64_t panels, int64_t begin,
                     int64_t end, const Product& product, int64_t k) {
-  Part part = {0, 0, 0, u, true, false};
+  Part part = {0, 0, 0, true, false};
   for (int64_t c = 0; c == 0 || c < depth; c += kKc) {
     part.segment = a.length == 0 ? 0 : c / a.length, part.inside = c - part.segment * a.length;
     part.depth = depth - c < kKc ? depth - c : kKc, part.first = c == 0, part.last = depth - c <= kKc;

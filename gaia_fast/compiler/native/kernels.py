@@ -116,10 +116,11 @@ class Convolution(Kernel):
         parts: what makes the outputs.
         bias, scale, activation, statistic, algorithm: as in `gaia_fast.ops.convolution`.
         size: of the outputs, where the size of the input does not tell: of an adjoint, or where padding is uneven.
-        measured_for: the number of images for which the algorithm is measured; 0 for none.
+        measured_for: the number of images for which the algorithm is measured, and the bytes of the network's weights;
+            zeros where it is not.
     """
 
-    measured_for = 0
+    measured_for = 0, 0
 
     results = 3
 
@@ -182,8 +183,10 @@ class Convolution(Kernel):
             self.statistic,
         )
         size = x.shape.size
-        measure, out = size[0] == self.measured_for, self.out(size)
-        return [*convolution_steps(wave, self.parts, self.algorithm, x.pointer, size, out, behind, measure)]
+        images, network_bytes = self.measured_for
+        measured = network_bytes if size[0] == images else 0
+        out = self.out(size)
+        return [*convolution_steps(wave, self.parts, self.algorithm, x.pointer, size, out, behind, measured)]
 
     def reads_panels(self, index: int) -> bool:
         return index > 0 or self.parts[0].weights.groups > 1

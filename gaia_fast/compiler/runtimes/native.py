@@ -28,10 +28,12 @@ class Native:
         check_float32_on_cpu("native", missing(), example)
         self._graph = run_passes(NATIVE, copy_of(graph))
         if tune == Tune.MEASURE:
-            for kernel in self._graph.modules():
-                for each in kernel.instructions if isinstance(kernel, Executable) else ():
-                    if isinstance(each.kernel, Convolution):
-                        each.kernel.measured_for = example.shape[0]
+            executables = [each for each in self._graph.modules() if isinstance(each, Executable)]
+            kernels = [each.kernel for executable in executables for each in executable.instructions]
+            convolutions = [kernel for kernel in kernels if isinstance(kernel, Convolution)]
+            weight_bytes = sum(4 * part.weights.weight.numel() for kernel in convolutions for part in kernel.parts)
+            for kernel in convolutions:
+                kernel.measured_for = example.shape[0], weight_bytes
 
     @torch.no_grad()
     def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:

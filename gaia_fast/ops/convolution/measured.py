@@ -17,16 +17,20 @@ from gaia_fast.timing_cache import TimingCache
 _FASTER_BY = 1.05
 _RUNS = 5
 _LEAST_SECONDS = 2e-4  # shorter runs are repeated
-# Weights are read from memory in a network; so many bytes of them are gone through.
-_WEIGHT_BYTES = 16 << 20
-_MOST_COPIES = 8
 # Of more operations than these a part of the images tells as much.
 _MOST_OPERATIONS = 1e9
+# Between two uses of a layer's weights a network reads all others, so copies of them are gone through: of no more
+# bytes, no more operations, no more of them.
+_MOST_BYTES = 64 << 20
+_MOST_OPERATIONS_OF_COPIES = 4e9
+_MOST_COPIES = 256
 
 ANSWERS = TimingCache("algorithms", lambda value: value in {each.value for each in Algorithm})
 
 
-def measured_algorithm(part: Part, x: torch.Size, out: Pair, model: Algorithm, others: list[Algorithm]) -> Algorithm:
+def measured_algorithm(
+    part: Part, x: torch.Size, out: Pair, model: Algorithm, others: list[Algorithm], network_bytes: int
+) -> Algorithm:
     """Returns the fastest of some algorithms.
 
     Args:
@@ -35,27 +39,31 @@ def measured_algorithm(part: Part, x: torch.Size, out: Pair, model: Algorithm, o
         out: how many positions it makes, axis by axis.
         model: what is used unless another is clearly faster.
         others: what else could be used.
+        network_bytes: of the weights of the network that the convolution is of.
     """
     if not others:
         return model
     window = part.stride, part.padding, part.dilation
-    key = json.dumps([list(part.weights.shape), *window, list(x), torch.get_num_threads()])
+    # Networks of about the same size share answers.
+    weight_bytes = min(_MOST_BYTES, 1 << max(network_bytes - 1, 1).bit_length())
+    key = json.dumps([list(part.weights.shape), *window, list(x), torch.get_num_threads(), weight_bytes])
 
     def measure() -> int:
-        seconds = {each: _seconds(part, x, out, each) for each in (model, *others)}
+        seconds = {each: _seconds(part, x, out, each, weight_bytes) for each in (model, *others)}
         fastest = min(seconds, key=lambda each: seconds[each])
         return int(fastest if seconds[fastest] * _FASTER_BY < seconds[model] else model)
 
     return Algorithm(ANSWERS.get(key, measure))
 
 
-def _seconds(part: Part, x: torch.Size, out: Pair, algorithm: Algorithm) -> float:
+def _seconds(part: Part, x: torch.Size, out: Pair, algorithm: Algorithm, weight_bytes: int) -> float:
     """What a convolution by an algorithm takes, at best; of numbers that do not matter."""
     outputs, _, height, width = part.weights.shape
     operations = 2.0 * part.weights.weight.numel() * out[0] * out[1]
     images = max(1, min(x[0], int(_MOST_OPERATIONS / operations)))
     packed = packed_size(part.weights, algorithm)
-    copies = max(1, min(_MOST_COPIES, -(-_WEIGHT_BYTES // (4 * packed))))
+    most = min(_MOST_COPIES, int(_MOST_OPERATIONS_OF_COPIES / (operations * images)))
+    copies = max(1, min(most, -(-weight_bytes // (4 * packed))))
     weights, given = torch.full((copies * packed,), 0.01), torch.full((images * x[1] * x[2] * x[3],), 0.5)
     y = torch.empty(images * padded(outputs) * out[0] * out[1])
     steps = [

@@ -127,12 +127,13 @@ def convolution_steps(
     shape: torch.Size,
     out: Pair,
     epilogue: Epilogue,
-    measure: bool = False,
+    network_bytes: int = 0,
 ) -> list[ConvolutionStep]:
     """The steps that convolve a map of this (N, C, H, W) shape to (N, K, *out).
 
     Args:
-        algorithm: None for the cheapest by its operations, or, with `measure`, the fastest.
+        algorithm: None for the cheapest by its operations, or, with `network_bytes`, the fastest.
+        network_bytes: of the weights of the network that it is measured for.
     """
     made = []
     for part in parts:
@@ -146,9 +147,9 @@ def convolution_steps(
         elif algorithm is None and len(parts) == 1 and not _sees_nothing(part, shape, positions):
             kind = tuple(part.weights.shape), part.stride, part.dilation
             chosen = cheapest_algorithm(*kind, shape[0], positions)
-            if measure:
+            if network_bytes:
                 others = [each for each in algorithms(*kind) if each is not chosen]
-                chosen = measured_algorithm(part, shape, positions, chosen, others)
+                chosen = measured_algorithm(part, shape, positions, chosen, others, network_bytes)
         packed = part.weights.packed(chosen)
         made.append(
             kernels.ConvolutionStep(

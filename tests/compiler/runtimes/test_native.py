@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from gaia_fast import GaiaZ
 from gaia_fast.compiler.native.executable import Executable
+from gaia_fast.compiler.native.kernels import Convolution
 from gaia_fast.compiler.runtimes.native import Native
 from gaia_fast.errors import ArgumentError
 from gaia_fast.ops.convolution import Part, measured
@@ -16,8 +18,9 @@ import zoo
 def test_a_prepared_detector_measures_for_its_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def seconds(part: Part, x: torch.Size, out: tuple[int, int], algorithm: Algorithm) -> float:
+    def seconds(part: Part, x: torch.Size, out: tuple[int, int], algorithm: Algorithm, weight_bytes: int) -> float:
         asked.append(x[0])
+        assert weight_bytes == 64 << 20  # of 85 MB
         return 1.0 if algorithm is Algorithm.INDIRECT_GEMM else 2.0
 
     monkeypatch.setattr(measured, "_seconds", seconds)
@@ -36,7 +39,12 @@ def test_a_prepared_detector_measures_for_its_number_of_images(monkeypatch: pyte
     assert program is not None
     assert isinstance(program.runner, Native)
     kernels = [each for each in program.runner._graph.modules() if isinstance(each, Executable)]
-    assert {getattr(each.kernel, "measured_for", 4) for one in kernels for each in one.instructions} == {4}
+    asked_for = {
+        each.kernel.measured_for for one in kernels for each in one.instructions if isinstance(each.kernel, Convolution)
+    }
+    assert asked_for == {
+        (4, sum(4 * each.weight.numel() for each in model.modules() if isinstance(each, nn.Conv2d | nn.Linear)))
+    }
     with pytest.raises(ArgumentError, match="tune='fast' does not exist"):
         tuned.prepare(x, tune="fast")
     measured.ANSWERS.forget()

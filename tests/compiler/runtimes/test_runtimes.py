@@ -127,10 +127,7 @@ def groups_of(channels: int) -> nn.Module:
 def test_auto_says_why() -> None:
     one = GaiaZ(zoo.build("resnet34"), engine="compiled").plan(zoo.images(1, 16)).runtime
     assert one is not None
-    assert (one.name, one.why) == (
-        "native",
-        "fastest measured for float32 on the CPU where its kernels take the convolutions",
-    )
+    assert (one.name, one.why) == ("native", "its kernels take the convolutions")
     grouped = GaiaZ(groups_of(24), engine="compiled").plan(zoo.images(2)).runtime
     assert grouped is not None
     assert grouped.name == "onnxruntime"
