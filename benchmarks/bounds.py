@@ -4,8 +4,8 @@ Run: .venv/bin/python benchmarks/bounds.py resnet50 mobilenet_v2 --images 1 --th
 
 Peaks are measured in the same run: products of large matrices (PyTorch's), and a copy larger than all caches. A class
 is bound by max(operations / peak, bytes / bandwidth), weights read once and maps read and written once; a network by
-the sum. Operations are those of direct convolutions: Winograd's minimal filtering needs fewer, so that the rate may exceed
-the peak. Beside it stand native's own pass, and GAIA-Z's.
+the sum. Operations are those of direct convolutions: Winograd's minimal filtering needs fewer, so that the rate may
+exceed the peak. Beside it stand native's own pass, and GAIA-Z's.
 """
 
 import argparse
