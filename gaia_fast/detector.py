@@ -130,9 +130,11 @@ class _Detector:
             example: (N, C, H, W) images, N at least 1, on which the program is compared with the reference: real ones
                 show more than noise. In runtimes that are made for a number of images, N is that number; call again for
                 further ones. A call with another number is filled up to the next, or split.
-            tune: how runtime "native" settles between a convolution's algorithms for as many images: "measure" times
-                them here, once for each processor and build (in $GAIA_FAST_CACHE, else in the user's cache, empty for
-                nowhere); "model" counts their operations. None for what $GAIA_FAST_TUNE says, else "measure".
+            tune: how is settled between a convolution's algorithms in runtime "native", and on the CPU in float32
+                between the runtimes that "auto" can take and are installed, and hooks: "measure" times them here for as
+                many images, once for each processor and build (in $GAIA_FAST_CACHE, else in the user's cache, empty for
+                nowhere), which takes seconds for each; "model" counts operations. None for what $GAIA_FAST_TUNE says,
+                else "measure".
 
         Returns:
             The detector itself.
@@ -355,7 +357,7 @@ class GaiaZ(_Detector):
         engine: "hooks", "compiled", "reference", or "auto": hooks until `prepare` was called, compiled from then on.
         backend: "cpu", "triton", "cuda", "torch", or "auto"; see `gaia_fast.backends`.
         runtime: how a compiled program runs: "eager", "native" (the package's own CPU kernels), "inductor",
-            "onnxruntime", "cudagraph", or "auto".
+            "onnxruntime", "openvino", "cudagraph", or "auto".
 
     Raises:
         LayerError, ModelError, ArgumentError, BackendError: see the messages.
