@@ -98,6 +98,8 @@ dev: $(VENV)/test-tools
 bench: $(VENV)/test-tools
 	$(BIN)/pytest benchmarks/test_engines.py benchmarks/test_kernels.py --benchmark-disable-gc -q --results benchmarks/results/cpu.json
 	$(BIN)/pytest benchmarks/test_compiled.py --benchmark-disable-gc -q --results benchmarks/results/compiled-cpu.json
+	rm -f benchmarks/results/runtimes-cpu.json
+	$(BIN)/python benchmarks/runtimes.py all --images 1 8 --threads 1 2 --results benchmarks/results/runtimes-cpu.json
 
 # Random networks, each engine against an oracle in float64; see tests/fuzz. SUBJECTS names engines, SEED the first draw.
 fuzz: $(VENV)/test-tools

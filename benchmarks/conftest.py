@@ -102,7 +102,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def machine() -> dict[str, object]:
     """The device, versions and commit that a figure belongs to."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    model = fields.get("model name", platform.machine())
+    if "cpu family" in fields:  # generations share a name
+        model += f", family {fields['cpu family']}, model {fields['model']}"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
         "device": model,
