@@ -70,7 +70,7 @@ class EngineName(Option):
 
 
 class Tune(Option):
-    """How the native runtime settles between algorithms: by timing them here, or by their operations."""
+    """How is settled between algorithms, runtimes and engines: by timing them here, or by their operations."""
 
     MEASURE = "measure"
     MODEL = "model"

@@ -54,6 +54,12 @@ class TimingCache:
                 self._known.update(self._read())
             return self._known.get(key)
 
+    def put(self, key: str, value: Any) -> None:
+        """Keeps a value under a key, in the place of what was there."""
+        with self._lock:
+            self._known.update({**self._read(), **self._known, key: value})
+            self._write()
+
     def forget(self) -> None:
         """Forgets what this process knows; the file stays."""
         with self._lock:
@@ -64,9 +70,13 @@ class TimingCache:
         folder = os.environ.get("GAIA_FAST_CACHE")
         if folder == "":
             return None
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        base = Path(folder) if folder else cache / "gaia_fast"
-        return base / f"{self._name}-{machine()}.json"
+        if folder is None:
+            try:
+                cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            except RuntimeError:  # a user without a home
+                return None
+            folder = str(Path(cache) / "gaia_fast")
+        return Path(folder) / f"{self._name}-{machine()}.json"
 
     def _read(self) -> dict[str, Any]:
         """The values of earlier processes; none where there is no such file, or nothing sensible in it."""
@@ -83,7 +93,7 @@ class TimingCache:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps({**self._read(), **self._known}, indent=0, sort_keys=True) + "\n")
+            write_text(path, json.dumps({**self._read(), **self._known}, indent=0) + "\n")
         except (OSError, GaiaError):  # it will be measured again
             return
 

@@ -192,6 +192,15 @@ def _assign(name: str, value: Any) -> Callable[[Any], None]:
     return change
 
 
+def _like(parameter: nn.Parameter) -> nn.Parameter:
+    """Another parameter of the same shape, written to as often."""
+    other = nn.Parameter(torch.rand_like(parameter))
+    with torch.no_grad():
+        while other._version < parameter._version:
+            other.add_(1)
+    return other
+
+
 def _do(action: Callable[[Any], Any]) -> Callable[[Any], None]:
     def change(model: Any) -> None:
         with torch.no_grad():
@@ -312,6 +321,7 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     "storage": lambda m: m.fc.bias.untyped_storage().copy_(torch.rand(7).untyped_storage()),
     "set_": _do(lambda m: m.fc.bias.set_(torch.rand(7))),
     "swapped": lambda m: torch.utils.swap_tensors(m.fc.weight, nn.Parameter(torch.rand(7, 64))),
+    "swapped for one of the same version": lambda m: torch.utils.swap_tensors(m.fc.weight, _like(m.fc.weight)),
     "replaced": lambda m: setattr(m.fc, "weight", nn.Parameter(torch.rand(7, 64))),
     "fused SGD": lambda m: _fused(m, torch.optim.SGD),
     "fused SGD with momentum": lambda m: _fused(m, torch.optim.SGD, momentum=0.9),

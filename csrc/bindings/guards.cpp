@@ -98,6 +98,7 @@ class Watch {
         stride_(getters[3]),
         dtype_(getters[4]),
         storage_nbytes_(getters[5]),
+        cdata_(getters[6]),
         interface_(functions),
         anything_(anything.ptr()),
         expected_(reinterpret_cast<const char*>(expected)) {
@@ -302,7 +303,10 @@ class Watch {
     PyObject* const held = tensor.held;
     const Py_ssize_t dimensions = tensor.dimensions;
     if (tensor.version >= 0 && !Result(get(version_, held)).equals(static_cast<uint64_t>(tensor.version))) return false;
-    if (tensor.by_interface) return interface_holds(tensor, sizes);
+    if (tensor.by_interface) {
+      // Another implementation may have taken the place of the one that was there, and that is freed then.
+      return Result(get(cdata_, held)).equals(tensor.at) && interface_holds(tensor, sizes);
+    }
     return Result(call(data_ptr_, held)).equals(tensor.address) &&
            Result(get(shape_, held)).equals(sizes, dimensions) &&
            Result(call(stride_, held)).equals(sizes + dimensions, dimensions) &&
@@ -331,7 +335,7 @@ class Watch {
   std::vector<Tensor> tensors_;
   std::vector<int64_t> sizes_;
   std::vector<Piece> pieces_;
-  py::object version_, data_ptr_, shape_, stride_, dtype_, storage_nbytes_;
+  py::object version_, data_ptr_, shape_, stride_, dtype_, storage_nbytes_, cdata_;
   TensorInterface interface_;
   PyObject* anything_;
   std::vector<PyObject*> left_out_;

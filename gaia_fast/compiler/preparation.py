@@ -1,5 +1,6 @@
 """A program made of a model: captured, folded, recorded, and compared with the reference before anybody uses it."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -200,11 +201,12 @@ class _Preparation:
 
     def _fastest(self, program: Program, rivals: list[Runtime], dynamic: bool) -> tuple[runtimes.Runner, Choice]:
         """The fastest of several runtimes on the example, of those that agree with the reference; kept for later."""
-        key = autotuning.key(program, self.x, [*rivals])
+        key = autotuning.key(program, self.x, [*rivals], dynamic)
         known = autotuning.ANSWERS.find(key)
-        if known is not None:
+        if known is not None and known.keys() <= {*rivals}:
             chosen = autotuning.choice(known, self.x)
-            return self._checked_runner(program, chosen, dynamic), chosen
+            with contextlib.suppress(Exception):  # it was measured with other weights
+                return self._checked_runner(program, chosen, dynamic), chosen
         convert = runtimes.conversion(program, self.x, dynamic)
         runners: dict[str, runtimes.Runner] = {}
         refusals: list[ModelError] = []
@@ -215,9 +217,12 @@ class _Preparation:
                 )
             except ModelError as error:
                 refusals.append(error)
+            except Exception as error:  # nobody asked for this runtime: another one may do
+                refusals.append(CompilationError(f"runtime={runtime!r} does not take it: {first_line(error)}"))
         if not runners:
             raise refusals[0]
-        spent = autotuning.ANSWERS.get(key, lambda: autotuning.time_runners(runners, self.x))
+        spent = autotuning.time_runners(runners, self.x)
+        autotuning.ANSWERS.put(key, spent)
         chosen = autotuning.choice(spent, self.x)
         return runners[chosen.name], chosen
 

@@ -498,4 +498,5 @@ _GETTERS = (
     torch.Tensor.stride,
     torch.Tensor.dtype,
     torch.UntypedStorage.nbytes,
+    torch.Tensor._cdata,
 )

@@ -1,6 +1,7 @@
 """Whether a tensor still is where it was and holds what it held, told by a sample of its memory."""
 
 import ctypes
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def tensor_functions() -> tuple[int, ...]:
         path = Path(torch.__file__).parent / "lib" / name
         if path.exists():
             try:
-                library = ctypes.CDLL(str(path))
+                library = ctypes.CDLL(str(path), os.RTLD_LAZY | os.RTLD_NOLOAD)  # the one that is loaded
                 found = [getattr(library, f"aoti_torch_get_{each}") for each in _FUNCTIONS]
             except (OSError, AttributeError):
                 return ()

@@ -6,6 +6,7 @@ The answers are kept: see `gaia_fast.timing_cache`.
 import hashlib
 import importlib.metadata
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,13 +35,14 @@ def _is_seconds(value: Any) -> bool:
 ANSWERS = TimingCache("runtimes", _is_seconds)
 
 
-def key(program: Program, x: Tensor, runtimes: list[str]) -> str:
-    """Returns what decides how long a program takes in some runtimes, but for the machine."""
+def key(program: Program, x: Tensor, runtimes: list[str], dynamic: bool) -> str:
+    """Returns what decides how long a program takes in some runtimes, but for the machine and the weights' values."""
     of = hashlib.sha256(program.graph.code.encode())
     for name, tensor in program.graph.state_dict().items():
         of.update(f"{name} {tuple(tensor.shape)}".encode())
-    versions = {name: _version(name) for name in ("torch", *runtimes)}
-    return json.dumps([of.hexdigest()[:32], list(x.shape), torch.get_num_threads(), versions])
+    versions = {name: _version(name) for name in ("torch", "gaia-fast", *runtimes)}
+    threads = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "")
+    return json.dumps([of.hexdigest()[:32], list(x.shape), dynamic, threads, versions])
 
 
 def seconds(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
@@ -68,7 +70,7 @@ def time_runners(runners: Mapping[str, Runner], x: Tensor) -> dict[str, float]:
 
 
 def fastest(spent: Mapping[str, float]) -> str:
-    """Returns the first of some runs, or one that is clearly faster."""
+    """Returns the first of some runs, in their order, or one that is clearly faster."""
     first, best = next(iter(spent)), min(spent, key=lambda name: spent[name])
     return best if spent[best] * _FASTER_BY < spent[first] else first
 

@@ -25,7 +25,9 @@ _MOST_BYTES = 64 << 20
 _MOST_OPERATIONS_OF_COPIES = 4e9
 _MOST_COPIES = 256
 
-ANSWERS = TimingCache("algorithms", lambda value: value in {each.value for each in Algorithm})
+ANSWERS = TimingCache(
+    "algorithms", lambda value: isinstance(value, int) and value in {each.value for each in Algorithm}
+)
 
 
 def measured_algorithm(
