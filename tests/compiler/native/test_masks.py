@@ -111,7 +111,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int] | None]]
             *pointwise(32, 32, nn.ReLU6),
             channels=32,
         ),
-        (3, 2, 0),
+        (2, 2, 0),
     ),
     "depthwise, no whole panels": (
         lambda: pooled(
@@ -122,7 +122,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int] | None]]
             *pointwise(40, 40, nn.ReLU6),
             channels=40,
         ),
-        (3, 2, 0),
+        (2, 2, 0),
     ),
     "inverted residuals": (
         lambda: pooled(
@@ -133,15 +133,15 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int] | None]]
             *pointwise(16, 32, nn.ReLU6),
             channels=32,
         ),
-        (4, 2, 0),
+        (3, 2, 0),
     ),
-    "groups of 2": (lambda: pooled(*stem(24), *grouped(24, 12), *grouped(24, 12, 2), channels=24), (3, 0, 0)),
+    "groups of 2": (lambda: pooled(*stem(24), *grouped(24, 12), *grouped(24, 12, 2), channels=24), (2, 0, 0)),
     "groups of 8": (
         lambda: pooled(*stem(32), *grouped(32, 4), *grouped(32, 4, 2), *pointwise(32, 16), channels=16),
-        (3, 0, 0),
+        (2, 0, 0),
     ),
-    "groups of 16": (lambda: pooled(*stem(48), *grouped(48, 3, 2), *grouped(48, 3), channels=48), (3, 0, 0)),
-    "groups of 32": (lambda: pooled(*stem(64), *grouped(64, 2), *grouped(64, 2, 2), channels=64), (3, 0, 0)),
+    "groups of 16": (lambda: pooled(*stem(48), *grouped(48, 3, 2), *grouped(48, 3), channels=48), (2, 0, 0)),
+    "groups of 32": (lambda: pooled(*stem(64), *grouped(64, 2), *grouped(64, 2, 2), channels=64), (2, 0, 0)),
     "max-pooling": (
         lambda: pooled(*stem(16), nn.MaxPool2d(3, 2, 1), *zoo.conv_norm(16, 32), nn.ReLU(), channels=32),
         (0, 0, 1),
@@ -152,12 +152,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int] | None]]
     ),
     "max-pooling before a depthwise one": (
         lambda: pooled(*stem(16), nn.MaxPool2d(3, 2, 1), *grouped(16, 16), *grouped(16, 16, 2), channels=16),
-        (3, 0, 1),
+        (2, 0, 1),
     ),
     "union": (lambda: DenseNet(16, 16, 3), (5, 1, 0)),
     "union, wide": (lambda: DenseNet(32, 32, 2), (4, 1, 0)),
     "union, without a transition": (lambda: DenseNet(16, 16, 3, False), (4, 0, 0)),
-    "union of each layer's": (lambda: DenseNet(16, 16, 3, units=True), (17, 4, 0)),
+    "union of each layer's": (lambda: DenseNet(16, 16, 3, units=True), (11, 4, 0)),
     "union of each layer's, no whole panels": (lambda: DenseNet(16, 8, 2, units=True), None),
     "union, no whole panels": (lambda: DenseNet(16, 8, 3, transition=False), (4, 0, 0)),
 }
