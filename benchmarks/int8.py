@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from runtimes import NETWORKS, create, onnx_file
+from runtimes import NETWORKS, create, in_onnxruntime, in_openvino, onnx_file
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
@@ -127,26 +127,6 @@ class Noise:
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self._batches, None)
-
-
-def in_onnxruntime(path: str, x: Tensor) -> Callable[[], Any]:
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = torch.get_num_threads()
-    settings.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, settings)
-    feed = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: session.run(None, feed)
-
-
-def in_openvino(path: str, x: Tensor) -> Callable[[], Any]:
-    import openvino
-
-    hints = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-    request = openvino.Core().compile_model(path, "CPU", hints).create_infer_request()
-    given = x.numpy()
-    return lambda: request.infer({0: given})
 
 
 def speed(name: str, count: int, rounds: int) -> None:

@@ -80,11 +80,34 @@ def onnx_file(model: nn.Module, x: torch.Tensor, folder: str) -> str:
     return path
 
 
+def in_onnxruntime(path: str, x: torch.Tensor) -> Callable[[], Any]:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    settings.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, feed)
+
+
+def in_openvino(path: str, x: torch.Tensor) -> Callable[[], Any]:
+    import openvino
+
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    request = openvino.Core().compile_model(path, "CPU", hints).create_infer_request()
+    given = x.numpy()
+    return lambda: request.infer({0: given})
+
+
 def runner(what: str, name: str, images: int) -> Callable[[], Any]:
     """Returns a function without arguments that runs a batch of noise."""
     model, side = create(name), NETWORKS[name][1]
     x = torch.randn(images, 3, side, side)
-    threads = torch.get_num_threads()
     if what in SCORES:
         from gaia_fast import GaiaA, GaiaZ
 
@@ -107,20 +130,7 @@ def runner(what: str, name: str, images: int) -> Callable[[], Any]:
         return lambda: run(x)
     with TemporaryDirectory() as folder:
         path = onnx_file(model, x, folder)
-        if what == "onnxruntime":
-            import onnxruntime
-
-            settings = onnxruntime.SessionOptions()
-            settings.intra_op_num_threads = threads
-            session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-            feed = {session.get_inputs()[0].name: x.numpy()}
-            return lambda: session.run(None, feed)
-        import openvino
-
-        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-        request = openvino.Core().compile_model(path, "CPU", hints).create_infer_request()
-        given = x.numpy()
-        return lambda: request.infer({0: given})
+        return in_onnxruntime(path, x) if what == "onnxruntime" else in_openvino(path, x)
 
 
 def serve(what: str, name: str, images: int, threads: int) -> None:

@@ -40,24 +40,23 @@ class TimingCache:
         One thread measures at a time: two would slow each other.
         """
         with self._lock:
-            if not self._known:
-                self._known.update(self._read())
-            if key not in self._known:
-                self._known[key] = measure()
-                self._write()
-            return self._known[key]
+            found = self.find(key)
+            if found is None:
+                found = measure()
+                self.put(key, found)
+            return found
 
     def find(self, key: str) -> Any:
         """Returns what is kept under a key; None for nothing."""
         with self._lock:
-            if not self._known:
-                self._known.update(self._read())
+            self._load()
             return self._known.get(key)
 
     def put(self, key: str, value: Any) -> None:
         """Keeps a value under a key, in the place of what was there."""
         with self._lock:
-            self._known.update({**self._read(), **self._known, key: value})
+            self._load()
+            self._known[key] = value
             self._write()
 
     def forget(self) -> None:
@@ -77,6 +76,10 @@ class TimingCache:
                 return None
             folder = str(Path(cache) / "gaia_fast")
         return Path(folder) / f"{self._name}-{machine()}.json"
+
+    def _load(self) -> None:
+        if not self._known:
+            self._known.update(self._read())
 
     def _read(self) -> dict[str, Any]:
         """The values of earlier processes; none where there is no such file, or nothing sensible in it."""
