@@ -42,6 +42,31 @@ inline Vec fused(Vec a, Vec b, Vec c) {
 
 inline Vec spread(float x) { return x - Vec{}; }
 
+// The larger and the smaller of each two; b where either is NaN.
+inline Vec larger(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (Vec)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+inline Vec smaller(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (Vec)_mm_min_ps((__m128)a, (__m128)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 // IEEE arithmetic while one of these lives: rounding to nearest, subnormals kept. The caller may flush subnormals, and
 // OpenMP's workers would not know of it, so that the result would depend on the number of threads.
 class FloatMode {

@@ -125,10 +125,10 @@ inline void finish(const Convolution& job, Vec (&z)[R][V], const Output* out, in
     each(z, [&](Vec x, int r, int j) { return x + residual(r, j); });
   }
   if (job.activation == gaia::cpu::kRelu) {
-    each(z, [](Vec x, int, int) { return keep_unless(x <= 0.0f, x); });
+    each(z, [](Vec x, int, int) { return larger(Vec{}, x); });
     if (bounded) {
       const Vec upper = spread(job.upper);
-      each(z, [&](Vec x, int, int) { return x > upper ? upper : x; });
+      each(z, [&](Vec x, int, int) { return smaller(upper, x); });
     }
   } else if (job.activation == gaia::cpu::kSigmoid) {
     each(z, [&](Vec x, int, int j) { return first_lanes_of(sigmoid(x), job.channels - k - j * kLanes); });

@@ -64,9 +64,10 @@ inline void multiply(const Matrix& a, int64_t row, const Part& part, const float
   }
 }
 
-// One tile of a product: R rows from `row` on, V vectors of columns from `column` of the group, channel k.
+// One tile of a product: R rows from `row` on, V vectors of columns from `column` of the group, channel k. Flattened,
+// so that it stays in registers until it is finished.
 template <int R, int V>
-void tile(const Matrix& a, int64_t row, const Part& part, const float* u, const Ahead& ahead, const Product& product,
+[[gnu::flatten]] void tile(const Matrix& a, int64_t row, const Part& part, const float* u, const Ahead& ahead, const Product& product,
           int64_t column, int64_t k) {
   Vec acc[R][V] = {};
   multiply(a, row, part, u, ahead, acc);

@@ -52,30 +52,67 @@ class GroupedConvolution {
       out[p].sums = sums;
     }
     for (int64_t k = chunk.begin * kNr; k < chunk.end * kNr; k += kLanes) {
-      Vec z[P][1] = {};
       if (job.group == 1) {
-        outputs<P, kOwn>(image, i, j, k, z);
+        outputs<P, kOwn>(image, i, j, k, out);
       } else if (job.group <= kLanes) {
-        outputs<P, kWithin>(image, i, j, k, z);
+        outputs<P, kWithin>(image, i, j, k, out);
       } else {
-        outputs<P, kAll>(image, i, j, k, z);
+        outputs<P, kAll>(image, i, j, k, out);
       }
-      finish(job, z, out, k);
     }
   }
 
   template <int P, Lanes kind>
-  void outputs(int64_t image, int64_t i, int64_t j, int64_t k, Vec (&z)[P][1]) const {
+  void outputs(int64_t image, int64_t i, int64_t j, int64_t k, const Output* out) const {
     const bool side_by_side = job.dilation_w == 1;
-    if (side_by_side && job.kernel_w == 3 && job.stride_w == 1) return rows<P, kind, 3, 1>(image, i, j, k, z);
-    if (side_by_side && job.kernel_w == 3 && job.stride_w == 2) return rows<P, kind, 3, 2>(image, i, j, k, z);
-    if (side_by_side && job.kernel_w == 5 && job.stride_w == 1) return rows<P, kind, 5, 1>(image, i, j, k, z);
-    if (side_by_side && job.kernel_w == 5 && job.stride_w == 2) return rows<P, kind, 5, 2>(image, i, j, k, z);
-    rows<P, kind, 0, 0>(image, i, j, k, z);
+    if (side_by_side && job.kernel_w == 3 && job.stride_w == 1) return block<P, kind, 3, 1>(image, i, j, k, out);
+    if (side_by_side && job.kernel_w == 3 && job.stride_w == 2) return block<P, kind, 3, 2>(image, i, j, k, out);
+    if (side_by_side && job.kernel_w == 5 && job.stride_w == 1) return block<P, kind, 5, 1>(image, i, j, k, out);
+    if (side_by_side && job.kernel_w == 5 && job.stride_w == 2) return block<P, kind, 5, 2>(image, i, j, k, out);
+    block<P, kind, 0, 0>(image, i, j, k, out);
   }
 
-  // The products with all rows of taps. Taps that lie side by side, W of them in strides of S, share their inputs; W of
-  // 0 stands for any taps, one by one.
+  // Taps that lie side by side, W of them in strides of S, share their inputs; W of 0 stands for any taps, one by one.
+  template <int P, Lanes kind, int W, int S>
+  void block(int64_t image, int64_t i, int64_t j, int64_t k, const Output* out) const {
+    if constexpr (kind == kOwn && W > 0) return depthwise<P, W, S>(image, i, j, k, out);
+    Vec z[P][1] = {};
+    rows<P, kind, W, S>(image, i, j, k, z);
+    finish(job, z, out, k);
+  }
+
+  // Each lane by itself. Flattened, so that all stays in registers: through memory it takes twice as long.
+  template <int P, int W, int S>
+  [[gnu::flatten]] void depthwise(int64_t image, int64_t i, int64_t j, int64_t k, const Output* out) const {
+    constexpr int kInputs = (P - 1) * S + W;
+    Vec z[P][1];
+    each(z, [](Vec, int, int) { return Vec{}; });
+    const int64_t top = i * job.stride_h - job.pad_h, left = j * S - job.pad_w;
+    const bool inside = left >= 0 && left + kInputs <= job.w;
+    const float* weights = job.packed + k / kNr * kNr * taps() + k % kNr;
+    for (int64_t tap = 0; tap < job.kernel_h; ++tap, weights += W * kNr) {
+      const int64_t row = top + tap * job.dilation_h;
+      if (row < 0 || row >= job.h) continue;
+      const float* x = job.x.data + ((image * job.h + row) * job.w + left) * job.x.pitch + k;
+      Vec in[kInputs];
+      if (inside) {
+#pragma GCC unroll 32
+        for (int n = 0; n < kInputs; ++n, x += job.x.pitch) in[n] = Float32::load(x);
+      } else {
+#pragma GCC unroll 32
+        for (int n = 0; n < kInputs; ++n, x += job.x.pitch)
+          in[n] = left + n >= 0 && left + n < job.w ? Float32::load(x) : Vec{};
+      }
+#pragma GCC unroll 64
+      for (int e = 0; e < W * P; ++e) {
+        const int t = e / P, p = e % P;
+        z[p][0] = fused(in[p * S + t], Float32::load(weights + t * kNr), z[p][0]);
+      }
+    }
+    finish(job, z, out, k);
+  }
+
+  // The products with all rows of taps.
   template <int P, Lanes kind, int W, int S>
   void rows(int64_t image, int64_t i, int64_t j, int64_t k, Vec (&z)[P][1]) const {
     const int64_t top = i * job.stride_h - job.pad_h, left = j * job.stride_w - job.pad_w;

@@ -41,12 +41,14 @@ class IndirectGemm {
     float* const copies = align(products + rows * kGroup * kNr);
     for (int64_t i = 0; i < length_; ++i) zeros[i] = 0.0f;
     int64_t r = 0;
-    chunk.each_row([&](int64_t image, int64_t tile, float* sums) {
-      const int64_t i = tile / job.out_w, j = tile % job.out_w;
-      const int64_t at = (image * job.y_h + job.begin_h + i * job.step_h) * job.y_w + job.begin_w + j * job.step_w;
-      outputs[r] = {at, sums};
-      window(image, i, j, pointers + r, rows, zeros, copies + r * depth());
-      ++r;
+    chunk.each_piece([&](int64_t image, int64_t from, int64_t to, float* sums) {
+      for (int64_t tile = from, count; tile < to; tile += count, r += count) {
+        const int64_t i = tile / job.out_w, j = tile % job.out_w;
+        count = job.out_w - j < to - tile ? job.out_w - j : to - tile;
+        const int64_t at = (image * job.y_h + job.begin_h + i * job.step_h) * job.y_w + job.begin_w + j * job.step_w;
+        for (int64_t n = 0; n < count; ++n) outputs[r + n] = {at + n * job.step_w, sums};
+        windows(image, i, j, count, pointers + r, rows, zeros, copies + r * depth());
+      }
     });
     const Matrix a = {pointers, rows, length_, 0};
     const Product product = {products, &job, outputs};
@@ -60,33 +62,36 @@ class IndirectGemm {
 
   int64_t depth() const { return segments_ * length_; }
 
-  // The segments of output (i, j), to pointers[0], pointers[step], ...
-  void window(int64_t image, int64_t i, int64_t j, const float** pointers, int64_t step, const float* zeros,
-              float* copies) const {
+  // The segments of `count` outputs from (i, j) on: those of the n-th to pointers[n], pointers[n + step], ...
+  void windows(int64_t image, int64_t i, int64_t j, int64_t count, const float** pointers, int64_t step,
+               const float* zeros, float* copies) const {
     const int64_t top = i * job.stride_h - job.pad_h, left = j * job.stride_w - job.pad_w;
     for (int64_t tap = 0; tap < job.kernel_h; ++tap) {
       const int64_t row = top + tap * job.dilation_h;
-      if (row < 0 || row >= job.h) {
-        for (int64_t s = 0; s < across_; ++s, pointers += step) *pointers = zeros;
-        continue;
-      }
+      const bool outside = row < 0 || row >= job.h;
       const float* const x = job.x.data + (image * job.h + row) * job.w * job.x.pitch;
       for (int64_t s = 0; s < across_; ++s, pointers += step) {
-        const int64_t column = left + s * job.dilation_w;
-        if (column >= 0 && column + taps_ <= job.w) {
-          *pointers = x + column * job.x.pitch;
-        } else if (column + taps_ <= 0 || column >= job.w) {
-          *pointers = zeros;
-        } else {
-          float* const copy = copies + tap * length_;
-          for (int64_t t = 0; t < taps_; ++t) {
-            const bool inside = column + t >= 0 && column + t < job.w;
-            for (int64_t c = 0; c < job.c; ++c) copy[t * job.c + c] = inside ? x[(column + t) * job.c + c] : 0.0f;
+        int64_t column = left + s * job.dilation_w;
+        for (int64_t n = 0; n < count; ++n, column += job.stride_w) {
+          if (outside || column + taps_ <= 0 || column >= job.w) {
+            pointers[n] = zeros;
+          } else if (column >= 0 && column + taps_ <= job.w) {
+            pointers[n] = x + column * job.x.pitch;
+          } else {
+            pointers[n] = copy(x, column, copies + n * depth() + tap * length_);
           }
-          *pointers = copy;
         }
       }
     }
+  }
+
+  // A row of taps from `column` on, with zeros for what lies beyond the map.
+  const float* copy(const float* x, int64_t column, float* to) const {
+    for (int64_t t = 0; t < taps_; ++t) {
+      const bool inside = column + t >= 0 && column + t < job.w;
+      for (int64_t c = 0; c < job.c; ++c) to[t * job.c + c] = inside ? x[(column + t) * job.c + c] : 0.0f;
+    }
+    return to;
   }
 
   int64_t taps_, across_, segments_, length_;

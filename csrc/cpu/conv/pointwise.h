@@ -46,7 +46,7 @@ class Pointwise {
   }
 
   template <int R, int V>
-  void block(int64_t k, const Output* out, const float* factors) const {
+  [[gnu::flatten]] void block(int64_t k, const Output* out, const float* factors) const {
     const Rows<R, V> x(job.x, out, k);
     Vec z[R][V];
     each(z, [&](Vec, int r, int j) { return x(r, j); });
