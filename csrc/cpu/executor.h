@@ -1,6 +1,7 @@
 // Steps in waves, worked through by one team of threads: the items of a wave are claimed one by one, and the next
 // wave begins when all are done. Nobody waits for a thread that is not there yet: waking one takes longer than many a
-// wave. Only for level.cpp.
+// wave. A thread begins with its own share of each step's items, the same part of the map in every wave: what it reads
+// is what it wrote itself. Then it takes from the others'. Only for level.cpp.
 #pragma once
 
 #include <omp.h>
@@ -18,13 +19,17 @@ using gaia::cpu::HostCallback;
 using gaia::cpu::Step;
 
 struct Task {
-  alignas(64) int64_t claimed;
   Cut cut;
   float* totals;
   int64_t pitch;
   int64_t items;
   bool in_place;
   int64_t pieces;  // of all tasks that make one map together; set for the first of them, and 0 for the others
+};
+
+// How many of the items of a thread's share are claimed.
+struct Share {
+  alignas(64) int64_t claimed;
 };
 
 struct Wave {
@@ -178,14 +183,20 @@ void run_item(const Step& step, const Task& task, int64_t item, float* scratch) 
   with_kernel(step, [&](const auto& kernel) { kernel.run(item, scratch); });
 }
 
-void run_wave(const Step* steps, Task* tasks, Wave& wave, float* scratch) {
+void run_wave(const Step* steps, Task* tasks, Wave& wave, Share* shares, int thread, int threads, float* scratch) {
   for (int64_t s = wave.begin; s < wave.end; ++s) {
-    int64_t item;
-    while ((item = __atomic_fetch_add(&tasks[s].claimed, 1, __ATOMIC_RELAXED)) < tasks[s].items) {
-      run_item(steps[s], tasks[s], item, scratch);
-      if (__atomic_sub_fetch(&wave.left, 1, __ATOMIC_ACQ_REL) == 0) {
-        add_pieces(steps, tasks, wave);
-        __atomic_store_n(&wave.done, true, __ATOMIC_RELEASE);
+    for (int t = 0; t < threads; ++t) {
+      const int owner = (thread + t) % threads;
+      const int64_t first = tasks[s].items * owner / threads, count = tasks[s].items * (owner + 1) / threads - first;
+      int64_t& claimed = shares[s * threads + owner].claimed;
+      while (__atomic_load_n(&claimed, __ATOMIC_RELAXED) < count) {
+        const int64_t item = __atomic_fetch_add(&claimed, 1, __ATOMIC_RELAXED);
+        if (item >= count) break;
+        run_item(steps[s], tasks[s], first + item, scratch);
+        if (__atomic_sub_fetch(&wave.left, 1, __ATOMIC_ACQ_REL) == 0) {
+          add_pieces(steps, tasks, wave);
+          __atomic_store_n(&wave.done, true, __ATOMIC_RELEASE);
+        }
       }
     }
   }
@@ -202,10 +213,13 @@ bool execute(const Step* steps, int64_t count, int threads, const HostCallback& 
   static thread_local Scratch own_plan, own_memory;
   Borrowed plan(own_plan), memory(own_memory);
   const int64_t waves = count > 0 ? steps[count - 1].wave + 1 : 0;
-  Task* const tasks = static_cast<Task*>(
-      plan.take(count * static_cast<int64_t>(sizeof(Task)) + waves * static_cast<int64_t>(sizeof(Wave))));
-  if (tasks == nullptr) return false;
-  Wave* const all = reinterpret_cast<Wave*>(tasks + count);
+  const size_t sizes[] = {waves * sizeof(Wave), count * threads * sizeof(Share), count * sizeof(Task)};
+  char* const room = static_cast<char*>(plan.take(static_cast<int64_t>(sizes[0] + sizes[1] + sizes[2])));
+  if (room == nullptr) return false;
+  Wave* const all = reinterpret_cast<Wave*>(room);
+  Share* const shares = reinterpret_cast<Share*>(room + sizes[0]);
+  Task* const tasks = reinterpret_cast<Task*>(room + sizes[0] + sizes[1]);
+  __builtin_memset(shares, 0, sizes[1]);
   int64_t partials = 0, scratch = 0;
   double operations = 0;
   for (int64_t s = 0, i = 0; i < waves; ++i) {
@@ -230,7 +244,8 @@ bool execute(const Step* steps, int64_t count, int threads, const HostCallback& 
     const int thread = omp_get_thread_num();
     if (thread == 0 && callback.run != nullptr) callback.run(callback.context);
     const FloatMode mode;
-    for (int64_t i = 0; i < waves; ++i) run_wave(steps, tasks, all[i], floats + thread * scratch);
+    for (int64_t i = 0; i < waves; ++i)
+      run_wave(steps, tasks, all[i], shares, thread, threads, floats + thread * scratch);
   }
   return true;
 }

@@ -112,6 +112,17 @@ inline void write_bits(const Convolution& job, const Vec (&z)[R][V], const Outpu
   }
 }
 
+// Fetches the lines of y that are written next.
+template <int R, int V>
+inline void fetch_outputs(const Convolution& job, const Output* out, int64_t k) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const float* const y = job.y.data + out[r].position * job.y.pitch + k;
+#pragma GCC unroll 4
+    for (int j = 0; j < V; ++j) __builtin_prefetch(y + j * kLanes, 1, 3);
+  }
+}
+
 // Finishes the outputs z of R rows, channels from k on, and writes them to y.
 template <int R, int V>
 inline void finish(const Convolution& job, Vec (&z)[R][V], const Output* out, int64_t k) {

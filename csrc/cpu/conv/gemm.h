@@ -67,9 +67,11 @@ inline void multiply(const Matrix& a, int64_t row, const Part& part, const float
 // One tile of a product: R rows from `row` on, V vectors of columns from `column` of the group, channel k. Flattened,
 // so that it stays in registers until it is finished.
 template <int R, int V>
-[[gnu::flatten]] void tile(const Matrix& a, int64_t row, const Part& part, const float* u, const Ahead& ahead, const Product& product,
-          int64_t column, int64_t k) {
+[[gnu::flatten]] void tile(const Matrix& a, int64_t row, const Part& part, const float* u, const Ahead& ahead,
+                           const Product& product, int64_t column, int64_t k) {
   Vec acc[R][V] = {};
+  if (part.last && product.job != nullptr && part.depth <= kShallow)
+    fetch_outputs<R, V>(*product.job, product.outputs + row, k);
   multiply(a, row, part, u, ahead, acc);
   float* const m = product.products + row * kGroup * kNr + column;
   // Parts are added up on their own: one chain of thousands of additions would round far more.

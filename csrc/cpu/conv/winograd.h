@@ -135,8 +135,8 @@ class WinogradConvolution {
   }
 
   // The outputs of a tile, columns `begin` to `end` of the group whose first output is channel k.
-  [[gnu::flatten]] void outputs(int64_t image, int64_t tile, const float* m, int64_t step, float* sums, int64_t k, int64_t begin,
-               int64_t end) const {
+  [[gnu::flatten]] void outputs(int64_t image, int64_t tile, const float* m, int64_t step, float* sums, int64_t k,
+                                int64_t begin, int64_t end) const {
     const int64_t top = tile / across_ * M, left = tile % across_ * M;
     const bool whole = top + M <= job.out_h && left + M <= job.out_w;
     Output out[M * M];
