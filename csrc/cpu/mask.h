@@ -1,6 +1,7 @@
 // Masks of maps as bits: of what a window reaches, and how many. Only for level.cpp.
 #pragma once
 
+#include "cpu/positional_popcount.h"
 #include "cpu/tuning.h"
 
 namespace {
@@ -41,21 +42,29 @@ class MaskChecking {
 class Masking {
  public:
   explicit Masking(const Mask& job)
-      : job_(job), geometry_(job.windows), panels_(job.group > kNr ? job.group / kNr : 1) {}
+      : job_(job),
+        geometry_(job.windows),
+        panels_(job.group > kNr ? job.group / kNr : 1),
+        above_((job.windows.kernel_h - 1) * job.windows.dilation_h - job.windows.pad_h),
+        before_((job.windows.kernel_w - 1) * job.windows.dilation_w - job.windows.pad_w) {}
 
   int64_t items() const { return geometry_.n * (geometry_.k / kNr / panels_); }
-  int64_t scratch() const { return (area() + out_area() + geometry_.out_w + 1) / 2; }
+  int64_t scratch() const {
+    const int64_t reach = is_shift() ? spread_words() + margin() + area() + margin() + 3 * kWords : geometry_.out_w;
+    return (area() + kWords + out_area() + reach + 1) / 2;
+  }
   double operations() const { return static_cast<double>(geometry_.n * area() * geometry_.k); }
 
   void run(int64_t item, float* scratch) const {
     const int64_t groups = geometry_.k / kNr / panels_, image = item / groups, first = item % groups * panels_;
     uint16_t* const mask = reinterpret_cast<uint16_t*>(scratch);
-    uint16_t* const outer = mask + area();
+    uint16_t* const outer = mask + area() + kWords;
     for (int64_t panel = first; panel < first + panels_; ++panel) {
       if (job_.outer != nullptr) {
         const bool alone = job_.group == 1;
         if (!alone) group_bits(image, first, panel, outer);
-        reach(alone ? job_.outer + plane(panel, image, out_area()) : outer, mask, outer + out_area());
+        const uint16_t* const windows = alone ? job_.outer + plane(panel, image, out_area()) : outer;
+        is_shift() ? reach_by_shifts(windows, mask, outer + out_area()) : reach(windows, mask, outer + out_area());
       }
       combine(image, panel, mask);
       if (job_.out != nullptr) {
@@ -90,6 +99,60 @@ class Masking {
       const uint16_t* const own = job_.outer + plane(p, image, out_area());
       for (int64_t at = 0; at < out_area(); ++at)
         bits[at] = static_cast<uint16_t>(bits[at] | (own[at] != 0 ? 0xffff : 0));
+    }
+  }
+
+  // Whether a window with a bit reaches what lies a few rows and columns around one position of its own: its bits are
+  // spread over a map like x, and the map is or-ed with itself, shifted.
+  bool is_shift() const {
+    const auto axis = [](int64_t size, int64_t out, int64_t stride, int64_t pad, int64_t opposite) {
+      return pad >= 0 && opposite >= 0 && pad + opposite < size && (out - 1) * stride < size;
+    };
+    return axis(geometry_.h, geometry_.out_h, geometry_.stride_h, geometry_.pad_h, above_) &&
+           axis(geometry_.w, geometry_.out_w, geometry_.stride_w, geometry_.pad_w, before_);
+  }
+  int64_t margin() const { return before_ + geometry_.pad_w; }
+  int64_t spread_words() const { return (above_ + geometry_.h + geometry_.pad_h) * geometry_.w; }
+
+  // to[i] = from[i] | from[i - step] | ... of so many; words behind the last are written as well, less than a vector.
+  static void shift(const uint16_t* from, int64_t count, int64_t step, uint16_t* to, int64_t size) {
+    for (int64_t i = 0; i < size; i += kWords) {
+      WordVec any = load_unaligned<WordVec>(from + i);
+      for (int64_t t = 1; t < count; ++t) any |= load_unaligned<WordVec>(from + i - t * step);
+      __builtin_memcpy(to + i, &any, sizeof(any));
+    }
+  }
+
+  void reach_by_shifts(const uint16_t* outer, uint16_t* mask, uint16_t* spare) const {
+    const int64_t w = geometry_.w, dilation = geometry_.dilation_w;
+    __builtin_memset(spare, 0, static_cast<size_t>(spread_words() + kWords) * sizeof(*spare));
+    uint16_t* const spread = spare + above_ * w;
+    for (int64_t i = 0; i < geometry_.out_h; ++i) {
+      uint16_t* const to = spread + i * geometry_.stride_h * w;
+      const uint16_t* const from = outer + i * geometry_.out_w;
+      if (geometry_.stride_w == 1) {
+        __builtin_memcpy(to, from, static_cast<size_t>(geometry_.out_w) * sizeof(*to));
+      } else {
+        for (int64_t j = 0; j < geometry_.out_w; ++j) to[j * geometry_.stride_w] = from[j];
+      }
+    }
+    uint16_t* const columns = spare + spread_words() + kWords + before_;
+    for (int64_t j = 0; j < before_; ++j) columns[j - before_] = 0;
+    shift(spread + geometry_.pad_h * w, geometry_.kernel_h, geometry_.dilation_h * w, columns, area());
+    for (int64_t j = 0; j < geometry_.pad_w; ++j) columns[area() + j] = 0;
+    shift(columns + geometry_.pad_w, geometry_.kernel_w, dilation, mask, area());
+    // Where a shift came from another row.
+    const auto exact = [&](int64_t row, int64_t j) {
+      unsigned any = 0;
+      for (int64_t t = 0; t < geometry_.kernel_w; ++t) {
+        const int64_t from = j + geometry_.pad_w - t * dilation;
+        if (from >= 0 && from < w) any |= columns[row + from];
+      }
+      mask[row + j] = static_cast<uint16_t>(any);
+    };
+    for (int64_t row = 0; row < area(); row += w) {
+      for (int64_t j = 0; j < before_; ++j) exact(row, j);
+      for (int64_t j = w - geometry_.pad_w; j < w; ++j) exact(row, j);
     }
   }
 
@@ -140,17 +203,16 @@ class Masking {
   }
 
   void count(int64_t image, int64_t panel, const uint16_t* mask) const {
-    IntVec found[kPanelVecs] = {};
-    for (int64_t at = 0; at < area(); ++at) {
-      for (int v = 0; v < kPanelVecs; ++v) found[v] -= lanes_of(static_cast<unsigned>(mask[at]) >> (v * kLanes));
-    }
+    int32_t found[kBits];
+    positional_popcount(mask, area(), found);
     for (int c = 0; c < kNr && panel * kNr + c < job_.counts_k; ++c)
-      job_.counts[image * job_.counts_stride + panel * kNr + c] = static_cast<float>(found[c / kLanes][c % kLanes]);
+      job_.counts[image * job_.counts_stride + panel * kNr + c] = static_cast<float>(found[c]);
   }
 
   const Mask& job_;
   const Windows& geometry_;
   int64_t panels_;
+  int64_t above_, before_;  // rows and columns that a window reaches on the side on which it is not padded
 };
 
 }  // namespace
