@@ -114,12 +114,10 @@ class Pooling {
   }
 
   void count(int64_t image, int64_t panel, const uint16_t* won) const {
-    IntVec found[kPanelVecs] = {};
-    for (int64_t at = 0; at < geometry_.h * geometry_.w; ++at) {
-      for (int v = 0; v < kPanelVecs; ++v) found[v] -= lanes_of(won[at] >> (v * kLanes));
-    }
+    int32_t found[kBits];
+    positional_popcount(won, geometry_.h * geometry_.w, found);
     for (int c = 0; c < kNr && panel * kNr + c < job_.counts_k; ++c) {
-      job_.counts[image * job_.counts_stride + panel * kNr + c] = static_cast<float>(found[c / kLanes][c % kLanes]);
+      job_.counts[image * job_.counts_stride + panel * kNr + c] = static_cast<float>(found[c]);
     }
   }
 
