@@ -153,7 +153,7 @@ class PointwiseStep:
     ) -> None: ...
 
 class CheckStep:
-    """`active_everywhere` of (N, C, H, W)."""
+    """Whether of (N, C, H, W) some channel, or every one, is above `bound` at each position of a grid."""
 
     def __init__(
         self,
@@ -167,6 +167,8 @@ class CheckStep:
         last: int,
         out: _Pointer,
         out_stride: int,
+        bound: float = ...,
+        every: bool = ...,
     ) -> None: ...
 
 class Windows:

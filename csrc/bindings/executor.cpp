@@ -183,9 +183,11 @@ struct CheckStep {
   Pointer y, out;
   Sizes shape;
   int64_t begin, step, first, last, out_stride;
+  float bound;
+  bool every;
 
   CheckStep(int64_t wave, Pointer y, const Sizes& shape, int64_t begin, int64_t step, int64_t first, int64_t last,
-            Pointer out, int64_t out_stride)
+            Pointer out, int64_t out_stride, float bound, bool every)
       : wave(wave),
         y(y),
         out(out),
@@ -194,7 +196,9 @@ struct CheckStep {
         step(step),
         first(first),
         last(last),
-        out_stride(out_stride) {
+        out_stride(out_stride),
+        bound(bound),
+        every(every) {
     require(!is_null(y) && !is_null(out), "a check without a map, or a place for its answers");
     for (const int64_t size : shape) require(size > 0, "a check with a size of " + std::to_string(size));
     check_pitch(y, shape[1]);
@@ -391,8 +395,8 @@ class Resolver {
 
   cpu::Step operator()(const CheckStep& step) const {
     cpu::Step made = {step.wave, cpu::kCheckStep, {}};
-    made.active = {map(step.y), (*this)(step.out), step.shape[0], step.shape[2], step.shape[3],
-                   step.begin,  step.step,         step.first,    step.last,     step.out_stride};
+    made.active = {map(step.y), (*this)(step.out), step.shape[0], step.shape[2],   step.shape[3], step.begin,
+                   step.step,   step.first,        step.last,     step.out_stride, step.bound,    step.every};
     return made;
   }
 
@@ -523,9 +527,11 @@ void define_executor(py::module_& m) {
            py::arg("wave"), py::arg("x"), py::arg("shape"), py::arg("factor"), py::arg("factor_stride") = 0,
            py::arg("epilogue"));
   py::class_<CheckStep>(m, "CheckStep")
-      .def(py::init<int64_t, Pointer, const Sizes&, int64_t, int64_t, int64_t, int64_t, Pointer, int64_t>(),
-           py::kw_only(), py::arg("wave"), py::arg("y"), py::arg("shape"), py::arg("begin"), py::arg("step"),
-           py::arg("first"), py::arg("last"), py::arg("out"), py::arg("out_stride"));
+      .def(
+          py::init<int64_t, Pointer, const Sizes&, int64_t, int64_t, int64_t, int64_t, Pointer, int64_t, float, bool>(),
+          py::kw_only(), py::arg("wave"), py::arg("y"), py::arg("shape"), py::arg("begin"), py::arg("step"),
+          py::arg("first"), py::arg("last"), py::arg("out"), py::arg("out_stride"), py::arg("bound") = 0.0f,
+          py::arg("every") = false);
   py::class_<Windows>(m, "Windows")
       .def(py::init<const Sizes&, const Pair&, const Pair&, const Pair&, const Pair&, const Pair&>(), py::kw_only(),
            py::arg("shape"), py::arg("out"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),

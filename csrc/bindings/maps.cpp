@@ -49,7 +49,9 @@ void define_maps(py::module_& m) {
                                         grid[1],
                                         channels[0],
                                         channels[1],
-                                        1});
+                                        1,
+                                        0.0f,
+                                        false});
         });
 
   m.def("output_component", [](uintptr_t logits, std::array<int64_t, 3> sizes, uintptr_t weight, float factor,

@@ -115,8 +115,8 @@ struct Mask {
   int64_t counts_stride, counts_k;
 };
 
-// out[i * out_stride] = 1 where each position of y (n, h, w, k) from `begin` on in `step`s, on both axes, has a
-// positive channel among those from `first` to `last`.
+// out[i * out_stride] = 1 where at each position of y (n, h, w, k) from `begin` on in `step`s, on both axes, some of
+// the channels from `first` to `last`, or every one, is above `bound`.
 struct ActiveEverywhere {
   Map y;
   float* out;
@@ -124,6 +124,8 @@ struct ActiveEverywhere {
   int64_t begin, step;
   int64_t first, last;
   int64_t out_stride;
+  float bound;
+  bool every;
 };
 
 // out[i * out_stride] = 1 where of each position from `begin` on in `step`s, on both axes, some channel has a bit.

@@ -19,6 +19,7 @@ from gaia_fast.compiler.ir.rewriting import CONVOLUTIONS, alike, call_kernel, ca
 from gaia_fast.compiler.native.kernels import (
     IDENTITY,
     Activation,
+    BoundCheck,
     Check,
     Concatenation,
     Convolution,
@@ -60,6 +61,7 @@ class _Fuser:
         self._each(lambda node: node.target is aten.avg_pool2d.default, self._avg_pool)
         self._each(lambda node: node.target in (aten.mean.dim, aten.adaptive_avg_pool2d.default), self._mean)
         self._each(lambda node: node.target is aten.amin.default, self._condition)
+        self._each(lambda node: node.target is aten._to_copy.default, self._bound)
         self._each(_normalises_channels, self._channels_first)
 
     def _each(self, matches: Callable[[fx.Node], bool], use: Callable[[fx.Node], None]) -> None:
@@ -282,11 +284,28 @@ class _Fuser:
         (y, begin, step), channels = grid, (0, None)
         if calls(y, aten.slice.Tensor) and y.args[1] == 1 and list(y.args[4:]) in ([], [1]):
             y, _, *channels = y.args[:4]
+        self._check(node, y, Check(begin, step, *channels))
+
+    def _bound(self, node: fx.Node) -> None:
+        """Whether all of an image is above a bound, as a number."""
+        above = node.args[0]
+        if not calls(above, aten.gt.Scalar) or node.meta["val"].dtype != torch.float32:
+            return
+        least, bound = above.args
+        if not calls(least, aten.amin.default) or list(least.args[1:]) != [[1]]:
+            return
+        flat = least.args[0]
+        if calls(flat, aten.reshape.default) and flat.meta["val"].ndim == 2 and isinstance(bound, (int, float)):
+            y = flat.args[0]
+            if str(y.meta["val"].shape[0]) == str(flat.meta["val"].shape[0]):
+                self._check(node, y, BoundCheck(float(bound)))
+
+    def _check(self, node: fx.Node, y: fx.Node, kernel: nn.Module) -> None:
         value = y.meta["val"]
         if value.ndim != 4 or value.dtype != torch.float32:
             return
         with self.graph.inserting_before(node):
-            made = call_kernel(self.graph, Check(begin, step, *channels), (y,))
+            made = call_kernel(self.graph, kernel, (y,))
             told = self.graph.call_function(operator.getitem, (made, 0))
             told.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(told)

@@ -12,6 +12,7 @@ from torch import Tensor
 from gaia_fast.backends import kernels
 from gaia_fast.compiler.native.executable import Executable, Instruction, Packed
 from gaia_fast.compiler.native.kernels import (
+    BoundCheck,
     Check,
     Concatenation,
     Convolution,
@@ -507,6 +508,15 @@ def test_checks_of_maps(level: Target, channels: int) -> None:
     assert alone(Check(0, 2, 0, channels // 2), [y], [0])[0].tolist() == [1, 0, 0]
     assert alone(Check(0, 2, channels // 2), [y], [0])[0].tolist() == [1, 0, 1]
     assert alone(Check(2, 3), [y], [0])[0].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("channels", [8, 16, 40])
+@pytest.mark.parametrize("size", [(1, 1), (HEIGHT, WIDTH)])
+def test_checks_that_all_is_above_a_bound(level: Target, size: Pair, channels: int) -> None:
+    y = 0.25 + torch.rand(4, channels, *size)
+    y[1, -1, -1, -1], y[2, 0, 0, 0] = 0.25, nan
+    assert alone(BoundCheck(0.25), [y], [0])[0].tolist() == [1, 0, 0, 1]
+    assert alone(BoundCheck(0.0), [y], [0])[0].tolist() == [1, 1, 0, 1]
 
 
 def pointwise(
