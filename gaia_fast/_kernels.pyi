@@ -152,6 +152,11 @@ class PointwiseStep:
         epilogue: Epilogue,
     ) -> None: ...
 
+class ChannelsLastStep:
+    """A copy of (N, C, H, W), whose channels lie one after the other, in the order of maps."""
+
+    def __init__(self, *, wave: int, x: _Pointer, shape: Sequence[int], y: _Pointer) -> None: ...
+
 class CheckStep:
     """Whether of (N, C, H, W) some channel, or every one, is above `bound` at each position of a grid."""
 

@@ -178,6 +178,18 @@ struct PointwiseStep {
   }
 };
 
+struct ChannelsLastStep {
+  int64_t wave;
+  Pointer x, y;
+  Sizes shape;
+
+  ChannelsLastStep(int64_t wave, Pointer x, const Sizes& shape, Pointer y) : wave(wave), x(x), y(y), shape(shape) {
+    require(!is_null(x) && !is_null(y), "a copy without a map, or a place for it");
+    for (const int64_t size : shape) require(size > 0, "a copy with a size of " + std::to_string(size));
+    check_pitch(y, shape[1]);
+  }
+};
+
 struct CheckStep {
   int64_t wave;
   Pointer y, out;
@@ -324,8 +336,8 @@ struct MaskCheckStep {
   }
 };
 
-using AnyStep =
-    std::variant<ConvolutionStep, PointwiseStep, CheckStep, PoolStep, GroupNormStep, MaskStep, MaskCheckStep>;
+using AnyStep = std::variant<ChannelsLastStep, ConvolutionStep, PointwiseStep, CheckStep, PoolStep, GroupNormStep,
+                             MaskStep, MaskCheckStep>;
 
 template <class... Steps>
 AnyStep cast_any(py::handle object, const std::variant<Steps...>*) {
@@ -390,6 +402,12 @@ class Resolver {
     job.n = step.shape[0], job.c = job.k = step.shape[1];
     job.h = job.out_h = job.y_h = step.shape[2], job.w = job.out_w = job.y_w = step.shape[3];
     add(job, step.epilogue);
+    return made;
+  }
+
+  cpu::Step operator()(const ChannelsLastStep& step) const {
+    cpu::Step made = {step.wave, cpu::kChannelsLastStep, {}};
+    made.channels_last = {(*this)(step.x), map(step.y), step.shape[0], step.shape[1], step.shape[2] * step.shape[3]};
     return made;
   }
 
@@ -526,6 +544,9 @@ void define_executor(py::module_& m) {
       .def(py::init<int64_t, Pointer, const Sizes&, Pointer, int64_t, const Epilogue&>(), py::kw_only(),
            py::arg("wave"), py::arg("x"), py::arg("shape"), py::arg("factor"), py::arg("factor_stride") = 0,
            py::arg("epilogue"));
+  py::class_<ChannelsLastStep>(m, "ChannelsLastStep")
+      .def(py::init<int64_t, Pointer, const Sizes&, Pointer>(), py::kw_only(), py::arg("wave"), py::arg("x"),
+           py::arg("shape"), py::arg("y"));
   py::class_<CheckStep>(m, "CheckStep")
       .def(
           py::init<int64_t, Pointer, const Sizes&, int64_t, int64_t, int64_t, int64_t, Pointer, int64_t, float, bool>(),

@@ -8,6 +8,7 @@
 #include <sched.h>
 #include <stdlib.h>
 
+#include "cpu/channels_last.h"
 #include "cpu/conv/tiling.h"
 #include "cpu/group_norm.h"
 #include "cpu/mask.h"
@@ -86,6 +87,7 @@ inline void cpu_relax() {
 template <class Use>
 void with_kernel(const Step& step, Use use) {
   switch (step.kind) {
+    case gaia::cpu::kChannelsLastStep: return use(ChannelsLastCopy(step.channels_last));
     case gaia::cpu::kPoolStep: return use(Pooling(step.pool));
     case gaia::cpu::kGroupNormStep: return use(GroupNormalisation(step.norm));
     case gaia::cpu::kMaskStep: return use(Masking(step.mask));

@@ -137,7 +137,14 @@ struct MaskCheck {
   int64_t out_stride;
 };
 
-enum StepKind { kConvolutionStep, kCheckStep, kPoolStep, kGroupNormStep, kMaskStep, kMaskCheckStep };
+// y = x, whose channels lie one after the other; what the pitch is more than the channels is zero.
+struct ChannelsLast {
+  const float* x;  // (N, C, area)
+  Map y;
+  int64_t n, c, area;
+};
+
+enum StepKind { kChannelsLastStep, kConvolutionStep, kCheckStep, kPoolStep, kGroupNormStep, kMaskStep, kMaskCheckStep };
 
 // One step of an executable. Those of one wave (numbered from 0 on, in order) do not need each other. No std::variant:
 // what level.cpp includes may not use standard templates.
@@ -145,6 +152,7 @@ struct Step {
   int64_t wave;
   StepKind kind;
   union {
+    ChannelsLast channels_last;
     Convolution convolution;
     ActiveEverywhere active;
     Pool pool;

@@ -363,6 +363,19 @@ def test_checks_outside_of_their_map_are_refused(changed: dict[str, Any], messag
     check_refusal(kernels.CheckStep, given, changed, message)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": NULL}, "a copy without a map"),
+        ({"y": NULL}, "or a place for it"),
+        ({"y": NARROW}, TOO_NARROW),
+        ({"shape": torch.Size((1, CHANNELS, 0, 8))}, "a copy with a size of 0"),
+    ],
+)
+def test_copies_of_images_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
+    check_refusal(kernels.ChannelsLastStep, {"wave": 0, "x": Y, "shape": SHAPE, "y": Y}, changed, message)
+
+
 WINDOWS: dict[str, Any] = {
     "shape": SHAPE,
     "out": (8, 8),

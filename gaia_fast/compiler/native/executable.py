@@ -90,26 +90,26 @@ class Executable(nn.Module):
             if value is not None and each.kernel.reads_panels(index)
         }
         self._in_panels = [number in in_whole for number in self.inputs]
-        self._plans: dict[tuple[torch.Size, ...], _Plan] = {}
+        self._plans: dict[tuple[tuple[torch.Size, bool], ...], _Plan] = {}
         self._spare: list[Tensor] = []  # an arena that no call works on
 
     def forward(self, guard: Callable[[], None] | None, *inputs: Tensor) -> tuple[Tensor, ...]:
-        shapes = tuple(each.shape for each in inputs)
-        plan = self._plans.get(shapes)
+        kinds = tuple((each.shape, _are_planes(each)) for each in inputs)
+        plan = self._plans.get(kinds)
         if plan is None:
             if len(self._plans) >= _PLANS:
                 self._plans.clear()
-            plan = self._plans[shapes] = self._plan(shapes)
+            plan = self._plans[kinds] = self._plan(kinds)
         given = [
-            each if mask is not None else in_panels(each) if whole else channels_last(each)
-            for each, mask, whole in zip(inputs, self._masks, self._in_panels, strict=True)
+            each if mask is not None or planes else in_panels(each) if whole else channels_last(each)
+            for each, mask, whole, (_, planes) in zip(inputs, self._masks, self._in_panels, kinds, strict=True)
         ]
         arena, outputs = self._take(plan.arena), tuple(_empty(shape) for shape in plan.outputs)
         for output, row in plan.constants:
             outputs[output].copy_(row)
         pointers = [each.data_ptr() for each in (arena, *given, *outputs)]
         if not plan.run(pointers, torch.get_num_threads(), guard):
-            raise BackendError(f"no memory for maps of {shapes[0][0]} images; score fewer")
+            raise BackendError(f"no memory for maps of {inputs[0].shape[0]} images; score fewer")
         for output, source, target, width in plan.copies:
             outputs[output].narrow(1, target, width).copy_(outputs[output].narrow(1, source, width))
         if not self._spare and arena.numel() <= _KEPT:
@@ -125,14 +125,17 @@ class Executable(nn.Module):
             return _vector(floats)
         return spare if spare.numel() >= floats else _vector(floats)
 
-    def _plan(self, sizes: tuple[torch.Size, ...]) -> _Plan:
+    def _plan(self, kinds: tuple[tuple[torch.Size, bool], ...]) -> _Plan:
         shapes: dict[int, Shape] = {}
         places: dict[int, Pointer] = {}
         rows: dict[int, int] = {}
-        for i, (value, size, mask) in enumerate(zip(self.inputs, sizes, self._masks, strict=True)):
+        planes: dict[int, Pointer] = {}  # where an input lies that is copied into the order of maps
+        for i, (value, (size, copied), mask) in enumerate(zip(self.inputs, kinds, self._masks, strict=True)):
             shapes[value] = Shape(size) if mask is None else Shape(torch.Size((size[0], mask, *size[2:])), mask=True)
             pitch = 0 if len(size) != 4 else padded(size[1]) if self._in_panels[i] else size[1]
             places[value] = Pointer(1 + i, 0, pitch)
+            if copied:
+                planes[value] = places[value]
         for each in self.instructions:
             read = [None if value is None else shapes[value] for value in each.inputs]
             for result, shape in zip(each.outputs, each.kernel.shapes(read), strict=True):
@@ -168,9 +171,13 @@ class Executable(nn.Module):
             outputs.append(Shape(torch.Size((images, total))))
         parts = slices(self.instructions, shapes, places)
         arena = place_in_arena(self.instructions, shapes, places, parts)
+        for value, given in planes.items():
+            size = shapes[value].size
+            places[value] = given._replace(buffer=0, offset=arena)
+            arena += size[0] * size[2] * size[3] * given.pitch
         # A concatenation of what lies in it already is no step, and a wave has to have one.
         waves = sorted({each.wave for each in self.instructions if not each.is_in_place(parts)})
-        numbers = {wave: number for number, wave in enumerate(waves)}
+        numbers = {wave: number for number, wave in enumerate(waves, start=min(len(planes), 1))}
 
         def at(value: int | None) -> Place | None:
             if value is None:
@@ -181,11 +188,18 @@ class Executable(nn.Module):
 
         steps: list[Step] = []
         with refusals():
+            for value, given in planes.items():
+                steps.append(kernels.ChannelsLastStep(wave=0, x=given, shape=shapes[value].size, y=places[value]))
             for each in self.instructions:
                 wave = numbers.get(each.wave, 0)
                 steps += each.kernel.steps(wave, [at(i) for i in each.inputs], [at(i) for i in each.outputs])
             executable = kernels.Executable(steps)
         return _Plan(executable.run, arena, outputs, constants, copies)
+
+
+def _are_planes(x: Tensor) -> bool:
+    """Whether an input is copied into the order of maps by the executable: of few channels, which lie one by one."""
+    return x.ndim == 4 and 1 < x.shape[1] < NR and x.is_contiguous() and x.dtype == torch.float32
 
 
 def whole(buffer: int, shape: Shape) -> Pointer:

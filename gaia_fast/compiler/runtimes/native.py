@@ -27,6 +27,9 @@ class Native:
     def __init__(self, graph: fx.GraphModule, example: Tensor, tune: str = Tune.MODEL) -> None:
         check_float32_on_cpu("native", missing(), example)
         self._graph = run_passes(NATIVE, copy_of(graph))
+        images = next(node for node in self._graph.graph.nodes if node.op == "placeholder")
+        readers = [node for node in images.users if node.op != "call_module"]
+        self._reads_images_itself = all(node.target is torch.ops.aten.sym_size.int for node in readers)
         if tune == Tune.MEASURE:
             executables = [each for each in self._graph.modules() if isinstance(each, Executable)]
             kernels = [each.kernel for executable in executables for each in executable.instructions]
@@ -37,7 +40,10 @@ class Native:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = self._graph(x.contiguous(memory_format=torch.channels_last), guard)
+        # Executables take images as they are; what is of PyTorch's is faster channels-last.
+        if not self._reads_images_itself:
+            x = x.contiguous(memory_format=torch.channels_last)
+        outputs: tuple[Tensor, ...] = self._graph(x, guard)
         return outputs
 
 

@@ -18,6 +18,7 @@ from gaia_fast.ops.convolution.parts import Pair, Part
 
 if TYPE_CHECKING:
     from gaia_fast._kernels import (
+        ChannelsLastStep,
         CheckStep,
         ConvolutionStep,
         Epilogue,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         PoolStep,
     )
 
-Step: TypeAlias = "ConvolutionStep | PointwiseStep | CheckStep | PoolStep | GroupNormStep | MaskStep | MaskCheckStep"
+Step: TypeAlias = "ChannelsLastStep | ConvolutionStep | PointwiseStep | CheckStep | PoolStep | GroupNormStep | MaskStep | MaskCheckStep"
 
 # By name, as the extension was compiled.
 STATISTICS: dict[str, int] = getattr(kernels, "STATISTICS", {})

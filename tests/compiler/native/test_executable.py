@@ -1,7 +1,8 @@
+import pytest
 import torch
 
-from gaia_fast.compiler.native.executable import Instruction, in_waves
-from gaia_fast.compiler.native.kernels import IDENTITY, Check, Convolution, Shape
+from gaia_fast.compiler.native.executable import Executable, Instruction, in_waves
+from gaia_fast.compiler.native.kernels import IDENTITY, Check, Convolution, Pool, Shape
 from gaia_fast.compiler.native.memory_plan import place_in_arena
 from gaia_fast.ops.convolution import Part, Weights
 from gaia_fast.ops.convolution.steps import Pointer
@@ -42,3 +43,24 @@ def test_memory_is_shared_by_what_is_not_needed_at_the_same_time() -> None:
     for value in range(1, 5):  # an input and its output
         assert abs(lying[value] - lying[value + 1]) >= floats
     assert lying[1] == lying[3]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (33, 31), (70, 65)])
+@pytest.mark.parametrize("channels", [2, 3, 5, 15])
+def test_images_are_read_as_they_lie(channels: int, size: tuple[int, int]) -> None:
+    """Channel by channel, channels last, or as a part of others; by a kernel that reads whole panels, and one that
+    does not."""
+    weights = Weights(torch.randn(8, channels, 1, 1))
+    read = Convolution([Part(weights, (1, 1), (0, 0), (1, 1))], None, None, None, IDENTITY, None)
+    whole = Executable([Instruction(Pool("mean", None), (0, None), (1, None))], [(0, None)], (1,))
+    single = Executable([Instruction(read, (0, None, None, None), (1, None, None))], [(0, None)], (1,))
+    several = torch.randn(3, channels + 1, *size)
+    plain = several[:, 1:].contiguous()
+    lying = (plain, plain.contiguous(memory_format=torch.channels_last), several[:, 1:], plain.flip(3).flip(3))
+    for executable, truth in (
+        (whole, plain.double().mean((2, 3), keepdim=True)),
+        (single, torch.einsum("nchw,kc->nkhw", plain.double(), weights.weight[:, :, 0, 0].double())),
+    ):
+        found = [executable(None, x)[0] for x in lying]
+        assert float((found[0] - truth).abs().max()) <= 1e-5
+        assert all(torch.equal(found[0], each) for each in found)
