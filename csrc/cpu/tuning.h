@@ -37,6 +37,12 @@ constexpr int kPanels = 1;
 template <int V>
 constexpr int kMr = 3;
 #endif
+// Inputs that it takes at once: as many as there are registers for their weights.
+template <int V>
+constexpr int kInputsAtOnce = kLanes < 16 ? 1
+                              : V == 1    ? 4
+                              : V == 2    ? 2
+                                          : 1;
 constexpr int kLeastMr = kMr<kPanels * kPanelVecs>;
 
 // How near the next panels are kept: in the second-level cache, since four of them fill the first. Kept in the first

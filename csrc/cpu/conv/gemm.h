@@ -33,6 +33,34 @@ struct Ahead {
   int64_t step;  // between the panels that are fetched at once; 0 for one
 };
 
+// Adds so many inputs from c on to acc, row by row: the pointers of many rows are no registers, and each is read once.
+template <int Inputs, int R, int V>
+inline void add_products(const float* const (&v)[R], int64_t c, const float* u, int64_t panel, Vec (&acc)[R][V]) {
+  Vec w[Inputs][V];
+#pragma GCC unroll 4
+  for (int i = 0; i < Inputs; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < V; ++j)
+      w[i][j] = Float32::load(u + j / kPanelVecs * panel + (c + i) * kNr + j % kPanelVecs * kLanes);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int i = 0; i < Inputs; ++i) {
+      const Vec x = spread(v[r][c + i]);
+#pragma GCC unroll 4
+      for (int j = 0; j < V; ++j) acc[r][j] = fused(x, w[i][j], acc[r][j]);
+    }
+  }
+}
+
+inline void fetch_ahead(const Ahead& ahead, int64_t c) {
+  __builtin_prefetch(ahead.weights + c * kNr, 0, kPanelLocality);
+  if (ahead.step == 0) return;
+#pragma GCC unroll 4
+  for (int p = 1; p < kPanels; ++p) __builtin_prefetch(ahead.weights + p * ahead.step + c * kNr, 0, kPanelLocality);
+}
+
 // acc = sum over inputs of row r times weights, for R rows and V vectors of columns.
 template <int R, int V>
 inline void multiply(const Matrix& a, int64_t row, const Part& part, const float* u, const Ahead& ahead,
@@ -44,22 +72,17 @@ inline void multiply(const Matrix& a, int64_t row, const Part& part, const float
     const float* v[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) v[r] = a.segments[segment * a.count + row + r] + (a.offset + inside - c);
+    constexpr int kInputs = kInputsAtOnce<V>;
+    if constexpr (kInputs > 1) {
+      for (; c + kInputs <= end; c += kInputs) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kInputs; ++i) fetch_ahead(ahead, c + i);
+        add_products<kInputs>(v, c, u, panel, acc);
+      }
+    }
     for (; c < end; ++c) {
-      __builtin_prefetch(ahead.weights + c * kNr, 0, kPanelLocality);
-      if (ahead.step != 0) {
-#pragma GCC unroll 4
-        for (int p = 1; p < kPanels; ++p)
-          __builtin_prefetch(ahead.weights + p * ahead.step + c * kNr, 0, kPanelLocality);
-      }
-      Vec w[V];
-#pragma GCC unroll 4
-      for (int j = 0; j < V; ++j) w[j] = Float32::load(u + j / kPanelVecs * panel + c * kNr + j % kPanelVecs * kLanes);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const Vec x = spread(v[r][c]);
-#pragma GCC unroll 4
-        for (int j = 0; j < V; ++j) acc[r][j] = fused(x, w[j], acc[r][j]);
-      }
+      fetch_ahead(ahead, c);
+      add_products<1>(v, c, u, panel, acc);
     }
   }
 }
