@@ -261,7 +261,9 @@ class MaskCheckStep:
         out_stride: int,
     ) -> None: ...
 
-_Step = ConvolutionStep | PointwiseStep | CheckStep | PoolStep | GroupNormStep | MaskStep | MaskCheckStep
+_Step = (
+    ChannelsLastStep | ConvolutionStep | PointwiseStep | CheckStep | PoolStep | GroupNormStep | MaskStep | MaskCheckStep
+)
 
 class Executable:
     """Steps in order of their waves; ValueError where these are not numbered from 0 without gaps."""

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
         PoolStep,
     )
 
-Step: TypeAlias = "ChannelsLastStep | ConvolutionStep | PointwiseStep | CheckStep | PoolStep | GroupNormStep | MaskStep | MaskCheckStep"
+Step: TypeAlias = (
+    "ChannelsLastStep | ConvolutionStep | PointwiseStep | CheckStep | PoolStep | GroupNormStep | MaskStep "
+    "| MaskCheckStep"
+)
 
 # By name, as the extension was compiled.
 STATISTICS: dict[str, int] = getattr(kernels, "STATISTICS", {})

@@ -427,7 +427,7 @@ def test_masks_of_two_and_of_their_slices(
 @pytest.mark.parametrize("size", [(16, 31), (16, 32), (23, 23), (112, 112), (300, 301)])
 def test_counts_of_large_masks(level: Target, size: Pair, density: float) -> None:
     """These are counted many words at a time."""
-    inner, outer = mask_of(2, 24, *size, density=density), mask_of(2, 24, *size, density=0.5)
+    inner, outer = mask_of(2, 24, size[0], size[1], density), mask_of(2, 24, size[0], size[1], 0.5)
     (counts,) = alone(Mask(None), [inner, outer], [1])
     assert torch.equal(counts, (inner & outer).float().sum((2, 3)))
 
@@ -436,8 +436,8 @@ def test_counts_of_large_masks(level: Target, size: Pair, density: float) -> Non
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_what_windows_look_at_in_large_maps(level: Target, size: Pair, stride: int, kernel: int) -> None:
-    out = tuple((each - 1) // stride + 1 for each in size)
-    outer = mask_of(2, 24, *out, density=0.05)
+    out = (size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1
+    outer = mask_of(2, 24, out[0], out[1], 0.05)
     ones = torch.ones(24, 1, kernel, kernel)
     spare = [each - ((o - 1) * stride + kernel - 2 * (kernel // 2)) for each, o in zip(size, out, strict=True)]
     reached_by = F.conv_transpose2d(outer.float(), ones, None, stride, kernel // 2, spare, groups=24) > 0
