@@ -1,4 +1,4 @@
-// Whether every position of a grid on a ReLU's output has an active channel, or of a gate's no other.
+// Whether at every position of a grid some channel, or every one, is above a bound.
 #include "cpu/kernels.h"
 
 namespace gaia::cpu {

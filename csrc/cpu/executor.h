@@ -1,7 +1,7 @@
 // Steps in waves, worked through by one team of threads: the items of a wave are claimed one by one, and the next
 // wave begins when all are done. Nobody waits for a thread that is not there yet: waking one takes longer than many a
-// wave. A thread begins with its own share of each step's items, the same part of the map in every wave: what it reads
-// is what it wrote itself. Then it takes from the others'. Only for level.cpp.
+// wave. A thread begins with its own share of each step's items, which is the same part of the map in convolutions that
+// follow each other: much of what it reads it wrote itself. Then it takes from the others'. Only for level.cpp.
 #pragma once
 
 #include <omp.h>
@@ -186,6 +186,7 @@ void run_item(const Step& step, const Task& task, int64_t item, float* scratch) 
 }
 
 void run_wave(const Step* steps, Task* tasks, Wave& wave, Share* shares, int thread, int threads, float* scratch) {
+  if (__atomic_load_n(&wave.done, __ATOMIC_ACQUIRE)) return;
   for (int64_t s = wave.begin; s < wave.end; ++s) {
     for (int t = 0; t < threads; ++t) {
       const int owner = (thread + t) % threads;
@@ -221,7 +222,6 @@ bool execute(const Step* steps, int64_t count, int threads, const HostCallback& 
   Wave* const all = reinterpret_cast<Wave*>(room);
   Share* const shares = reinterpret_cast<Share*>(room + sizes[0]);
   Task* const tasks = reinterpret_cast<Task*>(room + sizes[0] + sizes[1]);
-  __builtin_memset(shares, 0, sizes[1]);
   int64_t partials = 0, scratch = 0;
   double operations = 0;
   for (int64_t s = 0, i = 0; i < waves; ++i) {
@@ -237,6 +237,7 @@ bool execute(const Step* steps, int64_t count, int threads, const HostCallback& 
   }
   scratch = (scratch + kAliasGap - 1) / kAliasGap * kAliasGap + kAliasGap;
   if (operations < kSerialOperations) threads = 1;
+  __builtin_memset(shares, 0, count * threads * sizeof(Share));
   float* const floats = static_cast<float*>(memory.take((partials + threads * scratch) * 4));
   if (floats == nullptr) return false;
   float* partial = floats + threads * scratch;

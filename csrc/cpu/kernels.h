@@ -137,7 +137,7 @@ struct MaskCheck {
   int64_t out_stride;
 };
 
-// y = x, whose channels lie one after the other; what the pitch is more than the channels is zero.
+// y = x, whose channels lie one after the other; y's channels from c to its pitch are zero.
 struct ChannelsLast {
   const float* x;  // (N, C, area)
   Map y;
@@ -152,8 +152,8 @@ struct Step {
   int64_t wave;
   StepKind kind;
   union {
+    Convolution convolution;  // first: the largest, which `{}` sets to zero
     ChannelsLast channels_last;
-    Convolution convolution;
     ActiveEverywhere active;
     Pool pool;
     GroupNorm norm;

@@ -102,8 +102,8 @@ class Masking {
     }
   }
 
-  // Whether a window with a bit reaches what lies a few rows and columns around one position of its own: its bits are
-  // spread over a map like x, and the map is or-ed with itself, shifted.
+  // Whether the windows' bits can be spread over a map of x's size, window (i, j) at position (i, j) times the stride:
+  // what they reach is that map or-ed with itself, shifted.
   bool is_shift() const {
     const auto axis = [](int64_t size, int64_t out, int64_t stride, int64_t pad, int64_t opposite) {
       return pad >= 0 && opposite >= 0 && pad + opposite < size && (out - 1) * stride < size;
@@ -203,16 +203,13 @@ class Masking {
   }
 
   void count(int64_t image, int64_t panel, const uint16_t* mask) const {
-    int32_t found[kBits];
-    positional_popcount(mask, area(), found);
-    for (int c = 0; c < kNr && panel * kNr + c < job_.counts_k; ++c)
-      job_.counts[image * job_.counts_stride + panel * kNr + c] = static_cast<float>(found[c]);
+    count_channels(mask, area(), job_.counts_k - panel * kNr, job_.counts + image * job_.counts_stride + panel * kNr);
   }
 
   const Mask& job_;
   const Windows& geometry_;
   int64_t panels_;
-  int64_t above_, before_;  // rows and columns that a window reaches on the side on which it is not padded
+  int64_t above_, before_;  // rows and columns by which the spread map is shifted down, and to the right
 };
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Max-pooling and mean-pooling. Only for level.cpp.
 #pragma once
 
+#include "cpu/positional_popcount.h"
 #include "cpu/tuning.h"
 
 namespace {
@@ -114,11 +115,8 @@ class Pooling {
   }
 
   void count(int64_t image, int64_t panel, const uint16_t* won) const {
-    int32_t found[kBits];
-    positional_popcount(won, geometry_.h * geometry_.w, found);
-    for (int c = 0; c < kNr && panel * kNr + c < job_.counts_k; ++c) {
-      job_.counts[image * job_.counts_stride + panel * kNr + c] = static_cast<float>(found[c]);
-    }
+    count_channels(won, geometry_.h * geometry_.w, job_.counts_k - panel * kNr,
+                   job_.counts + image * job_.counts_stride + panel * kNr);
   }
 
   const Pool& job_;

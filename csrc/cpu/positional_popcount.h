@@ -29,12 +29,12 @@ inline WordVec add_bits(WordVec& sum, WordVec a, WordVec b) {
 // The same for many words: a tree of full adders leaves one vector in eight to be looked at bit by bit (Harley and
 // Seal's method; W. Mula, N. Kurz and D. Lemire, Faster Population Counts Using AVX2 Instructions, 2018).
 inline void positional_popcount(const uint16_t* words, int64_t size, int32_t (&counts)[kBits]) {
-  constexpr int64_t kGroup = 8 * kWords, kMost = 60000 * kGroup, kFew = 512;  // a lane counts to 65535
+  constexpr int64_t kTree = 8 * kWords, kMost = 60000 * kTree, kFew = 512;  // a lane counts to 65535
   for (int b = 0; b < kBits; ++b) counts[b] = 0;
   while (size >= kFew) {
-    const int64_t groups = (size < kMost ? size : kMost) / kGroup;
+    const int64_t groups = (size < kMost ? size : kMost) / kTree;
     WordVec ones = {}, twos = {}, fours = {}, eights[kBits] = {};
-    for (int64_t g = 0; g < groups; ++g, words += kGroup) {
+    for (int64_t g = 0; g < groups; ++g, words += kTree) {
       WordVec v[8];
       for (int i = 0; i < 8; ++i) v[i] = load_unaligned<WordVec>(words + i * kWords);
       WordVec carry[4];
@@ -55,9 +55,16 @@ inline void positional_popcount(const uint16_t* words, int64_t size, int32_t (&c
       __builtin_memcpy(rest, &sums[s], sizeof(rest));
       count_bits(rest, kWords, 1 << s, counts);
     }
-    size -= groups * kGroup;
+    size -= groups * kTree;
   }
   count_bits(words, size, 1, counts);
+}
+
+// counts[c] = how many of the words of a panel have the bit of channel c, for as many channels as there are.
+inline void count_channels(const uint16_t* words, int64_t size, int64_t channels, float* counts) {
+  int32_t found[kBits];
+  positional_popcount(words, size, found);
+  for (int c = 0; c < kBits && c < channels; ++c) counts[c] = static_cast<float>(found[c]);
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ inline Vec fused(Vec a, Vec b, Vec c) {
 
 inline Vec spread(float x) { return x - Vec{}; }
 
-// The larger and the smaller of each two; b where either is NaN.
+// The larger and the smaller of each two; b where either is NaN, or both are zero.
 inline Vec larger(Vec a, Vec b) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_max_ps((__m512)a, (__m512)b);

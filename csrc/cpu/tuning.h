@@ -50,7 +50,7 @@ constexpr int kLeastMr = kMr<kPanels * kPanelVecs>;
 // where weights come from memory.
 constexpr int kPanelLocality = 2;
 
-// A product of so few inputs that its outputs are fetched before it is made: no longer than the fetch takes.
+// Inputs of a product's last part up to which its outputs are fetched before it is made: that takes about as long.
 constexpr int64_t kShallow = 64;
 
 // Matrices of equal places in all sets of a cache would evict each other: so many floats lie between them.

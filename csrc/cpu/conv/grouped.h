@@ -75,10 +75,13 @@ class GroupedConvolution {
   // Taps that lie side by side, W of them in strides of S, share their inputs; W of 0 stands for any taps, one by one.
   template <int P, Lanes kind, int W, int S>
   void block(int64_t image, int64_t i, int64_t j, int64_t k, const Output* out) const {
-    if constexpr (kind == kOwn && W > 0) return depthwise<P, W, S>(image, i, j, k, out);
-    Vec z[P][1] = {};
-    rows<P, kind, W, S>(image, i, j, k, z);
-    finish(job, z, out, k);
+    if constexpr (kind == kOwn && W > 0) {
+      depthwise<P, W, S>(image, i, j, k, out);
+    } else {
+      Vec z[P][1] = {};
+      rows<P, kind, W, S>(image, i, j, k, z);
+      finish(job, z, out, k);
+    }
   }
 
   // Each lane by itself. Flattened, so that all stays in registers: through memory it takes twice as long.

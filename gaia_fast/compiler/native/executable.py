@@ -1,4 +1,7 @@
-"""Kernels in one call: the steps of an executable, and the memory that it works on, planned for inputs of one shape."""
+"""Kernels in one call: the steps of an executable, and the memory that it works on, planned for inputs of one shape.
+
+Images whose channels are planes are copied into the order of maps by a step of their own.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +12,14 @@ from torch import Tensor, nn
 
 from gaia_fast.backends import kernels
 from gaia_fast.compiler.native.kernels import Concatenation, Kernel, Place, Shape
-from gaia_fast.compiler.native.memory_plan import Scheduled, Slice, place_in_arena, slices
+from gaia_fast.compiler.native.memory_plan import Scheduled, Slice, in_lines, place_in_arena, slices
 from gaia_fast.errors import BackendError
 from gaia_fast.ops.convolution import channels_last
 from gaia_fast.ops.convolution.cpu import in_panels
 from gaia_fast.ops.convolution.packing import NR, padded
 from gaia_fast.ops.convolution.steps import Pointer, Step, refusals
 
-_PLANS = 16  # numbers of images that are remembered
+_PLANS = 16  # numbers of images, and layouts, that are remembered
 _KEPT = 1 << 28  # floats of an arena that stays for the next call
 
 
@@ -55,7 +58,7 @@ class Packed:
 
 @dataclass
 class _Plan:
-    """An executable for inputs of one shape: its steps, and the shapes of what it writes."""
+    """An executable for inputs of one shape and layout: its steps, and the shapes of what it writes."""
 
     run: Any
     arena: int
@@ -129,13 +132,13 @@ class Executable(nn.Module):
         shapes: dict[int, Shape] = {}
         places: dict[int, Pointer] = {}
         rows: dict[int, int] = {}
-        planes: dict[int, Pointer] = {}  # where an input lies that is copied into the order of maps
-        for i, (value, (size, copied), mask) in enumerate(zip(self.inputs, kinds, self._masks, strict=True)):
+        copied: dict[int, Pointer] = {}  # where an input lies whose channels are planes
+        for i, (value, (size, planes), mask) in enumerate(zip(self.inputs, kinds, self._masks, strict=True)):
             shapes[value] = Shape(size) if mask is None else Shape(torch.Size((size[0], mask, *size[2:])), mask=True)
             pitch = 0 if len(size) != 4 else padded(size[1]) if self._in_panels[i] else size[1]
             places[value] = Pointer(1 + i, 0, pitch)
-            if copied:
-                planes[value] = places[value]
+            if planes:
+                copied[value] = places[value]
         for each in self.instructions:
             read = [None if value is None else shapes[value] for value in each.inputs]
             for result, shape in zip(each.outputs, each.kernel.shapes(read), strict=True):
@@ -171,13 +174,13 @@ class Executable(nn.Module):
             outputs.append(Shape(torch.Size((images, total))))
         parts = slices(self.instructions, shapes, places)
         arena = place_in_arena(self.instructions, shapes, places, parts)
-        for value, given in planes.items():
+        for value, given in copied.items():
             size = shapes[value].size
             places[value] = given._replace(buffer=0, offset=arena)
-            arena += size[0] * size[2] * size[3] * given.pitch
+            arena += in_lines(size[0] * size[2] * size[3] * given.pitch)
         # A concatenation of what lies in it already is no step, and a wave has to have one.
         waves = sorted({each.wave for each in self.instructions if not each.is_in_place(parts)})
-        numbers = {wave: number for number, wave in enumerate(waves, start=min(len(planes), 1))}
+        numbers = {wave: number for number, wave in enumerate(waves, start=min(len(copied), 1))}
 
         def at(value: int | None) -> Place | None:
             if value is None:
@@ -188,7 +191,7 @@ class Executable(nn.Module):
 
         steps: list[Step] = []
         with refusals():
-            for value, given in planes.items():
+            for value, given in copied.items():
                 steps.append(kernels.ChannelsLastStep(wave=0, x=given, shape=shapes[value].size, y=places[value]))
             for each in self.instructions:
                 wave = numbers.get(each.wave, 0)

@@ -284,50 +284,13 @@ def _active(y: Tensor, upper: float) -> Tensor:
     return y > 0 if upper == inf else (y > 0) & (y < upper)
 
 
-class BoundCheck(Kernel):
-    """Whether all of an image is above a bound: (y,) to answers (N,)."""
-
-    def __init__(self, bound: float) -> None:
-        super().__init__()
-        self.bound = bound
-
-    def forward(self, y: Tensor) -> tuple[Tensor]:
-        return ((y > self.bound).flatten(1).all(1).to(torch.float32),)
-
-    def shapes(self, inputs: Sequence[Shape | None]) -> list[Shape]:
-        assert inputs[0] is not None
-        return [_answers(inputs[0])]
-
-    def steps(self, wave: int, inputs: Sequence[Place | None], outputs: Sequence[Place | None]) -> list[Step]:
-        (y,), (answers,) = inputs, outputs
-        assert y is not None
-        assert answers is not None
-        return [
-            kernels.CheckStep(
-                wave=wave,
-                y=y.pointer,
-                shape=y.shape.size,
-                begin=0,
-                step=1,
-                first=0,
-                last=y.shape.size[1],
-                out=answers.pointer,
-                out_stride=answers.stride,
-                bound=self.bound,
-                every=True,
-            )
-        ]
-
-    def reads_panels(self, index: int) -> bool:
-        return False
-
-
 class Check(Kernel):
     """`active_everywhere`: (y,) to answers (N,)."""
 
     def __init__(self, begin: int, step: int, first: int = 0, last: int | None = None) -> None:
         super().__init__()
         self.begin, self.step, self.first, self.last = begin, step, first, last
+        self.bound, self.every = 0.0, False
 
     def forward(self, y: Tensor) -> tuple[Tensor]:
         return (active_everywhere(y, self.begin, self.step, self.first, self.last),)
@@ -352,11 +315,24 @@ class Check(Kernel):
                 last=last,
                 out=answers.pointer,
                 out_stride=answers.stride,
+                bound=self.bound,
+                every=self.every,
             )
         ]
 
     def reads_panels(self, index: int) -> bool:
         return False
+
+
+class BoundCheck(Check):
+    """Whether all of an image is above a bound: (y,) to answers (N,)."""
+
+    def __init__(self, bound: float) -> None:
+        super().__init__(0, 1)
+        self.bound, self.every = bound, True
+
+    def forward(self, y: Tensor) -> tuple[Tensor]:
+        return ((y > self.bound).flatten(1).all(1).to(torch.float32),)
 
 
 @dataclass(frozen=True)
@@ -675,6 +651,7 @@ class Concatenation(Kernel):
 __all__ = [
     "IDENTITY",
     "Activation",
+    "BoundCheck",
     "Check",
     "Concatenation",
     "Convolution",

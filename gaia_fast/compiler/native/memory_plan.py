@@ -68,6 +68,11 @@ def slices(
     return found
 
 
+def in_lines(floats: int) -> int:
+    """Returns how much of the arena a value takes: whole lines of the cache, and a gap."""
+    return -(-floats // _LINE) * _LINE + _ALIAS_GAP
+
+
 def _is_whole(value: int, instructions: Sequence[Scheduled]) -> bool:
     """Whether a value is a concatenation itself, whose parts may lie in it."""
     return any(isinstance(each.kernel, Concatenation) and value in each.written for each in instructions)
@@ -98,7 +103,7 @@ def place_in_arena(
             last[root] = max(last.get(root, 0), each.wave)
     taken: list[tuple[int, int, int, int]] = []  # begin, end, first wave, last wave
     for value in sorted((each for each in first if each not in places), key=lambda each: first[each]):
-        floats = -(-shapes[value].floats // _LINE) * _LINE + _ALIAS_GAP
+        floats = in_lines(shapes[value].floats)
         begin = 0
         for other_begin, other_end, from_, to in sorted(taken):
             if first[value] <= to and from_ <= last[value] and other_begin < begin + floats and begin < other_end:

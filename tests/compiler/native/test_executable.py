@@ -52,15 +52,26 @@ def test_images_are_read_as_they_lie(channels: int, size: tuple[int, int]) -> No
     does not."""
     weights = Weights(torch.randn(8, channels, 1, 1))
     read = Convolution([Part(weights, (1, 1), (0, 0), (1, 1))], None, None, None, IDENTITY, None)
-    whole = Executable([Instruction(Pool("mean", None), (0, None), (1, None))], [(0, None)], (1,))
-    single = Executable([Instruction(read, (0, None, None, None), (1, None, None))], [(0, None)], (1,))
-    several = torch.randn(3, channels + 1, *size)
+    averaged = Instruction(Pool("mean", None), (0, None), (1, None))
+    single = Executable([Instruction(read, (0, None, None, None), (2, None, None))], [(0, None)], (2,))
+    both = Executable(
+        [averaged, *single.instructions, Instruction(read, (3, None, None, None), (4, None, None))],
+        [(0, None), (3, None)],
+        (1, 2, 4),
+    )
+    several, before = torch.randn(3, channels + 1, *size), torch.get_num_threads()
     plain = several[:, 1:].contiguous()
-    lying = (plain, plain.contiguous(memory_format=torch.channels_last), several[:, 1:], plain.flip(3).flip(3))
-    for executable, truth in (
-        (whole, plain.double().mean((2, 3), keepdim=True)),
-        (single, torch.einsum("nchw,kc->nkhw", plain.double(), weights.weight[:, :, 0, 0].double())),
-    ):
-        found = [executable(None, x)[0] for x in lying]
-        assert float((found[0] - truth).abs().max()) <= 1e-5
-        assert all(torch.equal(found[0], each) for each in found)
+    truth = torch.einsum("nchw,kc->nkhw", plain.double(), weights.weight[:, :, 0, 0].double())
+    mean = plain.double().mean((2, 3), keepdim=True)
+    kept: list[torch.Tensor] = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for x in (plain, plain.contiguous(memory_format=torch.channels_last), several[:, 1:]):
+                found = [*single(None, x), *both(None, x, plain)]
+                kept = kept or found
+                assert all(torch.equal(one, other) for one, other in zip(kept, found, strict=True))
+    finally:
+        torch.set_num_threads(before)
+    for each, right in zip(kept, (truth, mean, truth, truth), strict=True):
+        assert float((each - right).abs().max()) <= 1e-5

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.compiler.native.cost import operations
-from gaia_fast.compiler.native.kernels import Check, Convolution, Pointwise
+from gaia_fast.compiler.native.kernels import BoundCheck, Check, Convolution, Pointwise
 from gaia_fast.ops.convolution.packing import Algorithm
 
 import zoo
@@ -73,6 +73,28 @@ def test_nothing_is_left_between_convolutions(detector: type[GaiaA] | type[GaiaZ
         assert aten.convolution.default not in left
         assert sum(each.size is not None for each in convolutions(made)) == 2  # the adjoints of the strided ones
         assert [each.statistic for each in convolutions(made)].count("sum") >= 2
+
+
+class Gated(nn.Module):
+    """A block with squeeze-and-excitation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Sequential(*zoo.conv_norm(3, 16)), nn.Sequential(*zoo.conv_norm(16, 32))
+        self.squeeze, self.excite = nn.Conv2d(32, 8, 1), nn.Conv2d(8, 32, 1)
+        self.last, self.fc = nn.Sequential(*zoo.conv_norm(32, 16)), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(self.stem(x).relu()).relu()
+        y = y * self.excite(self.squeeze(y.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.fc(self.last(y).relu().mean((2, 3)))
+
+
+def test_gates_are_looked_at_by_a_kernel() -> None:
+    torch.manual_seed(0)
+    made = fused(program(GaiaZ, Gated().eval(), zoo.images(4)))
+    assert sum(isinstance(each, BoundCheck) for each in made.modules()) == 1
+    assert not {aten.amin.default, aten.gt.Scalar, aten._to_copy.default} & set(targets(made))
 
 
 def test_norms_before_convolutions_become_one_kernel() -> None:

@@ -376,10 +376,31 @@ def test_masks_of_what_windows_look_at(level: Target, name: str, channels: int, 
     assert 0 < float(counts.sum()) <= mask.numel()
 
 
-def reached(outer: Tensor, windows: Windows, group: int) -> Tensor:
+# Windows that do not lie at the map's positions times their stride, and windows as wide as the map.
+FAR = {
+    "far apart": ((9, 4), Windows((5, 5), (3, 3), (2, 2), (1, 1), (3, 2))),
+    "dilated as far as the map": ((4, 4), Windows((3, 3), (1, 1), (2, 2), (2, 2), (4, 4))),
+    "the last beyond the edge": ((4, 4), Windows((3, 3), (2, 2), (1, 1), (1, 1), (3, 3))),
+    "padded on one side": ((8, 8), Windows((3, 3), (1, 1), (0, 0), (1, 1), (8, 8))),
+}
+
+
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize(("channels", "group"), [(24, 1), (64, 4), (64, 32)])
+@pytest.mark.parametrize("name", FAR)
+def test_masks_of_windows_that_lie_otherwise(level: Target, name: str, channels: int, group: int, images: int) -> None:
+    size, over = FAR[name]
+    outer = mask_of(images, channels, over.out[0], over.out[1], 0.2 / group**0.5)
+    outer[:, :, -1, -1] = True
+    mask, counts = alone(Mask(over, group, size), [None, outer], [0, 1])
+    assert torch.equal(mask, reached(outer, over, group, size))
+    assert torch.equal(counts, mask.float().sum((2, 3)))
+
+
+def reached(outer: Tensor, windows: Windows, group: int, size: Pair = (HEIGHT, WIDTH)) -> Tensor:
     """The positions that a window looks at in which some channel of the group is, by the definition."""
     images, channels = outer.shape[:2]
-    mask = torch.zeros(images, channels, HEIGHT, WIDTH, dtype=torch.bool)
+    mask = torch.zeros(images, channels, *size, dtype=torch.bool)
     any_of = outer.unflatten(1, (-1, group)).any(2).repeat_interleave(group, 1)
     for i in range(windows.out[0]):
         for j in range(windows.out[1]):
@@ -387,7 +408,7 @@ def reached(outer: Tensor, windows: Windows, group: int) -> Tensor:
                 for b in range(windows.kernel[1]):
                     row = i * windows.stride[0] - windows.padding[0] + a * windows.dilation[0]
                     column = j * windows.stride[1] - windows.padding[1] + b * windows.dilation[1]
-                    if 0 <= row < HEIGHT and 0 <= column < WIDTH:
+                    if 0 <= row < size[0] and 0 <= column < size[1]:
                         mask[:, :, row, column] |= any_of[:, :, i, j]
     return mask
 

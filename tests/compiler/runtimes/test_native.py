@@ -48,3 +48,38 @@ def test_a_prepared_detector_measures_for_its_number_of_images(monkeypatch: pyte
     with pytest.raises(ArgumentError, match="tune='fast' does not exist"):
         tuned.prepare(x, tune="fast")
     measured.ANSWERS.forget()
+
+
+class Around(nn.Module):
+    """A convolution, and what is PyTorch's of the images, or not."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.reads = reads
+        self.stem, self.fc = nn.Sequential(*zoo.conv_norm(3, 16)), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.fc(self.stem(x).relu().mean((2, 3)))
+        return logits + x.cos().amax((1, 2, 3))[:, None] if self.reads else logits
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_images_are_copied_by_the_executable_unless_pytorch_reads_them(
+    reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = Around(reads).eval(), zoo.images(2)
+    det = GaiaZ(model, engine="compiled", runtime="native").prepare(x)
+    given: list[torch.Tensor] = []
+    forward = Executable.forward
+
+    def spy(self: Executable, guard: object, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given.extend(inputs)
+        return forward(self, guard, *inputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Executable, "forward", spy)
+    found = det.score(x)
+    torch.testing.assert_close(found.score, GaiaZ(model, engine="reference")(x), rtol=2e-5, atol=0)
+    images = [each for each in given if each.shape == x.shape]
+    assert images
+    assert all((each.data_ptr() == x.data_ptr()) is not reads for each in images)
