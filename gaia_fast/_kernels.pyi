@@ -272,6 +272,19 @@ class Executable:
     def run(self, buffers: Sequence[int], threads: int, callback: Callable[[], None] | None = ...) -> bool:
         """Runs the steps; False where memory is short. `callback` is called once, while other threads wake up."""
 
+    def run_images(
+        self,
+        buffers: Sequence[int],
+        strides: Sequence[int],
+        images: int,
+        threads: int,
+        callback: Callable[[], None] | None = ...,
+    ) -> bool:
+        """Runs steps for one image on each of several, each thread on images of its own.
+
+        `strides` are the bytes from image to image in each buffer, but for the first: from thread to thread.
+        """
+
 class Watch:
     """What `gaia_fast` knows of a model's objects and tensors, compared without Python's own time."""
 

@@ -1,5 +1,9 @@
 // Steps as typed records, and executables made of them: each record is checked where it is made, and the order of the
 // waves where they are put together, so that what `execute` is given can be run.
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
 #include <exception>
 #include <limits>
 #include <optional>
@@ -469,11 +473,20 @@ class Executable {
   }
 
   bool run(const std::vector<uintptr_t>& buffers, int threads, const std::optional<py::function>& callback) const {
-    require(threads > 0, "an executable on " + std::to_string(threads) + " threads");
-    Called called{callback, nullptr};
-    const bool done = run_unlocked(buffers, threads, {callback ? Called::call : nullptr, &called});
-    if (called.error) std::rethrow_exception(called.error);
-    return done;
+    return with_callback(callback, threads,
+                         [&](const cpu::HostCallback& called) { return run_unlocked(buffers, threads, called); });
+  }
+
+  // Steps made for one image, for each of several: `strides` are the bytes from image to image in each buffer, but for
+  // the first, the arena: from thread to thread.
+  bool run_images(const std::vector<uintptr_t>& buffers, const std::vector<int64_t>& strides, int64_t images,
+                  int threads, const std::optional<py::function>& callback) const {
+    require(!buffers.empty() && buffers.size() == strides.size(),
+            std::to_string(strides.size()) + " strides for " + std::to_string(buffers.size()) + " buffers");
+    require(images > 0, "an executable for " + std::to_string(images) + " images");
+    return with_callback(callback, threads, [&](const cpu::HostCallback& called) {
+      return run_images_unlocked(buffers, strides, images, threads, called);
+    });
   }
 
  private:
@@ -493,13 +506,53 @@ class Executable {
     }
   };
 
+  template <class Run>
+  static bool with_callback(const std::optional<py::function>& callback, int threads, Run run) {
+    require(threads > 0, "an executable on " + std::to_string(threads) + " threads");
+    Called called{callback, nullptr};
+    const bool done = run({callback ? Called::call : nullptr, &called});
+    if (called.error) std::rethrow_exception(called.error);
+    return done;
+  }
+
+  void resolve(const std::vector<uintptr_t>& buffers, std::vector<cpu::Step>& steps) const {
+    const Resolver resolver(buffers);
+    steps.clear();
+    for (const AnyStep& step : steps_) steps.push_back(std::visit(resolver, step));
+  }
+
   bool run_unlocked(const std::vector<uintptr_t>& buffers, int threads, const cpu::HostCallback& callback) const {
     py::gil_scoped_release unlocked;
-    const Resolver resolve(buffers);
     std::vector<cpu::Step> steps;
-    steps.reserve(steps_.size());
-    for (const AnyStep& step : steps_) steps.push_back(std::visit(resolve, step));
+    resolve(buffers, steps);
     return active_level().execute(steps.data(), static_cast<int64_t>(steps.size()), threads, callback);
+  }
+
+  bool run_images_unlocked(const std::vector<uintptr_t>& buffers, const std::vector<int64_t>& strides, int64_t images,
+                           int threads, const cpu::HostCallback& callback) const {
+    py::gil_scoped_release unlocked;
+    const int team = static_cast<int>(std::min<int64_t>(threads, images));
+    // An exception may not leave the parallel region: what throws, a buffer that is not there or memory, does so here.
+    std::vector<std::vector<uintptr_t>> own(static_cast<size_t>(team), buffers);
+    std::vector<std::vector<cpu::Step>> steps(static_cast<size_t>(team));
+    for (std::vector<cpu::Step>& each : steps) resolve(buffers, each);
+    const auto execute = active_level().execute;
+    std::atomic<int64_t> next{0};
+    std::atomic<bool> done{true};
+#pragma omp parallel num_threads(team) if (team > 1)
+    {
+      const auto thread = static_cast<size_t>(omp_get_thread_num());
+      if (thread == 0 && callback.run != nullptr) callback.run(callback.context);
+      own[thread][0] += thread * static_cast<uintptr_t>(strides[0]);
+      for (int64_t image = next++; image < images; image = next++) {
+        for (size_t i = 1; i < buffers.size(); ++i)
+          own[thread][i] = buffers[i] + static_cast<uintptr_t>(image * strides[i]);
+        resolve(own[thread], steps[thread]);
+        if (!execute(steps[thread].data(), static_cast<int64_t>(steps[thread].size()), 1, {nullptr, nullptr}))
+          done = false;
+      }
+    }
+    return done;
   }
 
   std::vector<AnyStep> steps_;
@@ -580,7 +633,9 @@ void define_executor(py::module_& m) {
            py::arg("out_stride"));
   py::class_<Executable>(m, "Executable")
       .def(py::init<const py::list&>(), py::arg("steps"))
-      .def("run", &Executable::run, py::arg("buffers"), py::arg("threads"), py::arg("callback") = py::none());
+      .def("run", &Executable::run, py::arg("buffers"), py::arg("threads"), py::arg("callback") = py::none())
+      .def("run_images", &Executable::run_images, py::arg("buffers"), py::arg("strides"), py::arg("images"),
+           py::arg("threads"), py::arg("callback") = py::none());
 }
 
 }  // namespace gaia

@@ -60,7 +60,7 @@ class Packed:
 class _Plan:
     """An executable for inputs of one shape and layout: its steps, and the shapes of what it writes."""
 
-    run: Any
+    steps: kernels.Executable
     arena: int
     outputs: list[Shape]
     constants: list[tuple[int, Tensor]]  # output, what stands in it before the steps run
@@ -95,30 +95,53 @@ class Executable(nn.Module):
         self._in_panels = [number in in_whole for number in self.inputs]
         self._plans: dict[tuple[tuple[torch.Size, bool], ...], _Plan] = {}
         self._spare: list[Tensor] = []  # an arena that no call works on
+        self.one_by_one: set[int] = set()  # numbers of images that are run image by image, each on a thread of its own
 
     def forward(self, guard: Callable[[], None] | None, *inputs: Tensor) -> tuple[Tensor, ...]:
         kinds = tuple((each.shape, _are_planes(each)) for each in inputs)
-        plan = self._plans.get(kinds)
-        if plan is None:
-            if len(self._plans) >= _PLANS:
-                self._plans.clear()
-            plan = self._plans[kinds] = self._plan(kinds)
+        plan = self._plan_for(kinds)
         given = [
             each if mask is not None or planes else in_panels(each) if whole else channels_last(each)
             for each, mask, whole, (_, planes) in zip(inputs, self._masks, self._in_panels, kinds, strict=True)
         ]
-        arena, outputs = self._take(plan.arena), tuple(_empty(shape) for shape in plan.outputs)
+        images, threads = inputs[0].shape[0], torch.get_num_threads()
+        single = self._plan_of_one(plan, kinds) if images in self.one_by_one else None
+        arena = self._take(plan.arena if single is None else single.arena * min(threads, images))
+        outputs = tuple(_empty(shape) for shape in plan.outputs)
         for output, row in plan.constants:
             outputs[output].copy_(row)
-        pointers = [each.data_ptr() for each in (arena, *given, *outputs)]
-        if not plan.run(pointers, torch.get_num_threads(), guard):
-            raise BackendError(f"no memory for maps of {inputs[0].shape[0]} images; score fewer")
+        buffers = (arena, *given, *outputs)
+        pointers = [each.data_ptr() for each in buffers]
+        if single is None:
+            done = plan.steps.run(pointers, threads, guard)
+        else:
+            strides = [4 * single.arena, *(4 * each.stride(0) for each in buffers[1:])]
+            done = single.steps.run_images(pointers, strides, images, threads, guard)
+        if not done:
+            raise BackendError(f"no memory for maps of {images} images; score fewer")
         for output, source, target, width in plan.copies:
             outputs[output].narrow(1, target, width).copy_(outputs[output].narrow(1, source, width))
         if not self._spare and arena.numel() <= _KEPT:
             self._spare.append(arena)
         # Operators of PyTorch's want maps without gaps.
         return tuple(channels_last(each) if each.ndim == 4 and each.is_floating_point() else each for each in outputs)
+
+    def _plan_for(self, kinds: tuple[tuple[torch.Size, bool], ...]) -> _Plan:
+        plan = self._plans.get(kinds)
+        if plan is None:
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            plan = self._plans[kinds] = self._plan(kinds)
+        return plan
+
+    def _plan_of_one(self, plan: _Plan, kinds: tuple[tuple[torch.Size, bool], ...]) -> _Plan | None:
+        """The plan for one of the images that inputs are of; None where they are not images side by side."""
+        images = kinds[0][0][0]
+        sizes = [*(size for size, _ in kinds), *(each.size for each in plan.outputs)]
+        masks = any(each is not None for each in self._masks) or any(each.mask for each in plan.outputs)
+        if masks or any(size[0] != images for size in sizes):
+            return None
+        return self._plan_for(tuple((torch.Size((1, *size[1:])), planes) for size, planes in kinds))
 
     def _take(self, floats: int) -> Tensor:
         """An arena of so many floats or more, of an earlier call where there is one: fresh pages cost a third of it."""
@@ -197,7 +220,7 @@ class Executable(nn.Module):
                 wave = numbers.get(each.wave, 0)
                 steps += each.kernel.steps(wave, [at(i) for i in each.inputs], [at(i) for i in each.outputs])
             executable = kernels.Executable(steps)
-        return _Plan(executable.run, arena, outputs, constants, copies)
+        return _Plan(executable, arena, outputs, constants, copies)
 
 
 def _are_planes(x: Tensor) -> bool:

@@ -116,11 +116,10 @@ class Convolution(Kernel):
         parts: what makes the outputs.
         bias, scale, activation, statistic, algorithm: as in `gaia_fast.ops.convolution`.
         size: of the outputs, where the size of the input does not tell: of an adjoint, or where padding is uneven.
-        measured_for: the number of images for which the algorithm is measured, and the bytes of the network's weights;
-            zeros where it is not.
+        measured_for: the numbers of images for which the algorithm is measured, and the bytes of the network's weights.
     """
 
-    measured_for = 0, 0
+    measured_for: tuple[frozenset[int], int] = frozenset(), 0
 
     results = 3
 
@@ -184,7 +183,7 @@ class Convolution(Kernel):
         )
         size = x.shape.size
         images, network_bytes = self.measured_for
-        measured = network_bytes if size[0] == images else 0
+        measured = network_bytes if size[0] in images else 0
         out = self.out(size)
         return [*convolution_steps(wave, self.parts, self.algorithm, x.pointer, size, out, behind, measured)]
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from gaia_fast.compiler.native.executable import Executable, Instruction, in_waves
-from gaia_fast.compiler.native.kernels import IDENTITY, Check, Convolution, Pool, Shape
+from gaia_fast.compiler.native.executable import Executable, Instruction, Packed, in_waves
+from gaia_fast.compiler.native.kernels import IDENTITY, Check, Convolution, Mask, Pool, Shape
 from gaia_fast.compiler.native.memory_plan import place_in_arena
 from gaia_fast.ops.convolution import Part, Weights
-from gaia_fast.ops.convolution.steps import Pointer
+from gaia_fast.ops.convolution.steps import RELU, Pointer
 
 
 def convolution() -> Convolution:
@@ -75,3 +75,49 @@ def test_images_are_read_as_they_lie(channels: int, size: tuple[int, int]) -> No
         torch.set_num_threads(before)
     for each, right in zip(kept, (truth, mean, truth, truth), strict=True):
         assert float((each - right).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("images", [2, 3, 8])
+def test_images_one_by_one_give_what_they_do_together(images: int, threads: int) -> None:
+    torch.manual_seed(0)
+    stem = Convolution([Part(Weights(torch.randn(32, 3, 3, 3)), (2, 2), (1, 1), (1, 1))], None, None, None, RELU, "sum")
+    deep = Convolution([Part(Weights(torch.randn(64, 32, 1, 1)), (1, 1), (0, 0), (1, 1))], None, None, None, RELU, "sum")
+    executable = Executable(
+        [
+            Instruction(stem, (0, None, None, None), (1, 2, None)),
+            Instruction(deep, (1, None, None, None), (3, 4, None)),
+            Instruction(Check(0, 1), (3,), (5,)),
+        ],
+        [(0, None)],
+        (3, Packed((2, 4, torch.ones(7), 2)), Packed((5,))),
+    )
+    x, before = torch.randn(images, 3, 30, 31), torch.get_num_threads()
+    told: list[int] = []
+    try:
+        torch.set_num_threads(threads)
+        together = executable(None, x)
+        executable.one_by_one = {images}
+        for given in (x, x.contiguous(memory_format=torch.channels_last)):
+            found = executable(lambda: told.append(1), given)
+            assert all(torch.equal(a, b) for a, b in zip(together, found, strict=True))
+            executable(None, x[:1])
+    finally:
+        torch.set_num_threads(before)
+    assert len(told) == 2
+    with pytest.raises(KeyError):
+        executable(_refuse, x)
+
+
+def _refuse() -> None:
+    raise KeyError
+
+
+def test_masks_that_leave_keep_images_together() -> None:
+    """A panel's words lie side by side for all images."""
+    mask = Mask(None)
+    executable = Executable([Instruction(mask, (0, 1), (2, 3))], [(0, 16), (1, 16)], (2, 3))
+    words = torch.randint(0, 1 << 15, (2, 1, 4, 4), dtype=torch.int16)
+    together = executable(None, words, words)
+    executable.one_by_one = {2}
+    assert all(torch.equal(a, b) for a, b in zip(together, executable(None, words, words), strict=True))
