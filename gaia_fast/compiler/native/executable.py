@@ -5,7 +5,7 @@ Images whose channels are planes are copied into the order of maps by a step of 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,10 @@ class _Plan:
     copies: list[tuple[int, int, int, int]]  # output, column, its copy's column, width
 
 
+# The shapes of inputs, and whether their channels are planes.
+_Kinds: TypeAlias = tuple[tuple[torch.Size, bool], ...]
+
+
 class Executable(nn.Module):
     """Kernels in one call: maps (N, C, H, W) to a tuple of maps, sums (N, K) and answers (N,).
 
@@ -93,7 +97,7 @@ class Executable(nn.Module):
             if value is not None and each.kernel.reads_panels(index)
         }
         self._in_panels = [number in in_whole for number in self.inputs]
-        self._plans: dict[tuple[tuple[torch.Size, bool], ...], _Plan] = {}
+        self._plans: dict[tuple[_Kinds, int], _Plan] = {}
         self._spare: list[Tensor] = []  # an arena that no call works on
         self.one_by_one: set[int] = set()  # numbers of images that are run image by image, each on a thread of its own
 
@@ -126,22 +130,23 @@ class Executable(nn.Module):
         # Operators of PyTorch's want maps without gaps.
         return tuple(channels_last(each) if each.ndim == 4 and each.is_floating_point() else each for each in outputs)
 
-    def _plan_for(self, kinds: tuple[tuple[torch.Size, bool], ...]) -> _Plan:
-        plan = self._plans.get(kinds)
+    def _plan_for(self, kinds: _Kinds, batch: int | None = None) -> _Plan:
+        key = kinds, batch or kinds[0][0][0]
+        plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= _PLANS:
                 self._plans.clear()
-            plan = self._plans[kinds] = self._plan(kinds)
+            plan = self._plans[key] = self._plan(*key)
         return plan
 
-    def _plan_of_one(self, plan: _Plan, kinds: tuple[tuple[torch.Size, bool], ...]) -> _Plan | None:
+    def _plan_of_one(self, plan: _Plan, kinds: _Kinds) -> _Plan | None:
         """The plan for one of the images that inputs are of; None where they are not images side by side."""
         images = kinds[0][0][0]
         sizes = [*(size for size, _ in kinds), *(each.size for each in plan.outputs)]
         masks = any(each is not None for each in self._masks) or any(each.mask for each in plan.outputs)
         if masks or any(size[0] != images for size in sizes):
             return None
-        return self._plan_for(tuple((torch.Size((1, *size[1:])), planes) for size, planes in kinds))
+        return self._plan_for(tuple((torch.Size((1, *size[1:])), planes) for size, planes in kinds), images)
 
     def _take(self, floats: int) -> Tensor:
         """An arena of so many floats or more, of an earlier call where there is one: fresh pages cost a third of it."""
@@ -151,7 +156,7 @@ class Executable(nn.Module):
             return _vector(floats)
         return spare if spare.numel() >= floats else _vector(floats)
 
-    def _plan(self, kinds: tuple[tuple[torch.Size, bool], ...]) -> _Plan:
+    def _plan(self, kinds: _Kinds, batch: int) -> _Plan:
         shapes: dict[int, Shape] = {}
         places: dict[int, Pointer] = {}
         rows: dict[int, int] = {}
@@ -210,7 +215,7 @@ class Executable(nn.Module):
                 return None
             shape = shapes[value]
             stride = rows.get(value, 1 if len(shape.size) == 1 else shape.size[1])
-            return Place(shape, places[value], stride)
+            return Place(shape, places[value], stride, batch)
 
         steps: list[Step] = []
         with refusals():

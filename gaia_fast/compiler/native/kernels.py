@@ -60,11 +60,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Place:
-    """A value in an executable, and where it lies; `stride` floats between the vectors of two images."""
+    """A value in an executable, and where it lies; `stride` floats between the vectors of two images.
+
+    `batch` images are run, one by one where the shape is of one: algorithms are chosen for them.
+    """
 
     shape: Shape
     pointer: Pointer
-    stride: int = 0
+    stride: int
+    batch: int
 
 
 def _at(place: Place | None) -> Pointer:
@@ -116,10 +120,11 @@ class Convolution(Kernel):
         parts: what makes the outputs.
         bias, scale, activation, statistic, algorithm: as in `gaia_fast.ops.convolution`.
         size: of the outputs, where the size of the input does not tell: of an adjoint, or where padding is uneven.
-        measured_for: the numbers of images for which the algorithm is measured, and the bytes of the network's weights.
+        measured_for: the number of images for which the algorithm is measured, and the bytes of the network's weights;
+            zeros where it is not.
     """
 
-    measured_for: tuple[frozenset[int], int] = frozenset(), 0
+    measured_for = 0, 0
 
     results = 3
 
@@ -183,9 +188,9 @@ class Convolution(Kernel):
         )
         size = x.shape.size
         images, network_bytes = self.measured_for
-        measured = network_bytes if size[0] in images else 0
+        measured = network_bytes if x.batch == images else 0
         out = self.out(size)
-        return [*convolution_steps(wave, self.parts, self.algorithm, x.pointer, size, out, behind, measured)]
+        return [*convolution_steps(wave, self.parts, self.algorithm, x.pointer, size, out, behind, measured, x.batch)]
 
     def reads_panels(self, index: int) -> bool:
         return index > 0 or self.parts[0].weights.groups > 1

@@ -13,7 +13,6 @@ from gaia_fast.compiler.pipeline import NATIVE, run_passes
 from gaia_fast.compiler.runtimes.runner import Guard, check_float32_on_cpu, no_guard
 from gaia_fast.options import Tune
 
-
 _TURNS = 4
 _LONGEST = 1.0  # seconds
 
@@ -24,8 +23,8 @@ class Native:
     Args:
         graph: the program.
         example: images.
-        tune: how algorithms are chosen for as many images as `example` has, and for one; for others, by their
-            operations. Where they are measured, so is the order: all images layer by layer, or one after the other.
+        tune: how algorithms are chosen for as many images as `example` has; for others, by their operations. Where they
+            are measured, so is the order: all images layer by layer, or one after the other.
 
     Raises:
         BackendError: the extension is missing, or other images than float32 on the CPU.
@@ -43,13 +42,13 @@ class Native:
             convolutions = [kernel for kernel in kernels if isinstance(kernel, Convolution)]
             weight_bytes = sum(4 * part.weights.weight.numel() for kernel in convolutions for part in kernel.parts)
             for kernel in convolutions:
-                kernel.measured_for = frozenset((example.shape[0], 1)), weight_bytes
+                kernel.measured_for = example.shape[0], weight_bytes
             if example.shape[0] > 1:
                 self._choose_schedule(executables, example)
 
     def _choose_schedule(self, executables: list[Executable], x: Tensor) -> None:
         """Has executables run images one by one, each on a thread, where that is faster by 5 %: their maps stay in the
-        cache, but each reads the weights anew. Both compute the same."""
+        cache, but each reads the weights anew. Both compute the same, to the last bit."""
         times: dict[bool, list[float]] = {False: [], True: []}
         for turn in range(_TURNS):
             for one_by_one, spent in times.items():

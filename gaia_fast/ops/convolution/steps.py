@@ -132,12 +132,14 @@ def convolution_steps(
     out: Pair,
     epilogue: Epilogue,
     network_bytes: int = 0,
+    batch: int | None = None,
 ) -> list[ConvolutionStep]:
     """The steps that convolve a map of this (N, C, H, W) shape to (N, K, *out).
 
     Args:
         algorithm: None for the cheapest by its operations, or, with `network_bytes`, the fastest.
         network_bytes: of the weights of the network that it is measured for.
+        batch: for how many images it is chosen; None for those of the map.
     """
     made = []
     for part in parts:
@@ -149,11 +151,14 @@ def convolution_steps(
         if part.weights.groups > 1:
             chosen = Algorithm.GROUPED
         elif algorithm is None and len(parts) == 1 and not _sees_nothing(part, shape, positions):
+            images = batch or shape[0]
             kind = tuple(part.weights.shape), part.stride, part.dilation
-            chosen = cheapest_algorithm(*kind, shape[0], positions)
+            chosen = cheapest_algorithm(*kind, images, positions)
             if network_bytes:
                 others = [each for each in algorithms(*kind) if each is not chosen]
-                chosen = measured_algorithm(part, shape, positions, chosen, others, network_bytes)
+                chosen = measured_algorithm(
+                    part, torch.Size((images, *shape[1:])), positions, chosen, others, network_bytes
+                )
         packed = part.weights.packed(chosen)
         made.append(
             kernels.ConvolutionStep(

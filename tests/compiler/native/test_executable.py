@@ -82,7 +82,9 @@ def test_images_are_read_as_they_lie(channels: int, size: tuple[int, int]) -> No
 def test_images_one_by_one_give_what_they_do_together(images: int, threads: int) -> None:
     torch.manual_seed(0)
     stem = Convolution([Part(Weights(torch.randn(32, 3, 3, 3)), (2, 2), (1, 1), (1, 1))], None, None, None, RELU, "sum")
-    deep = Convolution([Part(Weights(torch.randn(64, 32, 1, 1)), (1, 1), (0, 0), (1, 1))], None, None, None, RELU, "sum")
+    deep = Convolution(
+        [Part(Weights(torch.randn(64, 32, 1, 1)), (1, 1), (0, 0), (1, 1))], None, None, None, RELU, "sum"
+    )
     executable = Executable(
         [
             Instruction(stem, (0, None, None, None), (1, 2, None)),
