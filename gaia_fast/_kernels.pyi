@@ -261,8 +261,29 @@ class MaskCheckStep:
         out_stride: int,
     ) -> None: ...
 
+class GateGradientStep:
+    """The gradient of what a gate is the sigmoid of, of (N, C, H, W) and (N, C, 1, 1), C whole panels."""
+
+    def __init__(
+        self, *, wave: int, g: _Pointer, y: _Pointer, shape: Sequence[int], gate: _Pointer, out: _Pointer
+    ) -> None: ...
+
+class MeanGradientStep:
+    """A gradient of (N, C, H, W) and that of its mean over space, (N, C, 1, 1), added; C whole panels."""
+
+    def __init__(self, *, wave: int, x: _Pointer, shape: Sequence[int], mean: _Pointer, y: _Pointer) -> None: ...
+
 _Step = (
-    ChannelsLastStep | ConvolutionStep | PointwiseStep | CheckStep | PoolStep | GroupNormStep | MaskStep | MaskCheckStep
+    ChannelsLastStep
+    | ConvolutionStep
+    | PointwiseStep
+    | CheckStep
+    | PoolStep
+    | GroupNormStep
+    | MaskStep
+    | MaskCheckStep
+    | GateGradientStep
+    | MeanGradientStep
 )
 
 class Executable:

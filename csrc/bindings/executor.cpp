@@ -340,8 +340,39 @@ struct MaskCheckStep {
   }
 };
 
+void check_panels(const Sizes& shape, const std::string& what) {
+  for (const int64_t size : shape) require(size > 0, what + " with a size of " + std::to_string(size));
+  require(shape[1] % cpu::kPackedNr == 0, what + " of " + std::to_string(shape[1]) + " channels");
+}
+
+struct GateGradientStep {
+  int64_t wave;
+  Pointer g, y, gate, out;
+  Sizes shape;
+
+  GateGradientStep(int64_t wave, Pointer g, Pointer y, const Sizes& shape, Pointer gate, Pointer out)
+      : wave(wave), g(g), y(y), gate(gate), out(out), shape(shape) {
+    require(!is_null(g) && !is_null(y) && !is_null(gate) && !is_null(out), "a gate's gradient without a map");
+    check_panels(shape, "a gate's gradient");
+    for (const Pointer& each : {g, y, gate, out}) check_pitch(each, shape[1]);
+  }
+};
+
+struct MeanGradientStep {
+  int64_t wave;
+  Pointer x, mean, y;
+  Sizes shape;
+
+  MeanGradientStep(int64_t wave, Pointer x, const Sizes& shape, Pointer mean, Pointer y)
+      : wave(wave), x(x), mean(mean), y(y), shape(shape) {
+    require(!is_null(x) && !is_null(mean) && !is_null(y), "a mean's gradient without a map");
+    check_panels(shape, "a mean's gradient");
+    for (const Pointer& each : {x, mean, y}) check_pitch(each, shape[1]);
+  }
+};
+
 using AnyStep = std::variant<ChannelsLastStep, ConvolutionStep, PointwiseStep, CheckStep, PoolStep, GroupNormStep,
-                             MaskStep, MaskCheckStep>;
+                             MaskStep, MaskCheckStep, GateGradientStep, MeanGradientStep>;
 
 template <class... Steps>
 AnyStep cast_any(py::handle object, const std::variant<Steps...>*) {
@@ -441,6 +472,21 @@ class Resolver {
     cpu::Step made = {step.wave, cpu::kMaskStep, {}};
     made.mask = {bits(step.inner), bits(step.outer),     step.windows.value, step.group,   step.either,
                  bits(step.out),   (*this)(step.counts), step.counts_stride, step.channels};
+    return made;
+  }
+
+  cpu::Step operator()(const GateGradientStep& step) const {
+    cpu::Step made = {step.wave, cpu::kGateGradientStep, {}};
+    made.gate_gradient = {map(step.g),   map(step.y),   map(step.gate),
+                          map(step.out), step.shape[0], step.shape[2] * step.shape[3],
+                          step.shape[1]};
+    return made;
+  }
+
+  cpu::Step operator()(const MeanGradientStep& step) const {
+    cpu::Step made = {step.wave, cpu::kMeanGradientStep, {}};
+    made.mean_gradient = {map(step.x),  map(step.y), map(step.mean), step.shape[0], step.shape[2] * step.shape[3],
+                          step.shape[1]};
     return made;
   }
 
@@ -631,6 +677,12 @@ void define_executor(py::module_& m) {
       .def(py::init<int64_t, Pointer, const Sizes&, int64_t, int64_t, Pointer, int64_t>(), py::kw_only(),
            py::arg("wave"), py::arg("mask"), py::arg("shape"), py::arg("begin"), py::arg("step"), py::arg("out"),
            py::arg("out_stride"));
+  py::class_<GateGradientStep>(m, "GateGradientStep")
+      .def(py::init<int64_t, Pointer, Pointer, const Sizes&, Pointer, Pointer>(), py::kw_only(), py::arg("wave"),
+           py::arg("g"), py::arg("y"), py::arg("shape"), py::arg("gate"), py::arg("out"));
+  py::class_<MeanGradientStep>(m, "MeanGradientStep")
+      .def(py::init<int64_t, Pointer, const Sizes&, Pointer, Pointer>(), py::kw_only(), py::arg("wave"), py::arg("x"),
+           py::arg("shape"), py::arg("mean"), py::arg("y"));
   py::class_<Executable>(m, "Executable")
       .def(py::init<const py::list&>(), py::arg("steps"))
       .def("run", &Executable::run, py::arg("buffers"), py::arg("threads"), py::arg("callback") = py::none())

@@ -13,6 +13,7 @@
 #include "cpu/group_norm.h"
 #include "cpu/mask.h"
 #include "cpu/pool.h"
+#include "cpu/pooled_gradients.h"
 
 namespace {
 
@@ -90,6 +91,8 @@ void with_kernel(const Step& step, Use use) {
     case gaia::cpu::kChannelsLastStep: return use(ChannelsLastCopy(step.channels_last));
     case gaia::cpu::kPoolStep: return use(Pooling(step.pool));
     case gaia::cpu::kGroupNormStep: return use(GroupNormalisation(step.norm));
+    case gaia::cpu::kGateGradientStep: return use(GateGradients(step.gate_gradient));
+    case gaia::cpu::kMeanGradientStep: return use(MeanGradients(step.mean_gradient));
     case gaia::cpu::kMaskStep: return use(Masking(step.mask));
     case gaia::cpu::kMaskCheckStep: return use(MaskChecking(step.mask_check));
     case gaia::cpu::kCheckStep:

@@ -97,6 +97,21 @@ struct GroupNorm {
   int64_t sums_stride;
 };
 
+// out = gate * (1 - gate) * the sum over space of g * y, for each channel of each image: of the product y * gate, with
+// the gradient g, the gradient of what the gate is the sigmoid of.
+struct GateGradient {
+  Map g, y;
+  Map gate, out;       // of one position
+  int64_t n, area, k;  // k a multiple of 16
+};
+
+// y = x + mean / area: to the gradient x of a map, that of its mean over space is added.
+struct MeanGradient {
+  Map x, y;
+  Map mean;            // of one position
+  int64_t n, area, k;  // k a multiple of 16
+};
+
 // Words between the planes of two panels in the mask of a map with so many positions.
 inline int64_t mask_plane(int64_t positions) { return (positions + 1) / 2 * 2; }
 
@@ -144,7 +159,17 @@ struct ChannelsLast {
   int64_t n, c, area;
 };
 
-enum StepKind { kChannelsLastStep, kConvolutionStep, kCheckStep, kPoolStep, kGroupNormStep, kMaskStep, kMaskCheckStep };
+enum StepKind {
+  kChannelsLastStep,
+  kConvolutionStep,
+  kCheckStep,
+  kPoolStep,
+  kGroupNormStep,
+  kMaskStep,
+  kMaskCheckStep,
+  kGateGradientStep,
+  kMeanGradientStep
+};
 
 // One step of an executable. Those of one wave (numbered from 0 on, in order) do not need each other. No std::variant:
 // what level.cpp includes may not use standard templates.
@@ -159,6 +184,8 @@ struct Step {
     GroupNorm norm;
     Mask mask;
     MaskCheck mask_check;
+    GateGradient gate_gradient;
+    MeanGradient mean_gradient;
   };
 };
 

@@ -376,6 +376,33 @@ def test_copies_of_images_that_do_not_fit_are_refused(changed: dict[str, Any], m
     check_refusal(kernels.ChannelsLastStep, {"wave": 0, "x": Y, "shape": SHAPE, "y": Y}, changed, message)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": NULL}, "a mean's gradient without a map"),
+        ({"mean": NARROW}, TOO_NARROW),
+        ({"shape": torch.Size((1, 24, 8, 8))}, "a mean's gradient of 24 channels"),
+        ({"shape": torch.Size((0, CHANNELS, 8, 8))}, "a mean's gradient with a size of 0"),
+    ],
+)
+def test_gradients_of_means_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"wave": 0, "x": Y, "shape": SHAPE, "mean": Y, "y": Y}
+    check_refusal(kernels.MeanGradientStep, given, changed, message)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"gate": NULL}, "a gate's gradient without a map"),
+        ({"out": NARROW}, TOO_NARROW),
+        ({"shape": torch.Size((1, 24, 8, 8))}, "a gate's gradient of 24 channels"),
+    ],
+)
+def test_gradients_of_gates_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"wave": 0, "g": Y, "y": Y, "shape": SHAPE, "gate": Y, "out": Y}
+    check_refusal(kernels.GateGradientStep, given, changed, message)
+
+
 WINDOWS: dict[str, Any] = {
     "shape": SHAPE,
     "out": (8, 8),

@@ -23,7 +23,9 @@ from gaia_fast.compiler.native.kernels import (
     Check,
     Concatenation,
     Convolution,
+    GateGradient,
     GroupNorm,
+    MeanGradient,
     Pointwise,
     Pool,
     Windows,
@@ -60,6 +62,8 @@ class _Fuser:
         self._each(lambda node: node.target is aten.max_pool2d_with_indices.default, self._max_pool)
         self._each(lambda node: node.target is aten.avg_pool2d.default, self._avg_pool)
         self._each(lambda node: node.target in (aten.mean.dim, aten.adaptive_avg_pool2d.default), self._mean)
+        self._each(lambda node: node.target is aten.mul.Tensor, self._gate_gradient)
+        self._each(lambda node: node.target is aten.add.Tensor, self._mean_gradient)
         self._each(lambda node: node.target is aten.amin.default, self._condition)
         self._each(lambda node: node.target is aten._to_copy.default, self._bound)
         self._each(_normalises_channels, self._channels_first)
@@ -199,6 +203,40 @@ class _Fuser:
                     y, total = self._place(kernel, (x, None, None, None, gate), value)
                 self._replace(node, y, [], total)
                 return
+
+    def _gate_gradient(self, node: fx.Node) -> None:
+        """A sum over space of a product of two maps, times gate * (1 - gate)."""
+        for total, slope in (node.args, node.args[::-1]):
+            if not calls(total, aten.sum.dim_IntList) or list(total.args[1:]) != [[2, 3], True] or total.kwargs:
+                continue
+            product, gate = total.args[0], _sigmoid_of_slope(slope)
+            if gate is None or not calls(product, aten.mul.Tensor) or not _are_maps(node, gate, *product.args):
+                continue
+            g, y = product.args
+            if alike(g, y) and alike(gate, node):
+                self._use(node, GateGradient(), (g, y, gate))
+                return
+
+    def _mean_gradient(self, node: fx.Node) -> None:
+        """A map plus what is, at each position, the area's share of a number a channel."""
+        for x, share in (node.args, node.args[::-1]):
+            if node.kwargs or not _are_maps(node, x) or not alike(x, node) or not calls(share, aten.expand.default):
+                continue
+            mean, area = share.args[0], _size(node)[0] * _size(node)[1]
+            if not calls(mean, aten.div.Scalar) or mean.args[1] != area or not alike(share, node):
+                continue
+            if _are_maps(mean.args[0]) and tuple(mean.meta["val"].shape[2:]) == (1, 1):
+                self._use(node, MeanGradient(), (x, mean.args[0]))
+                return
+
+    def _use(self, node: fx.Node, kernel: nn.Module, inputs: tuple[fx.Node, ...]) -> None:
+        """Has a map come from a kernel that gives it alone."""
+        with self.graph.inserting_before(node):
+            made = call_kernel(self.graph, kernel, inputs)
+            y = self.graph.call_function(operator.getitem, (made, 0))
+            y.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(y)
+        erase(self.graph, node)
 
     def _cat(self, node: fx.Node) -> None:
         """Maps side by side, whole panels of channels each but the last."""
@@ -340,6 +378,24 @@ def padded_by_zeros(x: Any) -> tuple[fx.Node, tuple[int, int, int, int]] | None:
     if min(left, right, top, bottom) < 0 or x.meta["val"].dtype != torch.float32:
         return None
     return x.args[0], (top, left, bottom, right)
+
+
+def _are_maps(*nodes: Any) -> bool:
+    """Whether all are float32 of four axes."""
+    return all(
+        isinstance(node, fx.Node) and node.meta["val"].ndim == 4 and node.meta["val"].dtype == torch.float32
+        for node in nodes
+    )
+
+
+def _sigmoid_of_slope(slope: Any) -> fx.Node | None:
+    """Which s is meant by s * (1 - s)."""
+    if not calls(slope, aten.mul.Tensor) or slope.kwargs:
+        return None
+    for s, rest in (slope.args, slope.args[::-1]):
+        if calls(rest, aten.rsub.Scalar) and rest.args[0] is s and list(rest.args[1:]) == [1]:
+            return s
+    return None
 
 
 def _size(node: fx.Node) -> Pair:

@@ -499,6 +499,44 @@ class GroupNorm(Kernel):
         ]
 
 
+class GateGradient(Kernel):
+    """The gradient of what a gate is the sigmoid of, with g the gradient of y * gate: (g, y, gate) to (N, K, 1, 1)."""
+
+    def forward(self, g: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor]:
+        return ((g * y).sum((2, 3), keepdim=True) * (gate * (1 - gate)),)
+
+    def shapes(self, inputs: Sequence[Shape | None]) -> list[Shape]:
+        assert inputs[2] is not None
+        return [inputs[2]]
+
+    def steps(self, wave: int, inputs: Sequence[Place | None], outputs: Sequence[Place | None]) -> list[Step]:
+        (g, y, gate), (out,) = inputs, outputs
+        assert g is not None
+        assert out is not None
+        return [
+            kernels.GateGradientStep(
+                wave=wave, g=g.pointer, y=_at(y), shape=g.shape.panels, gate=_at(gate), out=out.pointer
+            )
+        ]
+
+
+class MeanGradient(Kernel):
+    """A map's gradient, with that of its mean over space: (x, (N, K, 1, 1)) to x + mean / (H * W)."""
+
+    def forward(self, x: Tensor, mean: Tensor) -> tuple[Tensor]:
+        return (x + mean / (x.shape[2] * x.shape[3]),)
+
+    def shapes(self, inputs: Sequence[Shape | None]) -> list[Shape]:
+        assert inputs[0] is not None
+        return [inputs[0]]
+
+    def steps(self, wave: int, inputs: Sequence[Place | None], outputs: Sequence[Place | None]) -> list[Step]:
+        (x, mean), (y,) = inputs, outputs
+        assert x is not None
+        assert y is not None
+        return [kernels.MeanGradientStep(wave=wave, x=x.pointer, shape=x.shape.panels, mean=_at(mean), y=y.pointer)]
+
+
 class Mask(Kernel):
     """Two masks made one: (inner, outer) to (mask, counts), both optional.
 
@@ -659,10 +697,12 @@ __all__ = [
     "Check",
     "Concatenation",
     "Convolution",
+    "GateGradient",
     "GroupNorm",
     "Kernel",
     "Mask",
     "MaskCheck",
+    "MeanGradient",
     "Place",
     "Pointwise",
     "Pool",

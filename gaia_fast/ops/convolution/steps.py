@@ -22,16 +22,18 @@ if TYPE_CHECKING:
         CheckStep,
         ConvolutionStep,
         Epilogue,
+        GateGradientStep,
         GroupNormStep,
         MaskCheckStep,
         MaskStep,
+        MeanGradientStep,
         PointwiseStep,
         PoolStep,
     )
 
 Step: TypeAlias = (
     "ChannelsLastStep | ConvolutionStep | PointwiseStep | CheckStep | PoolStep | GroupNormStep | MaskStep "
-    "| MaskCheckStep"
+    "| MaskCheckStep | GateGradientStep | MeanGradientStep"
 )
 
 # By name, as the extension was compiled.

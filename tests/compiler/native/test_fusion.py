@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.compiler.native.cost import operations
-from gaia_fast.compiler.native.kernels import BoundCheck, Check, Convolution, Pointwise
+from gaia_fast.compiler.native.kernels import BoundCheck, Check, Convolution, GateGradient, MeanGradient, Pointwise
 from gaia_fast.ops.convolution.packing import Algorithm
 
 import zoo
@@ -97,6 +97,18 @@ def test_gates_are_looked_at_by_a_kernel() -> None:
     assert not {aten.amin.default, aten.gt.Scalar, aten._to_copy.default} & set(targets(made))
 
 
+def test_gradients_pass_gates_in_kernels() -> None:
+    torch.manual_seed(0)
+    model, x = Gated().eval(), zoo.images(4)
+    made = fused(program(GaiaA, model, x))
+    kinds = [type(each) for each in made.modules()]
+    assert kinds.count(GateGradient) == kinds.count(MeanGradient) == 1
+    left = set(targets(made))
+    assert not {aten.rsub.Scalar, aten.expand.default, aten.sum.dim_IntList, aten.add.Tensor} & left
+    found = GaiaA(model, engine="compiled", runtime="native").score(x).score
+    torch.testing.assert_close(found, GaiaA(model, engine="reference")(x), rtol=2e-5, atol=0)
+
+
 def test_norms_before_convolutions_become_one_kernel() -> None:
     made = fused(program(GaiaZ, zoo.build("wrn_40_2"), zoo.images(2, 32)))
     assert [each.statistic for each in made.modules() if isinstance(each, Pointwise)].count("positive") == 18
@@ -157,6 +169,10 @@ def sums_first(model: Otherwise, y: Tensor) -> Tensor:
 
 
 OTHERWISE: dict[str, Callable[[Otherwise, Tensor], Tensor]] = {
+    "a gate that is no sigmoid": lambda model, y: y.relu() * model.conv(y.mean((2, 3), keepdim=True)).tanh(),
+    "a gate of sums": lambda model, y: y.relu() * model.conv(y.sum((2, 3), keepdim=True) / 7).sigmoid(),
+    "a gate of rows": lambda model, y: y.relu() * model.conv(y.mean(3, keepdim=True)).sigmoid(),
+    "a gate of one channel": lambda model, y: y.relu() * model.conv(y).mean(1, keepdim=True).sigmoid(),
     "sums with their axes kept": lambda model, y: y.relu() * (y.relu().sum((2, 3), keepdim=True) / 99).sigmoid(),
     "sums of a gradient with their axes kept": lambda model, y: (
         y.relu() + model.conv(y.mean((2, 3), keepdim=True))

@@ -16,10 +16,12 @@ from gaia_fast.compiler.native.kernels import (
     Check,
     Concatenation,
     Convolution,
+    GateGradient,
     GroupNorm,
     Kernel,
     Mask,
     MaskCheck,
+    MeanGradient,
     Pointwise,
     Pool,
     Windows,
@@ -325,6 +327,27 @@ def test_a_group_norm_of_what_is_constant(level: Target, size: Pair, channels: i
     (y,) = together([Instruction(kernel, (0,), (1, None))], {0: x}, [1], expected)
     own = float(expected[1].abs().max())
     assert float(y.abs().max()) <= 2 * own + 1e-6
+
+
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_gradients_of_gates(level: Target, channels: int, images: int) -> None:
+    for height, width in ((HEIGHT, WIDTH), (1, 1), (40, 30)):
+        g, y = map_of(images, channels, height, width), map_of(images, channels, height, width)
+        gate = map_of(images, channels, 1, 1).sigmoid()
+        (found,) = alone(GateGradient(), [g, y, gate], [0], rtol=1e-5, atol=1e-5)
+        z = torch.logit(gate.double()).requires_grad_()
+        (truth,) = torch.autograd.grad((y.double() * z.sigmoid() * g.double()).sum(), z)
+        assert float((found - truth).abs().max()) <= 1e-5 * max(1.0, float(truth.abs().max()))
+
+
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_gradients_of_means(level: Target, channels: int, images: int) -> None:
+    for height, width in ((HEIGHT, WIDTH), (1, 1), (40, 30)):
+        x, mean = map_of(images, channels, height, width), map_of(images, channels, 1, 1)
+        (found,) = alone(MeanGradient(), [x, mean], [0], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(found.double(), x.double() + mean.double() / (height * width), rtol=1e-6, atol=1e-6)
 
 
 def test_a_group_norm_keeps_a_nan_to_its_group(level: Target) -> None:
