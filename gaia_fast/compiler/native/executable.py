@@ -97,7 +97,7 @@ class Executable(nn.Module):
             if value is not None and each.kernel.reads_panels(index)
         }
         self._in_panels = [number in in_whole for number in self.inputs]
-        self._plans: dict[tuple[_Kinds, int], _Plan] = {}
+        self._plans: dict[tuple[_Kinds, int | None], _Plan] = {}
         self._spare: list[Tensor] = []  # an arena that no call works on
         self.one_by_one: set[int] = set()  # numbers of images that are run image by image, each on a thread of its own
 
@@ -131,7 +131,7 @@ class Executable(nn.Module):
         return tuple(channels_last(each) if each.ndim == 4 and each.is_floating_point() else each for each in outputs)
 
     def _plan_for(self, kinds: _Kinds, batch: int | None = None) -> _Plan:
-        key = kinds, batch or kinds[0][0][0]
+        key = kinds, batch
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= _PLANS:
@@ -156,7 +156,7 @@ class Executable(nn.Module):
             return _vector(floats)
         return spare if spare.numel() >= floats else _vector(floats)
 
-    def _plan(self, kinds: _Kinds, batch: int) -> _Plan:
+    def _plan(self, kinds: _Kinds, batch: int | None) -> _Plan:
         shapes: dict[int, Shape] = {}
         places: dict[int, Pointer] = {}
         rows: dict[int, int] = {}
@@ -215,7 +215,7 @@ class Executable(nn.Module):
                 return None
             shape = shapes[value]
             stride = rows.get(value, 1 if len(shape.size) == 1 else shape.size[1])
-            return Place(shape, places[value], stride, batch)
+            return Place(shape, places[value], stride, batch or shape.size[0])
 
         steps: list[Step] = []
         with refusals():

@@ -213,7 +213,7 @@ class _Fuser:
             if gate is None or not calls(product, aten.mul.Tensor) or not _are_maps(node, gate, *product.args):
                 continue
             g, y = product.args
-            if alike(g, y) and alike(gate, node):
+            if alike(g, y) and alike(gate, node) and _is_one_position(gate, g):
                 self._use(node, GateGradient(), (g, y, gate))
                 return
 
@@ -225,7 +225,7 @@ class _Fuser:
             mean, area = share.args[0], _size(node)[0] * _size(node)[1]
             if not calls(mean, aten.div.Scalar) or mean.args[1] != area or not alike(share, node):
                 continue
-            if _are_maps(mean.args[0]) and tuple(mean.meta["val"].shape[2:]) == (1, 1):
+            if _are_maps(mean.args[0]) and _is_one_position(mean.args[0], x):
                 self._use(node, MeanGradient(), (x, mean.args[0]))
                 return
 
@@ -382,10 +382,13 @@ def padded_by_zeros(x: Any) -> tuple[fx.Node, tuple[int, int, int, int]] | None:
 
 def _are_maps(*nodes: Any) -> bool:
     """Whether all are float32 of four axes."""
-    return all(
-        isinstance(node, fx.Node) and node.meta["val"].ndim == 4 and node.meta["val"].dtype == torch.float32
-        for node in nodes
-    )
+    values = [node.meta["val"] if isinstance(node, fx.Node) else None for node in nodes]
+    return all(isinstance(each, Tensor) and each.ndim == 4 and each.dtype == torch.float32 for each in values)
+
+
+def _is_one_position(small: fx.Node, x: fx.Node) -> bool:
+    """Whether a map is a number for each channel of each image of another."""
+    return tuple(small.meta["val"].shape[2:]) == (1, 1) and alike_in_images(small, x)
 
 
 def _sigmoid_of_slope(slope: Any) -> fx.Node | None:

@@ -62,7 +62,7 @@ class Shape:
 class Place:
     """A value in an executable, and where it lies; `stride` floats between the vectors of two images.
 
-    `batch` images are run, one by one where the shape is of one: algorithms are chosen for them.
+    It is of one of `batch` images that are run one by one, or of all: algorithms are chosen for so many.
     """
 
     shape: Shape

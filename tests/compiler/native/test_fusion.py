@@ -169,10 +169,22 @@ def sums_first(model: Otherwise, y: Tensor) -> Tensor:
     return z * model.factor + read[:, :, None, None]
 
 
+def slopes(y: Tensor, z: Tensor) -> Tensor:
+    """What the gradient of a gate looks like."""
+    gate = z.sigmoid()
+    return (y * y.tanh()).sum((2, 3), keepdim=True) * (gate * (1 - gate))
+
+
 OTHERWISE: dict[str, Callable[[Otherwise, Tensor], Tensor]] = {
     "a gate that is no sigmoid": lambda model, y: y.relu() * model.conv(y.mean((2, 3), keepdim=True)).tanh(),
     "a gate of sums": lambda model, y: y.relu() * model.conv(y.sum((2, 3), keepdim=True) / 7).sigmoid(),
     "a gate of rows": lambda model, y: y.relu() * model.conv(y.mean(3, keepdim=True)).sigmoid(),
+    "slopes of more channels than what they are times": lambda model, y: (
+        y.relu() * slopes(y.mean(1, keepdim=True), model.conv(y.mean((2, 3), keepdim=True)))
+    ),
+    "slopes of more channels than a panel": lambda model, y: (
+        y + slopes(y.mean(1, keepdim=True), torch.cat([y, y, y], 1).mean((2, 3), keepdim=True))[:, 20:36]
+    ),
     "a gate of one channel": lambda model, y: y.relu() * model.conv(y).mean(1, keepdim=True).sigmoid(),
     "sums with their axes kept": lambda model, y: y.relu() * (y.relu().sum((2, 3), keepdim=True) / 99).sigmoid(),
     "sums of a gradient with their axes kept": lambda model, y: (
