@@ -60,7 +60,7 @@ class Packed:
 class _Plan:
     """An executable for inputs of one shape and layout: its steps, and the shapes of what it writes."""
 
-    steps: kernels.Executable
+    steps: "kernels.Executable"
     arena: int
     outputs: list[Shape]
     constants: list[tuple[int, Tensor]]  # output, what stands in it before the steps run
