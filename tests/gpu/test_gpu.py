@@ -144,7 +144,7 @@ def test_a_write_past_pytorch_is_seen_on_the_gpu(runtime: str, images: int) -> N
     x = torch.randn(images, 3, 32, 32, device="cuda")
     compiled = GaiaZ(model, engine="compiled", runtime=runtime).prepare(x[:2])
     before = compiled(x)
-    model.get_parameter("layer1.0.conv1.weight").data.neg_()
+    model.get_parameter("layer4.0.conv1.weight").data.abs_()  # moves scores by 7 %, far beyond what is compared
     truth = GaiaZ(model, engine="hooks", backend="torch")(x)
     torch.testing.assert_close(compiled(x), truth, rtol=1e-2, atol=0)
     assert not torch.allclose(before, truth, rtol=1e-2)
