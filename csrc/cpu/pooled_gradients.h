@@ -42,30 +42,27 @@ class GateGradients {
   const GateGradient& job_;
 };
 
-// An item is some positions of an image.
+// An item is a vector of channels of an image.
 class MeanGradients {
  public:
   explicit MeanGradients(const MeanGradient& job) : job_(job) {}
 
-  int64_t items() const { return job_.n * blocks(); }
+  int64_t items() const { return job_.n * vectors(); }
   int64_t scratch() const { return 0; }
   double operations() const { return 2.0 * static_cast<double>(job_.n * job_.area * job_.k); }
 
   void run(int64_t item, float*) const {
-    const int64_t image = item / blocks(), begin = item % blocks() * rows();
-    const int64_t end = begin + rows() < job_.area ? begin + rows() : job_.area, first = image * job_.area;
-    const Vec area = spread(static_cast<float>(job_.area));
-    for (int64_t i = first + begin; i < first + end; ++i) {
-      for (int64_t k = 0; k < job_.k; k += kLanes) {
-        const Vec share = Float32::load(job_.mean.data + image * job_.mean.pitch + k) / area;
-        Float32::store(job_.y.data + i * job_.y.pitch + k, Float32::load(job_.x.data + i * job_.x.pitch + k) + share);
-      }
-    }
+    const int64_t image = item / vectors(), k = item % vectors() * kLanes;
+    const float* const x = job_.x.data + image * job_.area * job_.x.pitch + k;
+    float* const y = job_.y.data + image * job_.area * job_.y.pitch + k;
+    const Vec mean = Float32::load(job_.mean.data + image * job_.mean.pitch + k);
+    const Vec share = mean / spread(static_cast<float>(job_.area));
+    for (int64_t i = 0; i < job_.area; ++i)
+      Float32::store(y + i * job_.y.pitch, Float32::load(x + i * job_.x.pitch) + share);
   }
 
  private:
-  int64_t rows() const { return 1 + kPointwiseFloats / job_.k; }
-  int64_t blocks() const { return (job_.area + rows() - 1) / rows(); }
+  int64_t vectors() const { return job_.k / kLanes; }
 
   const MeanGradient& job_;
 };

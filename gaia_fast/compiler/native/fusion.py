@@ -195,9 +195,7 @@ class _Fuser:
         for x, gate in ((one, other), (other, one)):
             if not alike(x, node) or not isinstance(gate, fx.Node) or constant_value(gate) is not None:
                 continue
-            numbers = gate.meta["val"]
-            same = numbers.dtype == value.dtype and numbers.ndim == 4 and tuple(numbers.shape[2:]) == (1, 1)
-            if same and alike_in_images(gate, node) and tuple(value.shape[2:]) != (1, 1):
+            if _are_maps(gate) and _is_one_position(gate, node) and tuple(value.shape[2:]) != (1, 1):
                 kernel = Pointwise(None, None, None, IDENTITY, None)
                 with self.graph.inserting_before(node):
                     y, total = self._place(kernel, (x, None, None, None, gate), value)
@@ -230,7 +228,7 @@ class _Fuser:
                 return
 
     def _use(self, node: fx.Node, kernel: nn.Module, inputs: tuple[fx.Node, ...]) -> None:
-        """Has a map come from a kernel that gives it alone."""
+        """Has a node's value come from a kernel that gives it alone."""
         with self.graph.inserting_before(node):
             made = call_kernel(self.graph, kernel, inputs)
             y = self.graph.call_function(operator.getitem, (made, 0))
@@ -339,15 +337,8 @@ class _Fuser:
                 self._check(node, y, BoundCheck(float(bound)))
 
     def _check(self, node: fx.Node, y: fx.Node, kernel: nn.Module) -> None:
-        value = y.meta["val"]
-        if value.ndim != 4 or value.dtype != torch.float32:
-            return
-        with self.graph.inserting_before(node):
-            made = call_kernel(self.graph, kernel, (y,))
-            told = self.graph.call_function(operator.getitem, (made, 0))
-            told.meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(told)
-        erase(self.graph, node)
+        if _are_maps(y):
+            self._use(node, kernel, (y,))
 
 
 def activation_of(node: fx.Node) -> Activation | None:
