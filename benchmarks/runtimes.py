@@ -2,9 +2,10 @@
 
 Run: .venv/bin/python benchmarks/runtimes.py resnet50 --images 1 8 --threads 1 2 --results FILE
 
-Each runner is a process of its own, as it would be for a user: its threads and its memory are nobody else's, and a
-process that is not asked waits on a pipe. They are asked in turn, round after round; in a round each is run once to
-settle and once, or for 20 ms, timed. The ratios quoted are medians over the rounds.
+Each runner is a process of its own, as it would be for a user: its threads and its memory are nobody else's. One that is
+not asked is stopped: with OMP_WAIT_POLICY=ACTIVE its threads would take the processors from the one that is. They are
+asked in turn, round after round; in a round each is run once to settle and once, or for 20 ms, timed. The ratios quoted
+are medians over the rounds.
 
 onnxruntime and OpenVINO get the file that `torch.onnx.export` writes, in float32.
 """
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -167,6 +169,7 @@ class Served:
     def ready(self) -> bool:
         assert self.process.stdout is not None
         if self.process.stdout.readline() == "ready\n":
+            self.process.send_signal(signal.SIGSTOP)
             return True
         last = (self.process.stderr.read().strip().splitlines() or [""])[-1] if self.process.stderr else ""
         print(f"  {self.what} does not run: {last[:160]}", file=sys.stderr)
@@ -175,8 +178,11 @@ class Served:
     def milliseconds(self) -> float:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        self.process.send_signal(signal.SIGCONT)
         print(file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+        spent = float(self.process.stdout.readline())
+        self.process.send_signal(signal.SIGSTOP)
+        return spent
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -185,9 +191,13 @@ class Served:
 
 
 def measure(name: str, images: int, threads: int, runners: list[str], rounds: int) -> dict[str, Any]:
-    started = [Served(what, name, images, threads) for what in runners]
+    started: list[Served] = []
+    served: list[Served] = []
     try:
-        served = [each for each in started if each.ready()]
+        for what in runners:  # one after the other: what a detector measures when it is prepared decides what it runs
+            started.append(Served(what, name, images, threads))
+            if started[-1].ready():
+                served.append(started[-1])
         spent: dict[str, list[float]] = {each.what: [] for each in served}
         for _ in range(rounds):
             for each in served:

@@ -13,6 +13,7 @@ DTYPES: dict[str, int]
 STATISTICS: dict[str, int]
 ACTIVATIONS: dict[str, int]
 POOLINGS: dict[str, int]
+TESTS: dict[str, int]
 ALGORITHMS: dict[str, int]
 CUDA_LAYOUTS: dict[str, int]  # where CUDA kernels were built
 PACKED_NR: int
@@ -69,9 +70,7 @@ def frobenius(
     /,
 ) -> None: ...
 def active_everywhere(y: int, shape: _Sizes, grid: _Pair, channels: _Pair, out: int, /) -> None: ...
-def output_component(
-    logits: int, sizes: tuple[int, int, int], weight: int, factor: float, slopes: int, out: int, /
-) -> None: ...
+def all_positive(x: int, count: int, /) -> bool: ...
 def all_finite(x: int, count: int, /) -> bool: ...
 def results_hold(
     logits: int,
@@ -158,7 +157,7 @@ class ChannelsLastStep:
     def __init__(self, *, wave: int, x: _Pointer, shape: Sequence[int], y: _Pointer) -> None: ...
 
 class CheckStep:
-    """Whether of (N, C, H, W) some channel, or every one, is above `bound` at each position of a grid."""
+    """Whether the channels of (N, C, H, W) pass one of TESTS at each position of a grid; `bound` is of two of them."""
 
     def __init__(
         self,
@@ -173,7 +172,7 @@ class CheckStep:
         out: _Pointer,
         out_stride: int,
         bound: float = ...,
-        every: bool = ...,
+        test: int = ...,
     ) -> None: ...
 
 class Windows:
@@ -273,6 +272,74 @@ class MeanGradientStep:
 
     def __init__(self, *, wave: int, x: _Pointer, shape: Sequence[int], mean: _Pointer, y: _Pointer) -> None: ...
 
+class CopyColumnsStep:
+    """Columns of rows, or with `x_stride` 0 one row, copied to (images, width)."""
+
+    def __init__(
+        self, *, wave: int, x: _Pointer, x_stride: int, images: int, width: int, y: _Pointer, y_stride: int
+    ) -> None: ...
+
+class LogitSlopesStep:
+    """1 - C softmax(S) of logits S (images, classes), as maps of one position."""
+
+    def __init__(
+        self, *, wave: int, logits: _Pointer, stride: int, images: int, classes: int, out: _Pointer
+    ) -> None: ...
+
+class MeanRootStep:
+    """sqrt(factor * mean) of each row of (images, columns)."""
+
+    def __init__(
+        self,
+        *,
+        wave: int,
+        x: _Pointer,
+        x_stride: int,
+        images: int,
+        columns: int,
+        factor: float,
+        out: _Pointer,
+        out_stride: int,
+    ) -> None: ...
+
+class ScoreStep:
+    """The Frobenius norm of sums side by side, by layers of `widths`, over the output component where there is one."""
+
+    def __init__(
+        self,
+        *,
+        wave: int,
+        packed: _Pointer,
+        stride: int,
+        images: int,
+        widths: Sequence[int],
+        inverse_area: Sequence[float],
+        component: _Pointer,
+        component_stride: int,
+        out: _Pointer,
+        out_stride: int,
+    ) -> None: ...
+
+class ResultCheckStep:
+    """Whether results of images hold; `strides` are those of the six pointers, in their order."""
+
+    def __init__(
+        self,
+        *,
+        wave: int,
+        images: int,
+        classes: int,
+        precondition_count: int,
+        logits: _Pointer,
+        score: _Pointer,
+        preconditions: _Pointer,
+        component: _Pointer,
+        finite: _Pointer,
+        out: _Pointer,
+        strides: Sequence[int],
+        rounding: float,
+    ) -> None: ...
+
 _Step = (
     ChannelsLastStep
     | ConvolutionStep
@@ -284,6 +351,11 @@ _Step = (
     | MaskCheckStep
     | GateGradientStep
     | MeanGradientStep
+    | CopyColumnsStep
+    | LogitSlopesStep
+    | MeanRootStep
+    | ScoreStep
+    | ResultCheckStep
 )
 
 class Executable:

@@ -1,6 +1,7 @@
 """What an engine hands back: the logits, the score, and the abnormality matrix it was made from."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,8 +21,7 @@ class FeatureMap:
         return self.height * self.width
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """One batch, measured.
 
     Attributes:

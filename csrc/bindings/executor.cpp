@@ -174,7 +174,7 @@ struct PointwiseStep {
   PointwiseStep(int64_t wave, Pointer x, const Sizes& shape, Pointer factor, int64_t factor_stride,
                 const Epilogue& epilogue)
       : wave(wave), x(x), factor(factor), shape(shape), epilogue(epilogue), factor_stride(factor_stride) {
-    require(!is_null(x), "a pointwise step without x");
+    require(!is_null(x) || !is_null(factor), "a pointwise step without x and factor");
     for (const int64_t size : shape) require(size > 0, "a pointwise step with a size of " + std::to_string(size));
     require(shape[1] % cpu::kPackedNr == 0, "a pointwise step with " + std::to_string(shape[1]) + " channels");
     check_pitch(x, shape[1]);
@@ -200,10 +200,10 @@ struct CheckStep {
   Sizes shape;
   int64_t begin, step, first, last, out_stride;
   float bound;
-  bool every;
+  cpu::Test test;
 
   CheckStep(int64_t wave, Pointer y, const Sizes& shape, int64_t begin, int64_t step, int64_t first, int64_t last,
-            Pointer out, int64_t out_stride, float bound, bool every)
+            Pointer out, int64_t out_stride, float bound, int test)
       : wave(wave),
         y(y),
         out(out),
@@ -214,7 +214,8 @@ struct CheckStep {
         last(last),
         out_stride(out_stride),
         bound(bound),
-        every(every) {
+        test(static_cast<cpu::Test>(test)) {
+    require(test >= cpu::kSomeAbove && test <= cpu::kAllFinite, "a check by unknown test " + std::to_string(test));
     require(!is_null(y) && !is_null(out), "a check without a map, or a place for its answers");
     for (const int64_t size : shape) require(size > 0, "a check with a size of " + std::to_string(size));
     check_pitch(y, shape[1]);
@@ -371,8 +372,130 @@ struct MeanGradientStep {
   }
 };
 
+void check_rows(int64_t images, int64_t columns, int64_t stride, const std::string& what) {
+  require(images > 0 && columns > 0 && stride >= columns, what + " of " + std::to_string(images) + " rows of " +
+                                                              std::to_string(columns) + " numbers, " +
+                                                              std::to_string(stride) + " apart");
+}
+
+struct CopyColumnsStep {
+  int64_t wave;
+  Pointer x, y;
+  int64_t images, width, x_stride, y_stride;
+
+  CopyColumnsStep(int64_t wave, Pointer x, int64_t x_stride, int64_t images, int64_t width, Pointer y, int64_t y_stride)
+      : wave(wave), x(x), y(y), images(images), width(width), x_stride(x_stride), y_stride(y_stride) {
+    require(!is_null(x) && !is_null(y), "a copy of columns without them, or a place for them");
+    require(x_stride == 0 || x_stride >= width, "a copy of columns that overlap");  // 0: one row for all images
+    check_rows(images, width, y_stride, "a copy");
+  }
+};
+
+struct LogitSlopesStep {
+  int64_t wave;
+  Pointer logits, out;
+  int64_t images, classes, stride;
+
+  LogitSlopesStep(int64_t wave, Pointer logits, int64_t stride, int64_t images, int64_t classes, Pointer out)
+      : wave(wave), logits(logits), out(out), images(images), classes(classes), stride(stride) {
+    require(!is_null(logits) && !is_null(out), "slopes without logits, or a place for them");
+    check_rows(images, classes, stride, "logits");
+    check_pitch(out, classes);
+  }
+};
+
+struct MeanRootStep {
+  int64_t wave;
+  Pointer x, out;
+  int64_t images, columns, x_stride, out_stride;
+  float factor;
+
+  MeanRootStep(int64_t wave, Pointer x, int64_t x_stride, int64_t images, int64_t columns, float factor, Pointer out,
+               int64_t out_stride)
+      : wave(wave),
+        x(x),
+        out(out),
+        images(images),
+        columns(columns),
+        x_stride(x_stride),
+        out_stride(out_stride),
+        factor(factor) {
+    require(!is_null(x) && !is_null(out), "means without numbers, or a place for them");
+    check_rows(images, columns, x_stride, "means");
+    check_rows(images, 1, out_stride, "roots");
+  }
+};
+
+struct ScoreStep {
+  int64_t wave;
+  Pointer packed, component, out;
+  int64_t images, stride, component_stride, out_stride;
+  std::vector<int64_t> begins, widths;
+  std::vector<double> inverse_area;
+
+  ScoreStep(int64_t wave, Pointer packed, int64_t stride, int64_t images, const std::vector<int64_t>& widths,
+            const std::vector<double>& inverse_area, Pointer component, int64_t component_stride, Pointer out,
+            int64_t out_stride)
+      : wave(wave),
+        packed(packed),
+        component(component),
+        out(out),
+        images(images),
+        stride(stride),
+        component_stride(component_stride),
+        out_stride(out_stride),
+        widths(widths),
+        inverse_area(inverse_area) {
+    require(!is_null(packed) && !is_null(out), "a score without sums, or a place for it");
+    require(widths.size() == inverse_area.size(), "a score of " + std::to_string(widths.size()) + " layers with " +
+                                                      std::to_string(inverse_area.size()) + " areas");
+    int64_t columns = 0;
+    for (const int64_t width : widths) {
+      require(width > 0, "a score with a layer of " + std::to_string(width) + " columns");
+      begins.push_back(columns);
+      columns += width;
+    }
+    check_rows(images, columns, stride, "a score");
+    check_rows(images, 1, out_stride, "scores");
+    require(is_null(component) || component_stride > 0, "scores whose components are in one place");
+  }
+};
+
+struct ResultCheckStep {
+  int64_t wave;
+  Pointer logits, score, preconditions, component, finite, out;
+  std::array<int64_t, 6> strides;  // of these, in this order
+  int64_t images, classes, precondition_count;
+  double rounding;
+
+  ResultCheckStep(int64_t wave, int64_t images, int64_t classes, int64_t precondition_count, Pointer logits,
+                  Pointer score, Pointer preconditions, Pointer component, Pointer finite, Pointer out,
+                  const std::array<int64_t, 6>& strides, double rounding)
+      : wave(wave),
+        logits(logits),
+        score(score),
+        preconditions(preconditions),
+        component(component),
+        finite(finite),
+        out(out),
+        strides(strides),
+        images(images),
+        classes(classes),
+        precondition_count(precondition_count),
+        rounding(rounding) {
+    require(!is_null(logits) && !is_null(score) && !is_null(out),
+            "a check of results without logits, score, or a place for its answers");
+    check_rows(images, classes, strides[0], "logits");
+    for (const size_t i : {size_t{1}, size_t{5}}) check_rows(images, 1, strides[i], "a check of results");
+    require(is_null(preconditions) || strides[2] >= precondition_count, "a check of preconditions that overlap");
+    require(is_null(component) || strides[3] > 0, "a check of components in one place");
+    require(is_null(finite) || strides[4] > 0, "a check of answers in one place");
+  }
+};
+
 using AnyStep = std::variant<ChannelsLastStep, ConvolutionStep, PointwiseStep, CheckStep, PoolStep, GroupNormStep,
-                             MaskStep, MaskCheckStep, GateGradientStep, MeanGradientStep>;
+                             MaskStep, MaskCheckStep, GateGradientStep, MeanGradientStep, CopyColumnsStep,
+                             LogitSlopesStep, MeanRootStep, ScoreStep, ResultCheckStep>;
 
 template <class... Steps>
 AnyStep cast_any(py::handle object, const std::variant<Steps...>*) {
@@ -449,7 +572,7 @@ class Resolver {
   cpu::Step operator()(const CheckStep& step) const {
     cpu::Step made = {step.wave, cpu::kCheckStep, {}};
     made.active = {map(step.y), (*this)(step.out), step.shape[0], step.shape[2],   step.shape[3], step.begin,
-                   step.step,   step.first,        step.last,     step.out_stride, step.bound,    step.every};
+                   step.step,   step.first,        step.last,     step.out_stride, step.bound,    step.test};
     return made;
   }
 
@@ -494,6 +617,47 @@ class Resolver {
     cpu::Step made = {step.wave, cpu::kMaskCheckStep, {}};
     made.mask_check = {bits(step.mask), (*this)(step.out), step.shape[0], step.shape[2],  step.shape[3],
                        step.shape[1],   step.begin,        step.step,     step.out_stride};
+    return made;
+  }
+
+  cpu::Step operator()(const CopyColumnsStep& step) const {
+    cpu::Step made = {step.wave, cpu::kCopyColumnsStep, {}};
+    made.copy_columns = {(*this)(step.x), (*this)(step.y), step.images, step.width, step.x_stride, step.y_stride};
+    return made;
+  }
+
+  cpu::Step operator()(const LogitSlopesStep& step) const {
+    cpu::Step made = {step.wave, cpu::kLogitSlopesStep, {}};
+    made.logit_slopes = {(*this)(step.logits), step.images, step.classes, step.stride, map(step.out)};
+    return made;
+  }
+
+  cpu::Step operator()(const MeanRootStep& step) const {
+    cpu::Step made = {step.wave, cpu::kMeanRootStep, {}};
+    made.mean_root = {(*this)(step.x), (*this)(step.out), step.images, step.columns,
+                      step.x_stride,   step.out_stride,   step.factor};
+    return made;
+  }
+
+  cpu::Step operator()(const ScoreStep& step) const {
+    cpu::Step made = {step.wave, cpu::kScoreStep, {}};
+    made.score = {{(*this)(step.packed), step.images, step.stride, step.begins.data(), step.widths.data(),
+                   step.inverse_area.data(), static_cast<int64_t>(step.widths.size()), (*this)(step.component), 2.0,
+                   (*this)(step.out)},
+                  step.component_stride,
+                  step.out_stride};
+    return made;
+  }
+
+  cpu::Step operator()(const ResultCheckStep& step) const {
+    cpu::Step made = {step.wave, cpu::kResultCheckStep, {}};
+    const std::array<int64_t, 6>& strides = step.strides;
+    made.result_check = {
+        {(*this)(step.logits), (*this)(step.score), (*this)(step.preconditions), (*this)(step.component),
+         (*this)(step.finite), step.images, step.classes, step.precondition_count, strides[0], strides[1], strides[2],
+         strides[3], strides[4], step.rounding},
+        (*this)(step.out),
+        strides[5]};
     return made;
   }
 
@@ -620,6 +784,9 @@ void define_executor(py::module_& m) {
   m.attr("ACTIVATIONS") =
       py::dict(py::arg("identity") = static_cast<int>(cpu::kIdentity), py::arg("relu") = static_cast<int>(cpu::kRelu),
                py::arg("sigmoid") = static_cast<int>(cpu::kSigmoid));
+  m.attr("TESTS") = py::dict(py::arg("some_above") = static_cast<int>(cpu::kSomeAbove),
+                             py::arg("all_above") = static_cast<int>(cpu::kAllAbove),
+                             py::arg("all_finite") = static_cast<int>(cpu::kAllFinite));
   m.attr("POOLINGS") =
       py::dict(py::arg("maximum") = static_cast<int>(cpu::kMaximum), py::arg("mean") = static_cast<int>(cpu::kMean));
 
@@ -647,11 +814,10 @@ void define_executor(py::module_& m) {
       .def(py::init<int64_t, Pointer, const Sizes&, Pointer>(), py::kw_only(), py::arg("wave"), py::arg("x"),
            py::arg("shape"), py::arg("y"));
   py::class_<CheckStep>(m, "CheckStep")
-      .def(
-          py::init<int64_t, Pointer, const Sizes&, int64_t, int64_t, int64_t, int64_t, Pointer, int64_t, float, bool>(),
-          py::kw_only(), py::arg("wave"), py::arg("y"), py::arg("shape"), py::arg("begin"), py::arg("step"),
-          py::arg("first"), py::arg("last"), py::arg("out"), py::arg("out_stride"), py::arg("bound") = 0.0f,
-          py::arg("every") = false);
+      .def(py::init<int64_t, Pointer, const Sizes&, int64_t, int64_t, int64_t, int64_t, Pointer, int64_t, float, int>(),
+           py::kw_only(), py::arg("wave"), py::arg("y"), py::arg("shape"), py::arg("begin"), py::arg("step"),
+           py::arg("first"), py::arg("last"), py::arg("out"), py::arg("out_stride"), py::arg("bound") = 0.0f,
+           py::arg("test") = static_cast<int>(cpu::kSomeAbove));
   py::class_<Windows>(m, "Windows")
       .def(py::init<const Sizes&, const Pair&, const Pair&, const Pair&, const Pair&, const Pair&>(), py::kw_only(),
            py::arg("shape"), py::arg("out"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
@@ -683,6 +849,28 @@ void define_executor(py::module_& m) {
   py::class_<MeanGradientStep>(m, "MeanGradientStep")
       .def(py::init<int64_t, Pointer, const Sizes&, Pointer, Pointer>(), py::kw_only(), py::arg("wave"), py::arg("x"),
            py::arg("shape"), py::arg("mean"), py::arg("y"));
+  py::class_<CopyColumnsStep>(m, "CopyColumnsStep")
+      .def(py::init<int64_t, Pointer, int64_t, int64_t, int64_t, Pointer, int64_t>(), py::kw_only(), py::arg("wave"),
+           py::arg("x"), py::arg("x_stride"), py::arg("images"), py::arg("width"), py::arg("y"), py::arg("y_stride"));
+  py::class_<LogitSlopesStep>(m, "LogitSlopesStep")
+      .def(py::init<int64_t, Pointer, int64_t, int64_t, int64_t, Pointer>(), py::kw_only(), py::arg("wave"),
+           py::arg("logits"), py::arg("stride"), py::arg("images"), py::arg("classes"), py::arg("out"));
+  py::class_<MeanRootStep>(m, "MeanRootStep")
+      .def(py::init<int64_t, Pointer, int64_t, int64_t, int64_t, float, Pointer, int64_t>(), py::kw_only(),
+           py::arg("wave"), py::arg("x"), py::arg("x_stride"), py::arg("images"), py::arg("columns"), py::arg("factor"),
+           py::arg("out"), py::arg("out_stride"));
+  py::class_<ScoreStep>(m, "ScoreStep")
+      .def(py::init<int64_t, Pointer, int64_t, int64_t, const std::vector<int64_t>&, const std::vector<double>&,
+                    Pointer, int64_t, Pointer, int64_t>(),
+           py::kw_only(), py::arg("wave"), py::arg("packed"), py::arg("stride"), py::arg("images"), py::arg("widths"),
+           py::arg("inverse_area"), py::arg("component"), py::arg("component_stride"), py::arg("out"),
+           py::arg("out_stride"));
+  py::class_<ResultCheckStep>(m, "ResultCheckStep")
+      .def(py::init<int64_t, int64_t, int64_t, int64_t, Pointer, Pointer, Pointer, Pointer, Pointer, Pointer,
+                    const std::array<int64_t, 6>&, double>(),
+           py::kw_only(), py::arg("wave"), py::arg("images"), py::arg("classes"), py::arg("precondition_count"),
+           py::arg("logits"), py::arg("score"), py::arg("preconditions"), py::arg("component"), py::arg("finite"),
+           py::arg("out"), py::arg("strides"), py::arg("rounding"));
   py::class_<Executable>(m, "Executable")
       .def(py::init<const py::list&>(), py::arg("steps"))
       .def("run", &Executable::run, py::arg("buffers"), py::arg("threads"), py::arg("callback") = py::none())

@@ -51,16 +51,11 @@ void define_maps(py::module_& m) {
                                         channels[1],
                                         1,
                                         0.0f,
-                                        false});
+                                        gaia::cpu::kSomeAbove});
         });
 
-  m.def("output_component", [](uintptr_t logits, std::array<int64_t, 3> sizes, uintptr_t weight, float factor,
-                               uintptr_t slopes, uintptr_t out) {
-    py::gil_scoped_release unlocked;
-    active_level().output_component({reinterpret_cast<const float*>(logits), sizes[0], sizes[1], sizes[2],
-                                     reinterpret_cast<const float*>(weight), factor, reinterpret_cast<float*>(slopes),
-                                     reinterpret_cast<float*>(out)});
-  });
+  m.def("all_positive",
+        [](uintptr_t x, int64_t count) { return gaia::cpu::all_positive(reinterpret_cast<const float*>(x), count); });
 
   m.def("all_finite", [](uintptr_t x, int64_t count) {
     py::gil_scoped_release unlocked;
@@ -69,10 +64,10 @@ void define_maps(py::module_& m) {
 
   m.def("results_hold", [](uintptr_t logits, int64_t n, int64_t classes, uintptr_t score, uintptr_t preconditions,
                            int64_t precondition_count, uintptr_t component, double rounding) {
-    return gaia::cpu::results_hold({reinterpret_cast<const float*>(logits), n, classes,
-                                    reinterpret_cast<const float*>(score),
-                                    reinterpret_cast<const float*>(preconditions), precondition_count,
-                                    reinterpret_cast<const float*>(component), rounding});
+    return gaia::cpu::results_hold({reinterpret_cast<const float*>(logits), reinterpret_cast<const float*>(score),
+                                    reinterpret_cast<const float*>(preconditions),
+                                    reinterpret_cast<const float*>(component), nullptr, n, classes, precondition_count,
+                                    classes, 1, precondition_count, 1, 0, rounding});
   });
 
   m.def("frobenius", [](uintptr_t moments, int64_t n, int64_t stride_n, const std::vector<int64_t>& begins,

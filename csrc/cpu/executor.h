@@ -14,6 +14,7 @@
 #include "cpu/mask.h"
 #include "cpu/pool.h"
 #include "cpu/pooled_gradients.h"
+#include "cpu/result_steps.h"
 
 namespace {
 
@@ -95,6 +96,11 @@ void with_kernel(const Step& step, Use use) {
     case gaia::cpu::kMeanGradientStep: return use(MeanGradients(step.mean_gradient));
     case gaia::cpu::kMaskStep: return use(Masking(step.mask));
     case gaia::cpu::kMaskCheckStep: return use(MaskChecking(step.mask_check));
+    case gaia::cpu::kCopyColumnsStep: return use(ColumnsCopy(step.copy_columns));
+    case gaia::cpu::kLogitSlopesStep: return use(Slopes(step.logit_slopes));
+    case gaia::cpu::kMeanRootStep: return use(RootOfMean(step.mean_root));
+    case gaia::cpu::kScoreStep: return use(Scoring(step.score));
+    case gaia::cpu::kResultCheckStep: return use(ResultChecking(step.result_check));
     case gaia::cpu::kCheckStep:
     case gaia::cpu::kConvolutionStep: return;
   }

@@ -32,7 +32,7 @@ struct Map {
 //   z = 0 < relu_mask < upper ? z : 0
 //   sums = sum over space of z, |z| or [0 < z < upper]
 //   y = z * scale + skip
-// Without weights (kPointwise), x * factor takes the convolution's place. Channels are padded to whole panels: what
+// Without weights (kPointwise), x * factor takes the convolution's place; without x, the factor. Channels are padded to whole panels: what
 // lies behind the last of them is zero in every map that is read, and is written as zero.
 struct Convolution {
   Map x;
@@ -130,8 +130,11 @@ struct Mask {
   int64_t counts_stride, counts_k;
 };
 
-// out[i * out_stride] = 1 where at each position of y (n, h, w, k) from `begin` on in `step`s, on both axes, some of
-// the channels from `first` to `last`, or every one, is above `bound`.
+// Of the channels at a position: whether some is above a bound, every one is, or every one is finite.
+enum Test { kSomeAbove = 0, kAllAbove = 1, kAllFinite = 2 };
+
+// out[i * out_stride] = 1 where the channels from `first` to `last` pass the test at each position of y (n, h, w, k)
+// from `begin` on in `step`s, on both axes.
 struct ActiveEverywhere {
   Map y;
   float* out;
@@ -140,7 +143,7 @@ struct ActiveEverywhere {
   int64_t first, last;
   int64_t out_stride;
   float bound;
-  bool every;
+  Test test;
 };
 
 // out[i * out_stride] = 1 where of each position from `begin` on in `step`s, on both axes, some channel has a bit.
@@ -159,6 +162,53 @@ struct ChannelsLast {
   int64_t n, c, area;
 };
 
+// to[i * to_stride + j] = from[i * from_stride + j] for j below `width`.
+struct CopyColumns {
+  const float* from;
+  float* to;
+  int64_t n, width, from_stride, to_stride;
+};
+
+// The gradient of the sum of log_softmax(S) towards the logits S, as maps of one position: 1 - C softmax(S).
+struct LogitSlopes {
+  const float* logits;
+  int64_t n, classes, logits_stride;
+  Map out;  // channels from `classes` to its pitch are zero
+};
+
+// out[i * out_stride] = sqrt(factor * mean of the k numbers of row i).
+struct MeanRoot {
+  const float* x;
+  float* out;
+  int64_t n, k, x_stride, out_stride;
+  float factor;
+};
+
+// The score of an image: see `frobenius`; from image to image so many floats.
+struct Score {
+  gaia_packed packed;
+  int64_t component_stride, score_stride;
+};
+
+// What a program found for n images, `..._stride` floats from image to image. What is null is not looked at.
+struct Results {
+  const float* logits;
+  const float* score;
+  const float* preconditions;
+  const float* component;
+  const float* finite;  // whether an image is
+  int64_t n, classes, precondition_count;
+  int64_t logits_stride, score_stride, preconditions_stride, component_stride, finite_stride;
+  double rounding;  // the largest |1 - C softmax(S)| that is rounding alone
+};
+
+// out[i * out_stride] = 1 where the results of image i hold: see `results_hold`.
+struct ResultCheck {
+  Results results;
+  float* out;
+  int64_t out_stride;
+};
+
 enum StepKind {
   kChannelsLastStep,
   kConvolutionStep,
@@ -168,7 +218,12 @@ enum StepKind {
   kMaskStep,
   kMaskCheckStep,
   kGateGradientStep,
-  kMeanGradientStep
+  kMeanGradientStep,
+  kCopyColumnsStep,
+  kLogitSlopesStep,
+  kMeanRootStep,
+  kScoreStep,
+  kResultCheckStep
 };
 
 // One step of an executable. Those of one wave (numbered from 0 on, in order) do not need each other. No std::variant:
@@ -186,17 +241,12 @@ struct Step {
     MaskCheck mask_check;
     GateGradient gate_gradient;
     MeanGradient mean_gradient;
+    CopyColumns copy_columns;
+    LogitSlopes logit_slopes;
+    MeanRoot mean_root;
+    Score score;
+    ResultCheck result_check;
   };
-};
-
-// out[n] = sqrt(factor * mean over k of |sum over c of (1 - classes * softmax(logits[n])[c]) * weight[c][k]|)
-struct OutputComponent {
-  const float* logits;
-  int64_t n, classes, k;  // k a multiple of 16
-  const float* weight;    // (classes, k)
-  float factor;
-  float* slopes;  // room for `classes`
-  float* out;
 };
 
 // What the calling thread does first, while the others wake up and begin. Must not throw.
@@ -218,7 +268,6 @@ struct KernelTable {
   // Writes y = relu(x * scale + shift + residual) and counts its non-zeros; scale and shift have K values or are null.
   void (*relu_forward_count)(const gaia_map& x, const gaia_map* residual, const float* scale, const float* shift,
                              const gaia_map& y, const gaia_moments& out, int threads);
-  void (*output_component)(const OutputComponent& job);
 };
 
 // Defined once per level, by compiling level.cpp with that level's flags.
@@ -237,18 +286,9 @@ void active_everywhere(const ActiveEverywhere& job);
 
 bool all_finite(const float* x, int64_t count);
 
-// What a program found for n images; without preconditions, or a component, there is none to be looked at.
-struct Results {
-  const float* logits;
-  int64_t n, classes;
-  const float* score;
-  const float* preconditions;
-  int64_t precondition_count;
-  const float* component;  // or null
-  double rounding;         // the largest |1 - C softmax(S)| that is rounding alone
-};
+bool all_positive(const float* x, int64_t count);
 
-// Whether logits and scores are finite, all preconditions are positive, and each component can be divided by.
+// Whether images, logits and scores are finite, all preconditions are positive, and each component can be divided by.
 bool results_hold(const Results& found);
 
 }  // namespace gaia::cpu

@@ -2,7 +2,6 @@
 #include "cpu/channel_moments.h"
 #include "cpu/executor.h"
 #include "cpu/kernels.h"
-#include "cpu/linear_head.h"
 #include "cpu/relu_backward_moments.h"
 #include "cpu/relu_forward_count.h"
 
@@ -15,7 +14,7 @@ namespace gaia::cpu {
 
 const KernelTable& GAIA_JOIN(GAIA_LEVEL, _table)() {
   static const KernelTable table = {GAIA_STRING(GAIA_LEVEL), channel_moments, relu_backward_moments, execute,
-                                    relu_forward_count,      output_component};
+                                    relu_forward_count};
   return table;
 }
 

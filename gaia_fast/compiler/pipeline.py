@@ -13,7 +13,7 @@ from gaia_fast.compiler.ir.passes import Pass
 from gaia_fast.compiler.native.fusion import fuse
 from gaia_fast.compiler.native.head import use_linear_head
 from gaia_fast.compiler.native.partition import partition
-from gaia_fast.compiler.native.score import use_score_kernel
+from gaia_fast.compiler.native.score import use_score_kernels
 from gaia_fast.compiler.onnx.blocked_layout import to_blocked_layout
 from gaia_fast.compiler.onnx.pooling_argmax import expand_pooling_argmax
 from gaia_fast.compiler.onnx.saturation import expand_sigmoids
@@ -38,7 +38,7 @@ FOLD_BATCH_CONSTANTS = Pass("fold batch constants", fold_batch_constants)
 COPY_RETURNED_CONSTANTS = Pass("copy returned constants", copy_returned_constants)
 FUSE = Pass("fuse", fuse, requires=[RESHAPE_VIEWS])
 LINEAR_HEAD = Pass("linear head", use_linear_head, requires=[RESHAPE_VIEWS])
-SCORE = Pass("score", use_score_kernel)
+SCORE = Pass("score", use_score_kernels, requires=[LINEAR_HEAD])
 PARTITION = Pass("partition", partition, requires=[FUSE])
 EXPAND_SIGMOIDS = Pass("expand sigmoids", expand_sigmoids)
 EXPAND_POOLING_ARGMAX = Pass("expand pooling argmax", expand_pooling_argmax)

@@ -42,7 +42,8 @@ class Prepared:
         derivations: for each inspected map, how its entries of Lambda come about, and why not otherwise.
         head: where Phi and A_last are; None where the method needs neither.
         state: of the model, when it was captured.
-        checked: whether the runner gives one output more: (N,) bools, whether an image's results mean something.
+        checked: whether the runner gives one output more: (N,), positive where an image's results mean something.
+        checked_memory: the device whose memory it compares as well, if any.
     """
 
     program: Program
@@ -54,6 +55,7 @@ class Prepared:
     head: Head | None
     state: guards.ModelGuard
     checked: bool
+    checked_memory: torch.device | None
 
 
 @dataclass(frozen=True)
@@ -177,43 +179,53 @@ class _Preparation:
             derivations = ["adjoint"] * len(captured.maps)
         if dynamic and chosen.name != Runtime.EAGER:  # before a runtime works on it: Eager runs the graph itself
             self._check(program, program.graph, chosen, self.others)
-        runner, chosen, checks = self._runner(program, chosen, dynamic, state)
+        runner, chosen = self._runner(program, chosen, dynamic, state)
         now = state.renewed()
         return Prepared(
-            program, runner, chosen, self.x.dtype, dynamic, tuple(derivations), head, now, checks is not None
+            program,
+            runner,
+            chosen,
+            self.x.dtype,
+            dynamic,
+            tuple(derivations),
+            head,
+            now,
+            runtimes.checks_results(chosen.name, self.x),
+            self.x.device if runtimes.checks_memory(chosen.name, self.x) else None,
         )
 
     def _runner(
         self, program: Program, chosen: Choice, dynamic: bool, state: guards.ModelGuard
-    ) -> tuple[runtimes.Runner, Choice, Checks | None]:
+    ) -> tuple[runtimes.Runner, Choice]:
         """The program in the runtime chosen, or in the fastest where they are measured; held to the reference."""
         rivals = runtimes.rivals(self.runtime, self.tune, self.x)
         if len(rivals) > 1:
-            return *self._fastest(program, rivals, dynamic), None
+            return self._fastest(program, rivals, dynamic, state)
         while True:
-            checks = Checks(program.outputs, state) if runtimes.checks_itself(chosen.name, self.x) else None
             try:
-                return self._checked_runner(program, chosen, dynamic, checks), chosen, checks
+                return self._checked_runner(program, chosen, dynamic, state), chosen
             except CompilationError as error:
                 if self.runtime != AUTO or chosen.name != Runtime.CUDAGRAPH:
                     raise
                 chosen = Choice(Runtime.EAGER, first_line(error))
 
-    def _fastest(self, program: Program, rivals: list[Runtime], dynamic: bool) -> tuple[runtimes.Runner, Choice]:
+    def _fastest(
+        self, program: Program, rivals: list[Runtime], dynamic: bool, state: guards.ModelGuard
+    ) -> tuple[runtimes.Runner, Choice]:
         """The fastest of several runtimes on the example, of those that agree with the reference; kept for later."""
         key = autotuning.key(program, self.x, [*rivals], dynamic)
         known = autotuning.ANSWERS.find(key)
         if known is not None and known.keys() <= {*rivals}:
             chosen = autotuning.choice(known, self.x)
             with contextlib.suppress(Exception):  # it was measured with other weights
-                return self._checked_runner(program, chosen, dynamic), chosen
+                return self._checked_runner(program, chosen, dynamic, state), chosen
         convert = runtimes.conversion(program, self.x, dynamic)
         runners: dict[str, runtimes.Runner] = {}
         refusals: list[ModelError] = []
         for runtime in rivals:
             try:
                 runners[runtime.value] = self._checked_runner(
-                    program, Choice(runtime, "to be timed"), dynamic, convert=convert
+                    program, Choice(runtime, "to be timed"), dynamic, state, convert
                 )
             except ModelError as error:
                 refusals.append(error)
@@ -231,9 +243,10 @@ class _Preparation:
         program: Program,
         chosen: Choice,
         dynamic: bool,
-        checks: Checks | None = None,
+        state: guards.ModelGuard,
         convert: Conversion | None = None,
     ) -> runtimes.Runner:
+        checks = Checks(program.outputs, state) if runtimes.checks_results(chosen.name, self.x) else None
         runner = runtimes.make_runner(chosen.name, program, self.x, dynamic, checks, self.tune, convert)
         self._check(program, runner, chosen, [(self.x, self.own), *self.others])
         return runner

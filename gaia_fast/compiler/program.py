@@ -37,8 +37,9 @@ class Program:
 
     Attributes:
         graph: ATen operators from the images to a tuple of `outputs`.
-        outputs: names, of: "logits" (N, C); "score" (N,) float32; "packed" (N, sum of K_l) and "component" (N,), as in
-            `Measurement`; "preconditions" (N, P), positive where what the counts rest on holds.
+        outputs: their names: "logits" (N, C); "score" (N,) float32; "packed" (N, sum of K_l) and, where there is one,
+            "component" (N,), as in `Measurement`; where there are any, "preconditions" (N, P), positive where what the
+            counts rest on holds. In this order; where a program stands alone, the first two.
         maps: the inspected maps; none where the output component is all.
         preconditions: what the columns of "preconditions" stand for.
     """

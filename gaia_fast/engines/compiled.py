@@ -110,12 +110,13 @@ class CompiledEngine:
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
                 return self.measure(x, prepared, guarded)
-        plain = x.detach().as_subclass(Tensor)
+        # As are a tensor's class and history: to take them off, with one image, takes as long as a layer.
+        plain = x if type(x) is Tensor and not x.requires_grad else x.detach().as_subclass(Tensor)
         fine: list[bool | Tensor] = []
 
         def guard() -> None:
             if guarded:
-                same = prepared.state.holds(but_for=plain.device if prepared.checked else None)
+                same = prepared.state.holds(but_for=prepared.checked_memory)
                 if same is False:
                     raise _ChangedError
                 fine.append(same)
@@ -123,7 +124,7 @@ class CompiledEngine:
                 fine.append(result_checks.all_finite(plain))
 
         try:
-            outputs = prepared.runner(plain.to(prepared.dtype), guard)
+            outputs = prepared.runner(plain if plain.dtype == prepared.dtype else plain.to(prepared.dtype), guard)
         except Exception as error:
             # A model that has changed explains whatever the program ran into.
             if guarded and not prepared.state.holds():
@@ -134,21 +135,23 @@ class CompiledEngine:
                 f"the program of {type(self._subject.model).__name__} under runtime {prepared.runtime.name!r} failed "
                 f"on images of shape {tuple(x.shape)}: {first_line(error)}; engine='hooks' scores it as it is"
             ) from error
+        names = prepared.program.outputs
         if prepared.checked:
-            fine.append(outputs[-1].all())
-            outputs = outputs[:-1]
-        found = dict(zip(prepared.program.outputs, outputs, strict=True))
-        found["logits"] = found["logits"].to(plain.dtype)
-        component = found.get("component")
+            fine.append(result_checks.all_hold(outputs[len(names)]))
+        logits, score, packed = outputs[:3]
+        component = outputs[3] if len(names) > 3 and names[3] == "component" else None
+        if plain.dtype != prepared.dtype:
+            logits = logits.to(plain.dtype)
         if not prepared.checked:
-            fine.append(
-                result_checks.results_hold(found["logits"], found["score"], found.get("preconditions"), component)
-            )
+            preconditions = outputs[len(names) - 1] if names[-1] == "preconditions" else None
+            fine.append(result_checks.results_hold(logits, score, preconditions, component))
         if not result_checks.together(fine):
             if guarded and not prepared.state.holds():
                 raise _ChangedError
+            found = {**dict(zip(names, outputs, strict=False)), "logits": logits}
             self._find_failures(found, plain, prepared.head)
-        return Measurement(found["logits"], found["score"], prepared.program.maps, found["packed"], component)
+            score, packed = found["score"], found["packed"]
+        return Measurement(logits, score, prepared.program.maps, packed, component)
 
     def _find_failures(self, found: dict[str, Tensor], x: Tensor, head: Head | None) -> None:
         """Raises what `measure` does; has hooks score the images that the program cannot."""

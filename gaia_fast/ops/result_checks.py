@@ -39,7 +39,7 @@ def results_hold(
             0 if preconditions is None else preconditions.data_ptr(),
             0 if preconditions is None else preconditions.shape[1],
             0 if component is None else component.data_ptr(),
-            _rounding(classes, torch.float32),
+            rounding(classes, torch.float32),
         )
     fine = [torch.isfinite(logits).all(), torch.isfinite(score).all()]
     if preconditions is not None:
@@ -66,6 +66,13 @@ def results_hold_per_image(
     return fine if component is None else fine & divisible(component, logits)
 
 
+def all_hold(answers: Tensor) -> bool | Tensor:
+    """Whether all of several images' answers are yes, (N,): a bool, or where a device has to tell, a 0-d tensor."""
+    if answers.dtype is torch.float32 and answers.is_cpu and kernels is not None and answers.is_contiguous():
+        return kernels.all_positive(answers.data_ptr(), answers.numel())
+    return answers.all()
+
+
 def together(answers: list[bool | Tensor]) -> bool:
     """Whether all of several answers are yes. One look at those that a device has to tell: each waits for it."""
     asked = [each for each in answers if isinstance(each, Tensor)]
@@ -82,12 +89,12 @@ def divisible(component: Tensor, logits: Tensor) -> Tensor:
     classes = logits.shape[1]
     wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
     slope = (1 - classes * torch.softmax(wide, dim=1)).abs().amax(1)
-    uniform = slope <= _rounding(classes, wide.dtype)
+    uniform = slope <= rounding(classes, wide.dtype)
     return (component > 0) & ~uniform.to(component.device)
 
 
-def _rounding(classes: int, dtype: torch.dtype) -> float:
-    """The largest |1 - C softmax(S)| that is rounding alone."""
+def rounding(classes: int, dtype: torch.dtype) -> float:
+    """Returns the largest |1 - C softmax(S)| that is rounding alone."""
     return 16 * torch.finfo(dtype).eps * classes
 
 

@@ -5,6 +5,3 @@ How GPU kernels cut a map is in `tiling.py`; which runtime a program gets, in `g
 
 # Reading one packed weight from memory costs as much as multiplying it with so many rows.
 WEIGHT_READ_ROWS = 20
-
-# Multiplications of a linear head beyond which PyTorch's matrix product was faster (two threads).
-LINEAR_HEAD_MOST = 1 << 18

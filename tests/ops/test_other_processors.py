@@ -10,7 +10,7 @@ from cases import INSTRUMENTED, INTERPRETED
 
 ROOT = Path(__file__).parents[2]
 SOURCES = (
-    *(f"csrc/cpu/{each}.cpp" for each in ("level", "caches", "active_everywhere")),
+    *(f"csrc/cpu/{each}.cpp" for each in ("level", "caches", "active_everywhere", "frobenius", "result_checks")),
     "tests/csrc/kernels_check.cpp",
 )
 # The emulator has no libraries for Arm.

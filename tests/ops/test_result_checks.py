@@ -31,6 +31,14 @@ def test_what_the_kernel_cannot_read_is_asked_of_torch() -> None:
     assert result_checks.all_finite(torch._efficientzerotensor((2, 3, 4, 4)))  # without memory
 
 
+@pytest.mark.parametrize("answers", [torch.ones(3), torch.ones(3, dtype=torch.bool), torch.ones(6)[::2]], ids=str)
+def test_all_hold(answers: Tensor) -> None:
+    assert result_checks.together([result_checks.all_hold(answers)])
+    answers = answers.clone(memory_format=torch.preserve_format)
+    answers[1] = 0
+    assert not result_checks.together([result_checks.all_hold(answers)])
+
+
 def results(dtype: torch.dtype) -> dict[str, Tensor]:
     logits = torch.arange(12.0).reshape(4, 3) ** 1.5
     found = {"logits": logits, "score": ONES[:4], "preconditions": torch.ones(4, 2), "component": ONES[:4] * 1e-3}

@@ -351,6 +351,7 @@ def test_convolutions_in_groups_that_do_not_fit_are_refused(changed: dict[str, A
         ({"out": NULL}, "or a place for its answers"),
         ({"first": 9, "last": 8}, "channels 9 to 8 of 32"),
         ({"last": 33}, "channels 0 to 33 of 32"),
+        ({"test": 3}, "unknown test 3"),
         ({"begin": -1}, "from -1 on"),
         ({"step": 0}, "0 apart"),
         ({"out_stride": 0}, "answers are 0 apart"),
@@ -401,6 +402,85 @@ def test_gradients_of_means_that_do_not_fit_are_refused(changed: dict[str, Any],
 def test_gradients_of_gates_that_do_not_fit_are_refused(changed: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = {"wave": 0, "g": Y, "y": Y, "shape": SHAPE, "gate": Y, "out": Y}
     check_refusal(kernels.GateGradientStep, given, changed, message)
+
+
+AT = Pointer(1, 0)
+ROWS: dict[str, tuple[type, dict[str, Any]]] = {
+    "copy": (
+        kernels.CopyColumnsStep,
+        {"wave": 0, "x": AT, "x_stride": 4, "images": 2, "width": 4, "y": AT, "y_stride": 9},
+    ),
+    "slopes": (kernels.LogitSlopesStep, {"wave": 0, "logits": AT, "stride": 7, "images": 2, "classes": 7, "out": Y}),
+    "means": (
+        kernels.MeanRootStep,
+        {"wave": 0, "x": AT, "x_stride": 7, "images": 2, "columns": 7, "factor": 1.0, "out": AT, "out_stride": 1},
+    ),
+    "score": (
+        kernels.ScoreStep,
+        {
+            "wave": 0,
+            "packed": AT,
+            "stride": 12,
+            "images": 2,
+            "widths": [7, 5],
+            "inverse_area": [0.5, 0.25],
+            "component": AT,
+            "component_stride": 1,
+            "out": AT,
+            "out_stride": 1,
+        },
+    ),
+    "results": (
+        kernels.ResultCheckStep,
+        {
+            "wave": 0,
+            "images": 2,
+            "classes": 7,
+            "precondition_count": 3,
+            "logits": AT,
+            "score": AT,
+            "preconditions": AT,
+            "component": AT,
+            "finite": AT,
+            "out": AT,
+            "strides": [7, 1, 3, 1, 1, 1],
+            "rounding": 0.0,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("step", "changed", "message"),
+    [
+        ("copy", {"x": NULL}, "a copy of columns without them"),
+        ("copy", {"y": NULL}, "or a place for them"),
+        ("copy", {"x_stride": 3}, "columns that overlap"),
+        ("copy", {"y_stride": 3}, "rows of 4 numbers, 3 apart"),
+        ("copy", {"images": 0}, "0 rows"),
+        ("slopes", {"logits": NULL}, "slopes without logits"),
+        ("slopes", {"classes": 8}, "rows of 8 numbers, 7 apart"),
+        ("slopes", {"out": Pointer(1, 0, 6)}, "a map of 7 channels, positions 6 apart"),
+        ("means", {"x": NULL}, "means without numbers"),
+        ("means", {"columns": 8}, "rows of 8 numbers, 7 apart"),
+        ("means", {"out_stride": 0}, "roots of 2 rows"),
+        ("score", {"packed": NULL}, "a score without sums"),
+        ("score", {"inverse_area": [1.0]}, "2 layers with 1 areas"),
+        ("score", {"widths": [0, 5]}, "a layer of 0 columns"),
+        ("score", {"stride": 11}, "rows of 12 numbers, 11 apart"),
+        ("score", {"component_stride": 0}, "components are in one place"),
+        ("results", {"score": NULL}, "without logits, score"),
+        ("results", {"strides": [6, 1, 3, 1, 1, 1]}, "logits of 2 rows of 7 numbers, 6 apart"),
+        ("results", {"strides": [7, 1, 2, 1, 1, 1]}, "preconditions that overlap"),
+        ("results", {"strides": [7, 1, 3, 0, 1, 1]}, "components in one place"),
+        ("results", {"strides": [7, 1, 3, 1, 0, 1]}, "answers in one place"),
+        ("results", {"strides": [7, 1, 3, 1, 1, 0]}, "a check of results of 2 rows"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(step: str, changed: dict[str, Any], message: str) -> None:
+    kind, given = ROWS[step]
+    kind(**given)
+    check_refusal(kind, given, changed, message)
 
 
 WINDOWS: dict[str, Any] = {

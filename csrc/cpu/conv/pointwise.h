@@ -47,12 +47,17 @@ class Pointwise {
 
   template <int R, int V>
   [[gnu::flatten]] void block(int64_t k, const Output* out, const float* factors) const {
-    const Rows<R, V> x(job.x, out, k);
     Vec z[R][V];
-    each(z, [&](Vec, int r, int j) { return x(r, j); });
-    if (factors != nullptr) {
+    if (job.x.data == nullptr) {
       const Channels<V> factor(factors + k);
-      each(z, [&](Vec value, int, int j) { return value * factor.value[j]; });
+      each(z, [&](Vec, int, int j) { return factor.value[j]; });
+    } else {
+      const Rows<R, V> x(job.x, out, k);
+      each(z, [&](Vec, int r, int j) { return x(r, j); });
+      if (factors != nullptr) {
+        const Channels<V> factor(factors + k);
+        each(z, [&](Vec value, int, int j) { return value * factor.value[j]; });
+      }
     }
     finish(job, z, out, k);
   }

@@ -1,5 +1,6 @@
 """What rewrites of a graph ask of its nodes."""
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,13 @@ def call_kernel(graph: fx.Graph, kernel: nn.Module, inputs: tuple[fx.Node | None
     if value is not None:
         made.meta["val"] = value
     return made
+
+
+def result_of(graph: fx.Graph, made: fx.Node, index: int, value: Any) -> fx.Node:
+    """One result of a kernel that has several, with what stands for it."""
+    result = graph.call_function(operator.getitem, (made, index))
+    result.meta["val"] = value
+    return result
 
 
 def only_user(node: fx.Node) -> fx.Node | None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast.backends import kernels
-from gaia_fast.compiler.native.kernels import Concatenation, Kernel, Place, Shape
-from gaia_fast.compiler.native.memory_plan import Scheduled, Slice, in_lines, place_in_arena, slices
+from gaia_fast.compiler.native.kernels import Kernel, Place, Shape
+from gaia_fast.compiler.native.memory_plan import SIDE_BY_SIDE, Scheduled, Slice, in_lines, place_in_arena, slices
+from gaia_fast.compiler.native.result_kernels import Columns
 from gaia_fast.errors import BackendError
 from gaia_fast.ops.convolution import channels_last
 from gaia_fast.ops.convolution.cpu import in_panels
@@ -41,19 +42,14 @@ class Instruction(Scheduled):
         return [each for each in self.outputs if each is not None]
 
     def is_in_place(self, slices: Mapping[int, Slice]) -> bool:
-        """Whether it is a concatenation of values that lie in it."""
-        if not isinstance(self.kernel, Concatenation) or len(set(self.read)) < len(self.read):
+        """Whether it puts side by side what lies so already."""
+        if not isinstance(self.kernel, SIDE_BY_SIDE) or len(set(self.read)) < len(self.read):
+            return False
+        if isinstance(self.kernel, Columns) and len(self.kernel.rows) > len(self.read):
             return False
         whole = self.written[0]
         root = slices[whole].of if whole in slices else whole
         return all(value in slices and slices[value].of == root for value in self.read)
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Sums, or answers, that are wanted side by side, as columns of one tensor; and rows that are the same for all."""
-
-    values: tuple[int | Tensor, ...]
 
 
 @dataclass
@@ -63,8 +59,7 @@ class _Plan:
     steps: "kernels.Executable"
     arena: int
     outputs: list[Shape]
-    constants: list[tuple[int, Tensor]]  # output, what stands in it before the steps run
-    copies: list[tuple[int, int, int, int]]  # output, column, its copy's column, width
+    maps: bool  # whether there are maps among the outputs
 
 
 # The shapes of inputs, and whether their channels are planes.
@@ -77,14 +72,14 @@ class Executable(nn.Module):
     Args:
         instructions: in an order in which they can run.
         inputs: the numbers of the values that come from outside; with the channels of those that are masks.
-        outputs: of those that go there, or what is to be packed of them.
+        outputs: of those that go there.
     """
 
     def __init__(
         self,
         instructions: list[Instruction],
         inputs: Sequence[tuple[int, int | None]],
-        outputs: tuple[int | Packed, ...],
+        outputs: tuple[int, ...],
     ) -> None:
         super().__init__()
         self.instructions, self.outputs = in_waves(instructions), outputs
@@ -105,15 +100,13 @@ class Executable(nn.Module):
         kinds = tuple((each.shape, _are_planes(each)) for each in inputs)
         plan = self._plan_for(kinds)
         given = [
-            each if mask is not None or planes else in_panels(each) if whole else channels_last(each)
+            each if mask is not None or planes else _laid_out(each, whole)
             for each, mask, whole, (_, planes) in zip(inputs, self._masks, self._in_panels, kinds, strict=True)
         ]
         images, threads = inputs[0].shape[0], torch.get_num_threads()
         single = self._plan_of_one(plan, kinds) if images in self.one_by_one else None
         arena = self._take(plan.arena if single is None else single.arena * min(threads, images))
         outputs = tuple(_empty(shape) for shape in plan.outputs)
-        for output, row in plan.constants:
-            outputs[output].copy_(row)
         buffers = (arena, *given, *outputs)
         pointers = [each.data_ptr() for each in buffers]
         if single is None:
@@ -123,12 +116,11 @@ class Executable(nn.Module):
             done = single.steps.run_images(pointers, strides, images, threads, guard)
         if not done:
             raise BackendError(f"no memory for maps of {images} images; score fewer")
-        for output, source, target, width in plan.copies:
-            outputs[output].narrow(1, target, width).copy_(outputs[output].narrow(1, source, width))
-        if not self._spare and arena.numel() <= _KEPT:
+        if not self._spare and plan.arena <= _KEPT:
             self._spare.append(arena)
-        # Operators of PyTorch's want maps without gaps.
-        return tuple(channels_last(each) if each.ndim == 4 and each.is_floating_point() else each for each in outputs)
+        if plan.maps:  # operators of PyTorch's want maps without gaps
+            return tuple(_without_gaps(each, shape) for each, shape in zip(outputs, plan.outputs, strict=True))
+        return outputs
 
     def _plan_for(self, kinds: _Kinds, batch: int | None = None) -> _Plan:
         key = kinds, batch
@@ -159,7 +151,6 @@ class Executable(nn.Module):
     def _plan(self, kinds: _Kinds, batch: int | None) -> _Plan:
         shapes: dict[int, Shape] = {}
         places: dict[int, Pointer] = {}
-        rows: dict[int, int] = {}
         copied: dict[int, Pointer] = {}  # where an input lies whose channels are planes
         for i, (value, (size, planes), mask) in enumerate(zip(self.inputs, kinds, self._masks, strict=True)):
             shapes[value] = Shape(size) if mask is None else Shape(torch.Size((size[0], mask, *size[2:])), mask=True)
@@ -172,36 +163,12 @@ class Executable(nn.Module):
             for result, shape in zip(each.outputs, each.kernel.shapes(read), strict=True):
                 if result is not None:
                     shapes[result] = shape
-        outputs: list[Shape] = []
-        copies, constants = [], []
+        outputs = [shapes[output] for output in self.outputs]
         for i, output in enumerate(self.outputs):
-            buffer = 1 + len(self.inputs) + i
-            if isinstance(output, int):
-                places[output] = whole(buffer, shapes[output])
-                outputs.append(shapes[output])
-                continue
-            column = 0
-            widths = [
-                wanted.numel() if isinstance(wanted, Tensor) else shapes[wanted].size[1:].numel()
-                for wanted in output.values
-            ]
-            total = sum(widths)
-            row = torch.zeros(total)
-            for wanted, width in zip(output.values, widths, strict=True):
-                if isinstance(wanted, Tensor):
-                    row[column : column + width] = wanted
-                elif wanted in places:
-                    copies.append((i, places[wanted].offset, column, width))
-                else:
-                    places[wanted], rows[wanted] = Pointer(buffer, column), total
-                column += width
-            if any(isinstance(wanted, Tensor) for wanted in output.values):
-                constants.append((i, row))
-            first = next(wanted for wanted in output.values if isinstance(wanted, int))
-            images = shapes[first].size[0]  # a program may cut images into more
-            outputs.append(Shape(torch.Size((images, total))))
+            places[output] = whole(1 + len(self.inputs) + i, shapes[output])
         parts = slices(self.instructions, shapes, places)
         arena = place_in_arena(self.instructions, shapes, places, parts)
+        rows = {value: shapes[part.of].size[1] for value, part in parts.items() if len(shapes[value].size) < 4}
         for value, given in copied.items():
             size = shapes[value].size
             places[value] = given._replace(buffer=0, offset=arena)
@@ -225,12 +192,27 @@ class Executable(nn.Module):
                 wave = numbers.get(each.wave, 0)
                 steps += each.kernel.steps(wave, [at(i) for i in each.inputs], [at(i) for i in each.outputs])
             executable = kernels.Executable(steps)
-        return _Plan(executable, arena, outputs, constants, copies)
+        return _Plan(executable, arena, outputs, any(_is_map(each) for each in outputs))
 
 
 def _are_planes(x: Tensor) -> bool:
     """Whether an input is copied into the order of maps by the executable: of few channels, which lie one by one."""
     return x.ndim == 4 and 1 < x.shape[1] < NR and x.is_contiguous() and x.dtype == torch.float32
+
+
+def _laid_out(x: Tensor, whole: bool) -> Tensor:
+    """An input as kernels read it: a map channels-last, with `whole` in whole panels; vectors one after the other."""
+    if x.ndim != 4:
+        return x.contiguous()
+    return in_panels(x) if whole else channels_last(x)
+
+
+def _is_map(shape: Shape) -> bool:
+    return len(shape.size) == 4 and not shape.mask
+
+
+def _without_gaps(x: Tensor, shape: Shape) -> Tensor:
+    return channels_last(x) if _is_map(shape) else x
 
 
 def whole(buffer: int, shape: Shape) -> Pointer:

@@ -160,9 +160,10 @@ class _Fuser:
         relu_mask, bounds = found
         statistic, sums = summed(node, None)
         scale, last = scaled(node, sums, int(value.shape[1])) or (None, node)
+        factor = _per_channel_everywhere(g)
         with self.graph.inserting_before(last):
-            kernel = Pointwise(None, None, scale, bounds, statistic)
-            y, total = self._place(kernel, (g, None, relu_mask, None, None), value)
+            kernel = Pointwise(factor, None, scale, bounds, statistic)
+            y, total = self._place(kernel, (None if factor is not None else g, None, relu_mask, None, None), value)
         self._replace(last, y, sums, total)
 
     def _group_norm(self, node: fx.Node) -> None:
@@ -369,6 +370,15 @@ def padded_by_zeros(x: Any) -> tuple[fx.Node, tuple[int, int, int, int]] | None:
     if min(left, right, top, bottom) < 0 or x.meta["val"].dtype != torch.float32:
         return None
     return x.args[0], (top, left, bottom, right)
+
+
+def _per_channel_everywhere(x: fx.Node) -> Tensor | None:
+    """The (K,) numbers of a map that has one for each channel, at every position of every image."""
+    value = constant_value(x.args[0]) if calls(x, aten.expand.default) else None
+    if value is None or value.ndim != 4 or value.shape[0] != 1 or value.dtype != torch.float32:
+        return None
+    first = value[0, :, 0, 0]
+    return first.clone() if bool((value[0] == first[:, None, None]).all()) else None
 
 
 def _are_maps(*nodes: Any) -> bool:

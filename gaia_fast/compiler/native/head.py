@@ -3,32 +3,20 @@
 A linear layer on a map's mean over space is a convolution of one position.
 """
 
-import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from gaia_fast.compiler.ir.constants import constant_value
-from gaia_fast.compiler.ir.rewriting import call_kernel, calls
+from gaia_fast.compiler.ir.rewriting import call_kernel, calls, result_of
 from gaia_fast.compiler.native.kernels import IDENTITY, Convolution, Pool
+from gaia_fast.compiler.native.result_kernels import LogitSlopes, MeanRoot
 from gaia_fast.ops.convolution import Part, Weights
-from gaia_fast.ops.linear_head import output_component
 
 aten = torch.ops.aten
 
 _VIEWS = (aten.reshape.default, aten.squeeze.dims, aten.unsqueeze.default)
-
-
-class OutputComponent(nn.Module):
-    """`gaia_fast.ops.linear_head.output_component` with its weights: logits to output components."""
-
-    def __init__(self, weight: Tensor, factor: float) -> None:
-        super().__init__()
-        self.weight, self.factor = weight.contiguous(), factor
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return output_component(logits, self.weight, self.factor)
 
 
 def use_linear_head(module: fx.GraphModule) -> None:
@@ -46,21 +34,29 @@ def use_linear_head(module: fx.GraphModule) -> None:
             found = _logits(node, pooled, None if value is None else value.t(), bias)
         elif node.target is aten.sqrt.default and (component := _component(node)) is not None:
             with graph.inserting_before(node):
-                made = call_kernel(graph, component[0], (component[1],), node.meta["val"])
-            node.replace_all_uses_with(made)
+                node.replace_all_uses_with(_output_component(graph, node, *component))
         if found is None:
             continue
         kernel, x = found
         with graph.inserting_before(node):
-            mean = _result(graph, call_kernel(graph, Pool("mean", None), (x, None)), 0, x.meta["val"][:, :, :1, :1])
-            logits = _result(graph, call_kernel(graph, kernel, (mean, None, None, None)), 1, node.meta["val"])
+            mean = result_of(graph, call_kernel(graph, Pool("mean", None), (x, None)), 0, x.meta["val"][:, :, :1, :1])
+            logits = result_of(graph, call_kernel(graph, kernel, (mean, None, None, None)), 1, node.meta["val"])
         node.replace_all_uses_with(logits)
 
 
-def _result(graph: fx.Graph, made: fx.Node, index: int, value: Any) -> fx.Node:
-    result = graph.call_function(operator.getitem, (made, index))
-    result.meta["val"] = value
-    return result
+def _output_component(graph: fx.Graph, node: fx.Node, weight: Tensor, factor: float, logits: fx.Node) -> fx.Node:
+    """sqrt(factor * mean over k of |slopes @ weight|): the product is a convolution of one position."""
+    value = logits.meta["val"]
+    slopes = result_of(graph, call_kernel(graph, LogitSlopes(), (logits,)), 0, value[:, :, None, None])
+    kernel = Convolution([_position(weight.t())], None, None, None, IDENTITY, "abs_sum")
+    product = call_kernel(graph, kernel, (slopes, None, None, None))
+    magnitudes = result_of(graph, product, 1, value.new_empty((value.shape[0], weight.shape[1])))
+    return result_of(graph, call_kernel(graph, MeanRoot(factor), (magnitudes,)), 0, node.meta["val"])
+
+
+def _position(weight: Tensor) -> Part:
+    """A linear layer with weights (outputs, inputs), as a convolution of one position."""
+    return Part(Weights(weight[:, :, None, None].contiguous()), (1, 1), (0, 0), (1, 1))
 
 
 def _logits(node: fx.Node, pooled: Any, weight: Tensor | None, bias: Any) -> tuple[Convolution, fx.Node] | None:
@@ -76,9 +72,8 @@ def _logits(node: fx.Node, pooled: Any, weight: Tensor | None, bias: Any) -> tup
     x = pooled.args[0]
     if x.meta["val"].ndim != 4 or _size(x)[1] != channels or node.meta["val"].dtype != torch.float32:
         return None
-    part = Part(Weights(weight.t()[:, :, None, None].contiguous()), (1, 1), (0, 0), (1, 1))
     # The sum over a position is what stands there, without what whole panels have more than the logits.
-    return Convolution([part], shift, None, None, IDENTITY, "sum"), x
+    return Convolution([_position(weight.t())], shift, None, None, IDENTITY, "sum"), x
 
 
 def _averages(node: Any) -> bool:
@@ -88,8 +83,8 @@ def _averages(node: Any) -> bool:
     return calls(node, aten.mean.dim) and not node.kwargs and sorted(axis % 4 for axis in node.args[1] or ()) == [2, 3]
 
 
-def _component(root: fx.Node) -> tuple[nn.Module, fx.Node] | None:
-    """The output component behind a linear head, and the logits."""
+def _component(root: fx.Node) -> tuple[Tensor, float, fx.Node] | None:
+    """The weights (C, K) of a linear head that an output component lies behind, its factor, and the logits."""
     mean = root.args[0]
     if not calls(mean, aten.mean.dim) or list(mean.args[1:]) != [[1]] or mean.kwargs:
         return None
@@ -113,7 +108,7 @@ def _component(root: fx.Node) -> tuple[nn.Module, fx.Node] | None:
         return None
     if root.meta["val"].dtype != torch.float32 or softmax.meta["val"].dtype != torch.float32:
         return None
-    return OutputComponent(weight, factor), softmax.args[0]
+    return weight, factor, softmax.args[0]
 
 
 def _size(node: fx.Node) -> list[Any]:

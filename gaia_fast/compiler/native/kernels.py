@@ -24,6 +24,7 @@ from gaia_fast.ops.convolution.steps import (
     IDENTITY,
     NULL,
     POOLINGS,
+    TESTS,
     Activation,
     Pointer,
     Step,
@@ -200,7 +201,8 @@ class Pointwise(Kernel):
     """What stands behind a convolution, of a map as it is: (x, residual, relu_mask, skip, gate) to (y, sums, mask).
 
     Attributes:
-        factor, shift: (K,), first; None for 1 and 0. A gate, (N, K, 1, 1), takes the factor's place.
+        factor, shift: (K,), first; None for 1 and 0. A gate, (N, K, 1, 1), takes the factor's place. Where x is None,
+            the factor stands at each position of the ReLU mask.
         scale: (K,), behind the ReLU mask; None for 1.
         activation: and its upper bound, which is the ReLU mask's, too.
         statistic: "positive", or behind a ReLU mask "sum" or "abs_sum".
@@ -227,12 +229,15 @@ class Pointwise(Kernel):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | None,
         residual: Tensor | None,
         relu_mask: Tensor | None,
         skip: Tensor | None,
         gate: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
+        if x is None:
+            assert relu_mask is not None
+            x = torch.ones_like(relu_mask)
         z = x if gate is None else x * gate
         z = z if self.factor is None else z * self.factor.view(-1, 1, 1)
         z = z if self.shift is None else z + self.shift.view(-1, 1, 1)
@@ -251,16 +256,15 @@ class Pointwise(Kernel):
         return z if skip is None else z + skip, sums, mask
 
     def shapes(self, inputs: Sequence[Shape | None]) -> list[Shape]:
-        x = inputs[0]
+        x = inputs[0] or inputs[2]
         assert x is not None
         return [x, _sums(x), Shape(x.size, mask=True)]
 
     def steps(self, wave: int, inputs: Sequence[Place | None], outputs: Sequence[Place | None]) -> list[Step]:
         (x, residual, relu_mask, skip, *gates), (y, sums, mask) = inputs, outputs
-        assert x is not None
         assert y is not None
         behind = epilogue(
-            x.shape.size[1],
+            y.shape.size[1],
             y.pointer,
             self._shift,
             _at(residual),
@@ -276,10 +280,10 @@ class Pointwise(Kernel):
         gate = gates[0] if gates else None
         factor = address(self._factor) if gate is None else gate.pointer
         stride = 0 if gate is None else gate.pointer.pitch
-        shape = x.shape.panels
+        shape = y.shape.panels
         return [
             kernels.PointwiseStep(
-                wave=wave, x=x.pointer, shape=shape, factor=factor, factor_stride=stride, epilogue=behind
+                wave=wave, x=_at(x), shape=shape, factor=factor, factor_stride=stride, epilogue=behind
             )
         ]
 
@@ -291,10 +295,12 @@ def _active(y: Tensor, upper: float) -> Tensor:
 class Check(Kernel):
     """`active_everywhere`: (y,) to answers (N,)."""
 
+    test = "some_above"
+    bound = 0.0
+
     def __init__(self, begin: int, step: int, first: int = 0, last: int | None = None) -> None:
         super().__init__()
         self.begin, self.step, self.first, self.last = begin, step, first, last
-        self.bound, self.every = 0.0, False
 
     def forward(self, y: Tensor) -> tuple[Tensor]:
         return (active_everywhere(y, self.begin, self.step, self.first, self.last),)
@@ -320,7 +326,7 @@ class Check(Kernel):
                 out=answers.pointer,
                 out_stride=answers.stride,
                 bound=self.bound,
-                every=self.every,
+                test=TESTS[self.test],
             )
         ]
 
@@ -331,9 +337,11 @@ class Check(Kernel):
 class BoundCheck(Check):
     """Whether all of an image is above a bound: (y,) to answers (N,)."""
 
+    test = "all_above"
+
     def __init__(self, bound: float) -> None:
         super().__init__(0, 1)
-        self.bound, self.every = bound, True
+        self.bound = bound
 
     def forward(self, y: Tensor) -> tuple[Tensor]:
         return ((y > self.bound).flatten(1).all(1).to(torch.float32),)

@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gaia_fast.compiler.native.kernels import Concatenation, Kernel, Shape
+from gaia_fast.compiler.native.result_kernels import Columns
 from gaia_fast.ops.convolution.packing import NR, padded
 from gaia_fast.ops.convolution.steps import Pointer
+
+SIDE_BY_SIDE = (Concatenation, Columns)
 
 _LINE = 16  # floats of a cache line
 # Maps are of sizes that are powers of 2: put end to end, equal places of all would share a set of the cache.
@@ -31,7 +34,7 @@ class Scheduled:
 
 @dataclass(frozen=True)
 class Slice:
-    """Channels of another value, from one on: where a map lies that is made for a concatenation."""
+    """Channels, or columns, of another value from one on: where lies what is made to stand in it beside others."""
 
     of: int
     channel: int
@@ -43,12 +46,20 @@ def slices(
     """Returns which values lie in a concatenation of them, so that nothing has to be copied.
 
     The last concatenation comes first, so that one that goes on with another's maps, as DenseNet's do, holds both. A
-    value that has a place already is copied, and so is one whose channels are no whole panels.
+    value that has a place already is copied, and so is one whose channels are no whole panels. Vectors, which are put
+    side by side once, lie anywhere.
     """
     made = {value for each in instructions for value in each.written}
     found: dict[int, Slice] = {}
     begun: dict[tuple[int, ...], int] = {}  # what a concatenation begins with
     for each in reversed(instructions):
+        if isinstance(each.kernel, Columns):
+            columns, _ = each.kernel.begins([shapes[value] for value in each.read])
+            given = iter(each.read)
+            for row, column in zip(each.kernel.rows, columns, strict=True):
+                if row is None and (value := next(given)) in made and value not in places and value not in found:
+                    found[value] = Slice(each.written[0], column)
+            continue
         if not isinstance(each.kernel, Concatenation):
             continue
         whole, parts = each.written[0], tuple(each.read)

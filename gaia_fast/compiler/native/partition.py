@@ -11,16 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from gaia_fast.compiler.ir.constants import constant_value
-from gaia_fast.compiler.native.executable import Executable, Instruction, Packed
+from gaia_fast.compiler.native.executable import Executable, Instruction
 from gaia_fast.compiler.native.kernels import Kernel
-
-aten = torch.ops.aten
-
-# What puts results side by side, and the number of axes that these have.
-_SIDE_BY_SIDE = {aten.cat.default: 2, aten.stack.default: 1}
 
 
 def partition(module: fx.GraphModule) -> fx.GraphModule:
@@ -107,43 +101,6 @@ def _executable(inside: list[fx.Node]) -> tuple[Executable, list[fx.Node], list[
     inputs = [node for node, value in numbers.items() if value not in written]
     leaving = [node for node in numbers if node in members and any(user not in members for user in node.users)]
     leaving = [node for node in leaving if node.target is operator.getitem]
-    packed = _packed(leaving)
-    outputs: dict[fx.Node, int | Packed] = {node: numbers[node] for node in leaving}
-    for cat in packed:
-        columns = [numbers.get(each, _row(each)) for each in cat.args[0]]
-        outputs[cat] = Packed(tuple(each for each in columns if each is not None))
-        for node in cat.args[0]:
-            outputs.pop(node, None)
     numbered = [(numbers[node], masks.get(numbers[node])) for node in inputs]
-    executable = Executable(instructions, numbered, tuple(outputs.values()))
-    return executable, inputs, list(outputs)
-
-
-def _row(node: fx.Node) -> Tensor | None:
-    """What a node gives for each image, where that is the same: a vector."""
-    if node.target is not aten.expand.default or len(node.args[1]) != 2:
-        return None
-    value = constant_value(node.args[0])
-    if (
-        value is None
-        or value.dtype != torch.float32
-        or value.shape[-1] != node.args[1][1]
-        or value[..., :1].numel() != 1
-    ):
-        return None
-    return value.flatten()
-
-
-def _packed(leaving: list[fx.Node]) -> list[fx.Node]:
-    """The places where sums are concatenated, or answers stacked, that nothing else reads."""
-    found = []
-    for node in dict.fromkeys(user for each in leaving for user in each.users):
-        if node.target not in _SIDE_BY_SIDE or list(node.args[1:]) not in ([1], [-1]):
-            continue
-        axes = _SIDE_BY_SIDE[node.target]
-        inputs = {each for each in node.args[0] if _row(each) is None}
-        if inputs and all(
-            each in leaving and each.meta["val"].ndim == axes and set(each.users) == {node} for each in inputs
-        ):
-            found.append(node)
-    return found
+    executable = Executable(instructions, numbered, tuple(numbers[node] for node in leaving))
+    return executable, inputs, leaving

@@ -1,6 +1,14 @@
 """Ways to run a program. Each takes (N, C, H, W) images and returns the program's outputs, in order."""
 
-from gaia_fast.compiler.runtimes.choice import checks_itself, choose, computes_in, conversion, make_runner, rivals
+from gaia_fast.compiler.runtimes.choice import (
+    checks_memory,
+    checks_results,
+    choose,
+    computes_in,
+    conversion,
+    make_runner,
+    rivals,
+)
 from gaia_fast.compiler.runtimes.fixed_sizes import FixedSizes
 from gaia_fast.compiler.runtimes.runner import Guard, Runner, no_guard
 
@@ -8,7 +16,8 @@ __all__ = [
     "FixedSizes",
     "Guard",
     "Runner",
-    "checks_itself",
+    "checks_memory",
+    "checks_results",
     "choose",
     "computes_in",
     "conversion",

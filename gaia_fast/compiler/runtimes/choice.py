@@ -102,8 +102,13 @@ def _choose_float32(graph: fx.GraphModule) -> Choice:
     return Choice(Runtime.INDUCTOR, f"onnxruntime would be faster: {no_onnx}")
 
 
-def checks_itself(runtime: str, x: Tensor) -> bool:
-    """Whether runners of a runtime check such images, their results and the model's memory, if they are asked to."""
+def checks_results(runtime: str, x: Tensor) -> bool:
+    """Whether runners of a runtime check such images and their results, if they are asked to."""
+    return runtime == Runtime.NATIVE or checks_memory(runtime, x)
+
+
+def checks_memory(runtime: str, x: Tensor) -> bool:
+    """Whether they check the model's memory as well."""
     return runtime in GRAPHS and x.device.type == "cuda"
 
 
@@ -129,7 +134,8 @@ def make_runner(
         example: images, of which the first is enough.
         dynamic: whether the program takes any number of images; else it takes as many as `example` has.
         tune: how the native runtime settles between algorithms.
-        checks: what the runner checks, where `checks_itself`, for one output more: (N,) bools.
+        checks: what the runner checks, where `checks_results`, for one output more: (N,), positive where an image's
+            results mean something.
         convert: a `conversion` of the program, where it has one already.
 
     Raises:
@@ -141,7 +147,7 @@ def make_runner(
     elif runtime == Runtime.CUDAGRAPH:
         runner = CudaGraph(program.graph, example, checks)
     elif runtime == Runtime.NATIVE:
-        runner = Native(program.graph, example, tune)
+        runner = Native(program.graph, example, tune, None if checks is None else checks.outputs)
     elif runtime == Runtime.ONNXRUNTIME:
         runner = OnnxRuntime(convert or conversion(program, example, dynamic), example)
     elif runtime == Runtime.OPENVINO:

@@ -21,25 +21,32 @@ if TYPE_CHECKING:
         ChannelsLastStep,
         CheckStep,
         ConvolutionStep,
+        CopyColumnsStep,
         Epilogue,
         GateGradientStep,
         GroupNormStep,
+        LogitSlopesStep,
         MaskCheckStep,
         MaskStep,
         MeanGradientStep,
+        MeanRootStep,
         PointwiseStep,
         PoolStep,
+        ResultCheckStep,
+        ScoreStep,
     )
 
 Step: TypeAlias = (
     "ChannelsLastStep | ConvolutionStep | PointwiseStep | CheckStep | PoolStep | GroupNormStep | MaskStep "
-    "| MaskCheckStep | GateGradientStep | MeanGradientStep"
+    "| MaskCheckStep | GateGradientStep | MeanGradientStep | CopyColumnsStep | LogitSlopesStep | MeanRootStep "
+    "| ScoreStep | ResultCheckStep"
 )
 
 # By name, as the extension was compiled.
 STATISTICS: dict[str, int] = getattr(kernels, "STATISTICS", {})
 ACTIVATIONS: dict[str, int] = getattr(kernels, "ACTIVATIONS", {})
 POOLINGS: dict[str, int] = getattr(kernels, "POOLINGS", {})
+TESTS: dict[str, int] = getattr(kernels, "TESTS", {})
 
 
 class Pointer(NamedTuple):

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from gaia_fast.compiler.native.executable import Executable, Instruction, Packed, in_waves
+from gaia_fast.compiler.native.executable import Executable, Instruction, in_waves
 from gaia_fast.compiler.native.kernels import IDENTITY, Check, Convolution, Mask, Pool, Shape
 from gaia_fast.compiler.native.memory_plan import place_in_arena
+from gaia_fast.compiler.native.result_kernels import Columns
 from gaia_fast.ops.convolution import Part, Weights
 from gaia_fast.ops.convolution.steps import RELU, Pointer
 
@@ -90,9 +91,11 @@ def test_images_one_by_one_give_what_they_do_together(images: int, threads: int)
             Instruction(stem, (0, None, None, None), (1, 2, None)),
             Instruction(deep, (1, None, None, None), (3, 4, None)),
             Instruction(Check(0, 1), (3,), (5,)),
+            Instruction(Columns([None, None, torch.ones(7), None]), (2, 4, 2), (6,)),
+            Instruction(Columns([None]), (5,), (7,)),
         ],
         [(0, None)],
-        (3, Packed((2, 4, torch.ones(7), 2)), Packed((5,))),
+        (3, 6, 7),
     )
     x, before = torch.randn(images, 3, 30, 31), torch.get_num_threads()
     told: list[int] = []

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from gaia_fast import GaiaA, GaiaZ
-from gaia_fast.compiler.native.head import OutputComponent
 from gaia_fast.compiler.native.kernels import Convolution
-from gaia_fast.compiler.native.score import Score
+from gaia_fast.compiler.native.result_kernels import MeanRoot, Score
 
 import zoo
 from graphs import fused, targets
@@ -67,7 +66,7 @@ def program(detector: Any, head: str, **options: Any) -> tuple[fx.GraphModule, f
 
 
 def kernels(module: fx.GraphModule) -> set[type]:
-    found = {type(each) for each in module.children()} & {OutputComponent, Score}
+    found = {type(each) for each in module.children()} & {MeanRoot, Score}
     logits = [each for each in module.children() if isinstance(each, Convolution) and each.outputs != 16]
     return found | {type(each) for each in logits if each.statistic == "sum"}
 
@@ -82,12 +81,12 @@ def test_the_kernels_take_linear_heads_behind_a_mean_and_compute_what_the_operat
     if head in LOGITS:
         expected.add(Convolution)
     if detector is GaiaA and head in COMPONENTS:
-        expected.add(OutputComponent)
+        expected.add(MeanRoot)
     assert kernels(own) == expected
     for images in (1, 2, 3):
         for a, b in zip(own(x[:images]), plain(x[:images]), strict=True):
             torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)
-    if expected == {Score, Convolution, OutputComponent}:
+    if expected == {Score, Convolution, MeanRoot}:
         assert not {aten.mm.default, aten.mean.dim, aten.div.Tensor, aten.sqrt.default} & set(targets(own))
 
 
