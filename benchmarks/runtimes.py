@@ -2,10 +2,10 @@
 
 Run: .venv/bin/python benchmarks/runtimes.py resnet50 --images 1 8 --threads 1 2 --results FILE
 
-Each runner is a process of its own, as it would be for a user: its threads and its memory are nobody else's. One that is
-not asked is stopped: with OMP_WAIT_POLICY=ACTIVE its threads would take the processors from the one that is. They are
-asked in turn, round after round; in a round each is run once to settle and once, or for 20 ms, timed. Ratios are medians
-over the rounds.
+Each runner is a process of its own, as it would be for a user: its threads and its memory are nobody else's. One that
+is not asked is stopped: with OMP_WAIT_POLICY=ACTIVE its threads would take the processors from the one that is. They
+are asked in turn, round after round; in a round each is run once to settle and once, or for 20 ms, timed. Ratios are
+medians over the rounds.
 
 onnxruntime and OpenVINO get the file that `torch.onnx.export` writes, in float32.
 """

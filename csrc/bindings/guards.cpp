@@ -146,6 +146,9 @@ class Watch {
     }
   }
 
+  // How often a node was asked.
+  int64_t asked() const { return asked_; }
+
   // Nothing of Python's runs in between but nodes, so the interpreter lock keeps other threads away.
   bool unchanged() const {
     for (size_t i = 0; i < objects_.size(); ++i) {
@@ -221,6 +224,7 @@ class Watch {
   static PyObject* pointer(py::handle object) { return object.ptr(); }
 
   bool holds(PyObject* node) const {
+    ++asked_;
     return Result(PyObject_CallMethodObjArgs(node, holds_name_.ptr(), nullptr)).is(Py_True);
   }
 
@@ -339,6 +343,7 @@ class Watch {
   TensorInterface interface_;
   PyObject* anything_;
   std::vector<PyObject*> left_out_;
+  mutable int64_t asked_ = 0;  // written with the interpreter lock held
   const char* expected_;
   py::str attributes_name_{"__dict__"}, holds_name_{"holds"};
 };
@@ -349,6 +354,7 @@ void define_guards(py::module_& m) {
   py::class_<Watch>(m, "Watch")
       .def(py::init<const py::list&, const py::list&, const py::list&, const py::list&, uintptr_t, const py::tuple&,
                     const py::tuple&, py::handle, const py::tuple&>())
+      .def("asked", &Watch::asked)
       .def("unchanged", &Watch::unchanged);
 }
 

@@ -28,6 +28,7 @@ from gaia_fast.inspection.memory import Memory, tensor_functions
 
 _DEPTH = 3
 _MOST = 4096
+_PATIENCE = 32  # objects that are no longer the same, and equal
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
@@ -101,19 +102,68 @@ class ModelGuard:
         self, modules: Iterable[nn.Module], *, values: bool = True, but_for: frozenset[Place] = frozenset()
     ) -> None:
         self._modules, self._with_values = list(modules), values
-        walk = _Walk(self._modules, values, but_for)
-        self._nodes = [*walk.objects, *walk.tables, *walk.items, *walk.values]
+        self._first = self._look = _Look(_Walk(self._modules, values, but_for))
+        self._but_for = self._look.but_for
+        self._patience = _PATIENCE
+
+    def holds(self, but_for: torch.device | None = None) -> bool | Tensor:
+        """Whether the model is the same: a bool, or where a device has to tell, a 0-d tensor.
+
+        Args:
+            but_for: a device whose memory is compared elsewhere; that tensors are in place is asked here.
+        """
+        look = self._look
+        same = look.holds(but_for)
+        if same is False and look is not self._first:  # another thread may have been writing when it was made
+            self._look = look = self._first
+            same = look.holds(but_for)
+        if look.watch is not None and look.watch.asked() >= self._patience:
+            self._renew()
+        return same
+
+    def sample_on(self, device: torch.device) -> tuple[list[Tensor], Tensor]:
+        """Returns what is compared of a device's memory, where all tensors are in place: views, and what they held.
+
+        Both are uint8; the views are kept alive, so that a CUDA graph may read them again and again.
+        """
+        for views, expected in self._look.samples:
+            if expected.device == device:
+                return views, expected
+        return [], torch.empty(0, dtype=torch.uint8, device=device)
+
+    def renewed(self) -> "ModelGuard":
+        """The same, of the objects that are there now: faster to ask where some are others, and no different."""
+        now = ModelGuard(self._modules, values=self._with_values, but_for=self._but_for)
+        # Before and behind: what another thread writes for a moment is not what the model is like.
+        return now if self._first.holds(None) and now._look.holds(None) and self._first.holds(None) else self
+
+    def _renew(self) -> None:
+        """Looks at the objects that are there now. PyTorch's exporter, for one, puts equal ones in the place of others,
+        and to compare what two of them hold takes ten times as long."""
+        self._patience *= 8  # a model may put new ones there again and again
+        self._look = self.renewed()._look
+
+    def changes(self) -> frozenset[Place]:
+        """The places that have changed, of those that a forward pass may write."""
+        return frozenset(place for node in self._first.nodes for place in node.changes())
+
+
+class _Look:
+    """What was found of a model at one time. It keeps alive what it is compared with."""
+
+    def __init__(self, walk: "_Walk") -> None:
+        self.nodes = [*walk.objects, *walk.tables, *walk.items, *walk.values]
         self._left_out = walk.left_out
         names = {(id(table.held), name) for table in walk.tables for name in table.but_for}
-        self._but_for = frozenset(names | {(id(each), None) for each in walk.left_out})
-        self._slow: list[_Node] = self._nodes
-        self._watch = None
+        self.but_for = frozenset(names | {(id(each), None) for each in walk.left_out})
+        self._slow: list[_Node] = self.nodes
+        self.watch = None
         by_views = walk.values
         if kernels is not None:
-            self._slow = [node for node in self._nodes if not node.fast]
+            self._slow = [node for node in self.nodes if not node.fast]
             by_views = [node for node in walk.values if not node.memory.read]
             self._bytes = _together([node.expected for node in walk.values if node.memory.read])
-            self._watch = kernels.Watch(
+            self.watch = kernels.Watch(
                 [(node.held, node.kind, node.attributes) for node in walk.objects],
                 [(node.held, node.arguments(), node) for node in walk.tables if node.fast],
                 [(node.held, node.expected, node) for node in walk.items if node.fast],
@@ -124,45 +174,22 @@ class ModelGuard:
                 _ANYTHING,
                 _UNIMPORTANT,
             )
-        self._samples: list[tuple[list[Tensor], Tensor]] = []
+        self.samples: list[tuple[list[Tensor], Tensor]] = []
         for device in dict.fromkeys(node.expected.device for node in by_views if node.views):
             here = [node for node in by_views if node.views and node.expected.device == device]
             views = [view for node in here for view in node.views]
-            self._samples.append((views, _together([node.expected for node in here])))
+            self.samples.append((views, _together([node.expected for node in here])))
 
-    def holds(self, but_for: torch.device | None = None) -> bool | Tensor:
-        """Whether the model is the same: a bool, or where a device has to tell, a 0-d tensor.
-
-        Args:
-            but_for: a device whose memory is compared elsewhere; that tensors are in place is asked here.
-        """
-        if self._watch is not None and not self._watch.unchanged():
+    def holds(self, but_for: torch.device | None) -> bool | Tensor:
+        """See `ModelGuard.holds`."""
+        if self.watch is not None and not self.watch.unchanged():
             return False
         if not all(node.holds() for node in self._slow):
             return False
         same = [
-            _same_bytes(_together(views), expected) for views, expected in self._samples if expected.device != but_for
+            _same_bytes(_together(views), expected) for views, expected in self.samples if expected.device != but_for
         ]
         return same[0] if len(same) == 1 else all(bool(each) for each in same)
-
-    def sample_on(self, device: torch.device) -> tuple[list[Tensor], Tensor]:
-        """Returns what is compared of a device's memory, where all tensors are in place: views, and what they held.
-
-        Both are uint8; the views are kept alive, so that a CUDA graph may read them again and again.
-        """
-        for views, expected in self._samples:
-            if expected.device == device:
-                return views, expected
-        return [], torch.empty(0, dtype=torch.uint8, device=device)
-
-    def renewed(self) -> "ModelGuard":
-        """The same, of the objects that are there now: faster to ask where some are others, and no different."""
-        now = ModelGuard(self._modules, values=self._with_values, but_for=self._but_for)
-        return now if self.holds() else self
-
-    def changes(self) -> frozenset[Place]:
-        """The places that have changed, of those that a forward pass may write."""
-        return frozenset(place for node in self._nodes for place in node.changes())
 
 
 class _Node:

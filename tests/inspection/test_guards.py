@@ -565,6 +565,41 @@ def test_a_container_may_be_replaced_by_its_equal() -> None:
     assert before.renewed() is before
 
 
+def test_what_was_replaced_by_its_equal_is_compared_by_identity_again(asked_by: str) -> None:
+    """To compare what they hold takes ten times as long, and lasted as long as the detector."""
+    model = subject()
+    before = look(model)
+
+    def replace() -> None:
+        model.sizes, model.ordered, model.queue = list(model.sizes), copy.deepcopy(model.ordered), deque(model.queue)
+
+    def asked() -> int:
+        watch = before._look.watch
+        seen = 0 if watch is None else watch.asked()
+        assert before.holds()
+        return 0 if watch is None else watch.asked() - seen
+
+    assert asked() == 0
+    replace()
+    assert (asked() > 0) == (asked_by == "extension")
+    for _ in range(64):
+        asked()
+    assert asked() == 0
+    model.ordered["a"]["b"][0] = 3.0
+    assert not before.holds()
+
+
+def test_a_model_that_puts_new_ones_there_at_each_call_is_not_looked_at_anew_each_time(asked_by: str) -> None:
+    model = subject()
+    before = look(model)
+    seen = {id(before._look): before._look}
+    for _ in range(400):
+        model.sizes = list(model.sizes)
+        assert before.holds()
+        seen[id(before._look)] = before._look
+    assert len(seen) in ((2, 3, 4) if asked_by == "extension" else (1,))
+
+
 def test_what_the_forward_pass_writes_stays_left_out_of_a_copy() -> None:
     model, x = Busy().eval(), images()
     state = settled(list(model.modules()), lambda: model(x))
