@@ -12,6 +12,7 @@ onnxruntime and OpenVINO get the file that `torch.onnx.export` writes, in float3
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -137,6 +138,7 @@ def runner(what: str, name: str, images: int) -> Callable[[], Any]:
 
 def serve(what: str, name: str, images: int, threads: int) -> None:
     """In a process of its own: answers each line on stdin with the milliseconds of a run."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # with its parent: a process that is stopped sees no end of its input
     torch.set_num_threads(threads)
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes elsewhere

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from gaia_fast.compiler import pipeline
 from gaia_fast.compiler.frontend.capture import Captured, capture
 from gaia_fast.compiler.ir.passes import Pass
 from gaia_fast.compiler.ir.rewriting import copy_of
-from gaia_fast.compiler.pipeline import CAPTURED, CUDA, EXPAND_SIGMOIDS, KERNELS, NATIVE, ONNX, run_passes
+from gaia_fast.compiler.pipeline import CAPTURED, CUDA, EXPAND_SIGMOIDS, KERNELS, ONNX, run_passes
 from gaia_fast.inspection.head import find_head
 from gaia_fast.inspection.layers import inspected_layers
 
@@ -37,7 +38,7 @@ def fused(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def native(module: fx.GraphModule) -> fx.GraphModule:
-    return rewritten(NATIVE, module)
+    return rewritten(pipeline.native(), module)
 
 
 def blocked(module: fx.GraphModule) -> fx.GraphModule:

@@ -32,8 +32,8 @@ struct Map {
 //   z = 0 < relu_mask < upper ? z : 0
 //   sums = sum over space of z, |z| or [0 < z < upper]
 //   y = z * scale + skip
-// Without weights (kPointwise), x * factor takes the convolution's place; without x, the factor. Channels are padded to whole panels: what
-// lies behind the last of them is zero in every map that is read, and is written as zero.
+// Without weights (kPointwise), x * factor takes the convolution's place; without x, the factor. Channels are padded to
+// whole panels: what lies behind the last of them is zero in every map that is read, and is written as zero.
 struct Convolution {
   Map x;
   const float* packed;

@@ -5,6 +5,7 @@ pass.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import fx
 
@@ -13,7 +14,7 @@ from gaia_fast.compiler.ir.passes import Pass
 from gaia_fast.compiler.native.fusion import fuse
 from gaia_fast.compiler.native.head import use_linear_head
 from gaia_fast.compiler.native.partition import partition
-from gaia_fast.compiler.native.score import use_score_kernels
+from gaia_fast.compiler.native.score import check_results, use_score_kernels
 from gaia_fast.compiler.onnx.blocked_layout import to_blocked_layout
 from gaia_fast.compiler.onnx.pooling_argmax import expand_pooling_argmax
 from gaia_fast.compiler.onnx.saturation import expand_sigmoids
@@ -62,15 +63,13 @@ RECORDED = (
     FOLD_CONSTANTS,
     COPY_RETURNED_CONSTANTS,  # last: folding would make a constant of a copy
 )
-# On this package's own CPU kernels, call by call,
+# On this package's own CPU kernels, call by call; `native` puts those that follow each other into one.
 KERNELS = (
     RESHAPE_VIEWS,
     FUSE,
     LINEAR_HEAD,  # and the output component behind it
     SCORE,
 )
-# and those that follow each other in one call.
-NATIVE = (*KERNELS, PARTITION)
 # For onnxruntime.
 ONNX = (
     EXPAND_POOLING_ARGMAX,
@@ -80,6 +79,18 @@ ONNX = (
 )
 # For a CUDA device.
 CUDA = (CHANNELS_LAST,)
+
+
+def native(outputs: Sequence[str] | None = None) -> tuple[Pass, ...]:
+    """Returns the passes of the runtime "native".
+
+    Args:
+        outputs: the names of what the program gives, where its results are to be checked: see `check_results`.
+    """
+    if outputs is None:
+        return (*KERNELS, PARTITION)
+    check = Pass("check results", partial(check_results, outputs=outputs), requires=[SCORE])
+    return (*KERNELS, check, PARTITION)
 
 
 def run_passes(passes: Sequence[Pass], module: fx.GraphModule) -> fx.GraphModule:

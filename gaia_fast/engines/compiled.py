@@ -140,8 +140,10 @@ class CompiledEngine:
             fine.append(result_checks.all_hold(outputs[len(names)]))
         logits, score, packed = outputs[:3]
         component = outputs[3] if len(names) > 3 and names[3] == "component" else None
-        if plain.dtype != prepared.dtype:
+        if logits.dtype != plain.dtype:
             logits = logits.to(plain.dtype)
+            if prepared.checked:  # what is finite in float32 need not be in half of it
+                fine.append(result_checks.all_finite(logits))
         if not prepared.checked:
             preconditions = outputs[len(names) - 1] if names[-1] == "preconditions" else None
             fine.append(result_checks.results_hold(logits, score, preconditions, component))

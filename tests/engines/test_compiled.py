@@ -162,6 +162,84 @@ def test_a_call_looks_once_and_closer_only_where_something_is_wrong(
         compiled(x)
 
 
+class Returns(nn.Module):
+    """A network whose logits are of another dtype than it computes in."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net, self.dtype = zoo.build("strided_shortcut"), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits.to(self.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("runtime", ["eager", "native"])
+def test_logits_of_another_dtype_are_checked_as_they_are(runtime: str, dtype: torch.dtype) -> None:
+    x = zoo.images(3)
+    compiled = GaiaZ(Returns(dtype).eval(), engine="compiled", runtime=runtime).prepare(x)
+    expected = GaiaZ(Returns(dtype).eval(), engine="hooks").score(x)
+    found = compiled.score(x)
+    assert torch.equal(found.score, expected.score)
+    assert torch.allclose(found.logits, expected.logits.to(torch.float32), rtol=1e-2)
+    x[2] = x[2].sign() * 3e38
+    with pytest.raises(NonFiniteError, match="a logit of images 2 of the batch"):
+        compiled(x)
+
+
+@pytest.mark.parametrize("runtime", ["native", "onnxruntime"])
+def test_logits_that_half_precision_does_not_hold_are_refused(runtime: str) -> None:
+    if runtime == "onnxruntime":
+        pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    x = zoo.images(3).half()
+    model: Any = zoo.build("strided_shortcut").half()
+    with torch.no_grad():
+        model.fc.bias.zero_()
+        model.fc.weight *= 100 / model(x).abs().max()
+    compiled = GaiaZ(model, engine="compiled", runtime=runtime).prepare(x)
+    assert compiled(x).isfinite().all()
+    x[1] *= 3e4 / x[1].abs().max()
+    with pytest.raises(NonFiniteError, match="a logit of images 1 of the batch"):
+        compiled(x)
+
+
+class Incremental(nn.Module):
+    """Heads for more and more classes on one pooled map."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()
+        self.heads = nn.ModuleList(nn.Linear(16, 2 + head) for head in range(heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.relu(self.norm(self.conv(x))).mean((2, 3))
+        out = self.heads[0](pooled)
+        for head in self.heads[1:]:
+            out = torch.cat([out, head(pooled)], 1)
+        return out
+
+
+@pytest.mark.parametrize("heads", [2, 3, 4])
+@pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
+def test_heads_that_are_put_together_one_by_one(detector: type[GaiaZ] | type[GaiaA], heads: int) -> None:
+    torch.manual_seed(0)
+    model, x = Incremental(heads).eval(), zoo.images(3, 8)
+    options: dict[str, Any] = {"head": model.heads[0]} if detector is GaiaA else {}
+    try:
+        expected = detector(model, engine="hooks", **options).score(x)
+    except ModelError:
+        pytest.skip("GAIA-A needs one head")
+    compiled = detector(model, engine="compiled", runtime="native", **options).prepare(x)
+    prepared = compiled.program(x)
+    assert prepared is not None
+    assert prepared.dynamic
+    for images in (3, 1):
+        found = compiled.score(x[:images])
+        assert torch.allclose(found.logits, expected.logits[:images], rtol=1e-5, atol=1e-6)
+        assert torch.allclose(found.score, expected.score[:images], rtol=1e-4)
+
+
 def test_a_program_that_fails_is_made_again_only_where_the_model_has_changed() -> None:
     """The model is looked at while the program runs, and a changed one may be why it fails."""
     model, x = zoo.build("strided_shortcut"), zoo.images(2)

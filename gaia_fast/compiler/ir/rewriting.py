@@ -37,21 +37,14 @@ def rewritten(graph: fx.Graph, rewrites: Mapping[Any, Rewrite]) -> Iterator[tupl
             yield node, replaced
 
 
-def call_kernel(graph: fx.Graph, kernel: nn.Module, inputs: tuple[fx.Node | None, ...], value: Any = None) -> fx.Node:
-    """A call of a kernel that the graph's module takes up, at the graph's current place of insertion.
-
-    Args:
-        value: what stands for its result, where that is one tensor.
-    """
+def call_kernel(graph: fx.Graph, kernel: nn.Module, inputs: tuple[fx.Node | None, ...]) -> fx.Node:
+    """A call of a kernel that the graph's module takes up, at the graph's current place of insertion."""
     owner = graph.owning_module
     index = sum(1 for _ in owner.children())
     while hasattr(owner, name := f"kernel_{index}"):  # others may have been taken out
         index += 1
     owner.add_submodule(name, kernel)
-    made = graph.call_module(name, inputs)
-    if value is not None:
-        made.meta["val"] = value
-    return made
+    return graph.call_module(name, inputs)
 
 
 def result_of(graph: fx.Graph, made: fx.Node, index: int, value: Any) -> fx.Node:

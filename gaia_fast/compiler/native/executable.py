@@ -105,7 +105,8 @@ class Executable(nn.Module):
         ]
         images, threads = inputs[0].shape[0], torch.get_num_threads()
         single = self._plan_of_one(plan, kinds) if images in self.one_by_one else None
-        arena = self._take(plan.arena if single is None else single.arena * min(threads, images))
+        floats = plan.arena if single is None else single.arena * min(threads, images)
+        arena = self._take(floats)
         outputs = tuple(_empty(shape) for shape in plan.outputs)
         buffers = (arena, *given, *outputs)
         pointers = [each.data_ptr() for each in buffers]
@@ -116,7 +117,7 @@ class Executable(nn.Module):
             done = single.steps.run_images(pointers, strides, images, threads, guard)
         if not done:
             raise BackendError(f"no memory for maps of {images} images; score fewer")
-        if not self._spare and plan.arena <= _KEPT:
+        if not self._spare and floats <= _KEPT:
             self._spare.append(arena)
         if plan.maps:  # operators of PyTorch's want maps without gaps
             return tuple(_without_gaps(each, shape) for each, shape in zip(outputs, plan.outputs, strict=True))

@@ -377,6 +377,8 @@ def _per_channel_everywhere(x: fx.Node) -> Tensor | None:
     value = constant_value(x.args[0]) if calls(x, aten.expand.default) else None
     if value is None or value.ndim != 4 or value.shape[0] != 1 or value.dtype != torch.float32:
         return None
+    if value.shape[1] != x.meta["val"].shape[1]:
+        return None
     first = value[0, :, 0, 0]
     return first.clone() if bool((value[0] == first[:, None, None]).all()) else None
 

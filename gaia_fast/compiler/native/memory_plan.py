@@ -46,10 +46,11 @@ def slices(
     """Returns which values lie in a concatenation of them, so that nothing has to be copied.
 
     The last concatenation comes first, so that one that goes on with another's maps, as DenseNet's do, holds both. A
-    value that has a place already is copied, and so is one whose channels are no whole panels. Vectors, which are put
-    side by side once, lie anywhere.
+    value that has a place already is copied, and so is one whose channels are no whole panels. Vectors lie anywhere,
+    but for those that are put together of others themselves.
     """
     made = {value for each in instructions for value in each.written}
+    vectors = made - {value for each in instructions for value in each.written if isinstance(each.kernel, Columns)}
     found: dict[int, Slice] = {}
     begun: dict[tuple[int, ...], int] = {}  # what a concatenation begins with
     for each in reversed(instructions):
@@ -57,7 +58,7 @@ def slices(
             columns, _ = each.kernel.begins([shapes[value] for value in each.read])
             given = iter(each.read)
             for row, column in zip(each.kernel.rows, columns, strict=True):
-                if row is None and (value := next(given)) in made and value not in places and value not in found:
+                if row is None and (value := next(given)) in vectors and value not in places and value not in found:
                     found[value] = Slice(each.written[0], column)
             continue
         if not isinstance(each.kernel, Concatenation):

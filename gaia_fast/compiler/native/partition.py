@@ -15,6 +15,7 @@ from torch import fx
 
 from gaia_fast.compiler.native.executable import Executable, Instruction
 from gaia_fast.compiler.native.kernels import Kernel
+from gaia_fast.errors import CompilationError
 
 
 def partition(module: fx.GraphModule) -> fx.GraphModule:
@@ -98,6 +99,9 @@ def _executable(inside: list[fx.Node]) -> tuple[Executable, list[fx.Node], list[
             numbers[node] = outputs_of[0] = len(numbers)
         instructions.append(Instruction(kernel, given, tuple(outputs_of)))
     written = {value for each in instructions for value in each.written}
+    for node, value in numbers.items():
+        if value not in written and node.meta["val"].dtype not in (torch.float32, torch.bool):
+            raise CompilationError(f"a kernel would read {node}, {node.meta['val'].dtype}, as float32")
     inputs = [node for node, value in numbers.items() if value not in written]
     leaving = [node for node in numbers if node in members and any(user not in members for user in node.users)]
     leaving = [node for node in leaving if node.target is operator.getitem]

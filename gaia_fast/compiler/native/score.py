@@ -38,14 +38,26 @@ def check_results(module: fx.GraphModule, outputs: Sequence[str]) -> fx.GraphMod
     graph = fx.Graph()
     results = graph.graph_copy(module.graph, {})
     found = dict(zip(outputs, results, strict=True))
-    images = next(node for node in graph.nodes if node.op == "placeholder")
     checked = fx.GraphModule(module, graph)
-    answers = found["score"].meta["val"]
-    finite = result_of(graph, call_kernel(graph, FiniteCheck(), (images,)), 0, answers.new_empty(answers.shape))
-    given = (*(found.get(name) for name in ("logits", "score", "preconditions", "component")), finite)
-    holds = result_of(graph, call_kernel(graph, ResultCheck(), given), 0, answers.new_empty(answers.shape))
+    answers = found["score"].meta["val"].new_empty(found["score"].meta["val"].shape, dtype=torch.float32)
+    images = next(node for node in graph.nodes if node.op == "placeholder")
+    with graph.inserting_after(images):  # first of its wave: while other threads wake up
+        made = call_kernel(graph, FiniteCheck(), (images,))
+    with graph.inserting_after(made):
+        finite = result_of(graph, made, 0, answers)
+    given = [_in_float32(graph, found.get(name)) for name in ("logits", "score", "preconditions", "component")]
+    holds = result_of(graph, call_kernel(graph, ResultCheck(), (*given, finite)), 0, answers)
     graph.output((*results, holds))
     return checked
+
+
+def _in_float32(graph: fx.Graph, node: fx.Node | None) -> fx.Node | None:
+    """A result as kernels read it: a model may give logits of another dtype than it computes in."""
+    if node is None or node.meta["val"].dtype == torch.float32:
+        return node
+    widened = graph.call_function(aten._to_copy.default, (node,), {"dtype": torch.float32})
+    widened.meta["val"] = node.meta["val"].to(torch.float32)
+    return widened
 
 
 def _use_columns(graph: fx.Graph, node: fx.Node) -> None:

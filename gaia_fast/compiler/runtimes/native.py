@@ -3,18 +3,16 @@
 import operator
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, fx
 
 from gaia_fast import backends
-from gaia_fast.compiler.ir.passes import Pass
+from gaia_fast.compiler import pipeline
 from gaia_fast.compiler.ir.rewriting import calls, copy_of
 from gaia_fast.compiler.native.executable import Executable
 from gaia_fast.compiler.native.kernels import Convolution
-from gaia_fast.compiler.native.score import check_results
-from gaia_fast.compiler.pipeline import KERNELS, PARTITION, run_passes
+from gaia_fast.compiler.pipeline import run_passes
 from gaia_fast.compiler.runtimes.runner import Guard, check_float32_on_cpu, no_guard
 from gaia_fast.options import Tune
 
@@ -41,10 +39,7 @@ class Native:
         self, graph: fx.GraphModule, example: Tensor, tune: str = Tune.MODEL, outputs: Sequence[str] | None = None
     ) -> None:
         check_float32_on_cpu("native", missing(), example)
-        self._graph = run_passes(KERNELS, copy_of(graph))
-        if outputs is not None:
-            self._graph = run_passes([Pass("check results", partial(check_results, outputs=outputs))], self._graph)
-        self._graph = run_passes([PARTITION], self._graph)
+        self._graph = run_passes(pipeline.native(outputs), copy_of(graph))
         self._alone = _executable_alone(self._graph)
         images = next(node for node in self._graph.graph.nodes if node.op == "placeholder")
         readers = [node for node in images.users if node.op != "call_module"]

@@ -12,6 +12,8 @@ from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.compiler.frontend.capture import capture
 from gaia_fast.compiler.native.executable import Executable
 from gaia_fast.compiler.native.kernels import Convolution
+from gaia_fast.compiler.runtimes.native import Native
+from gaia_fast.compiler.runtimes.runner import no_guard
 
 import zoo
 from graphs import captured, fold, fused, native, targets
@@ -74,6 +76,22 @@ def test_a_residual_network_is_one_executable_unless_gradients_wait_for_the_logi
     for each in (aten.cat.default, aten.stack.default, aten.convolution.default, aten.relu.default, aten.where.self):
         assert each not in left
     assert not any(isinstance(each, Convolution) for each in together.children())
+
+
+@pytest.mark.parametrize("name", ["resnet34", "wrn_40_2", "strided_shortcut"])
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_residual_network_and_the_checks_of_its_results_are_one_executable_called_at_once(
+    detector: Any, name: str
+) -> None:
+    model, x = zoo.build(name), zoo.images(3, zoo.image_size(name))
+    prepared = detector(model, engine="compiled", runtime="native").prepare(x, tune="model").program(x)
+    runner = prepared.runner
+    assert isinstance(runner, Native)
+    assert runner._alone is not None
+    *found, holds = runner(x)
+    assert holds.tolist() == [1, 1, 1]
+    for one, other in zip(found, runner._run(x, no_guard), strict=False):
+        assert torch.equal(one, other)
 
 
 def test_any_number_of_images_and_no_more_plans_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,11 @@ from executing import alone, both, map_of
 from torch import Tensor
 
 from gaia_fast.compiler.native.executable import Executable, Instruction
-from gaia_fast.compiler.native.kernels import IDENTITY, Convolution
+from gaia_fast.compiler.native.kernels import IDENTITY, Convolution, Pointwise
 from gaia_fast.compiler.native.result_kernels import Columns, FiniteCheck, LogitSlopes, MeanRoot, ResultCheck, Score
 from gaia_fast.ops import frobenius
 from gaia_fast.ops.convolution import Part, Weights
+from gaia_fast.ops.convolution.steps import RELU
 
 from cases import Target
 from tolerance import assert_close
@@ -30,6 +31,23 @@ def test_columns_from_outside_and_rows_that_are_the_same_for_all(level: Target, 
 
 
 @pytest.mark.parametrize("images", IMAGES)
+def test_columns_of_columns(level: Target, images: int) -> None:
+    """As heads for more and more classes are put together: each of what came before and of a new one."""
+    given = {i: torch.randn(images, 3 + i) for i in range(3)}
+    x = map_of(images, 16)
+    conv = [convolution(16, outputs) for outputs in (5, 7, 20)]
+    instructions = [
+        *(Instruction(each, (3, None, None, None), (4 + 2 * i, 5 + 2 * i, None)) for i, each in enumerate(conv)),
+        Instruction(Columns([None, None]), (5, 7), (10,)),
+        Instruction(Columns([None, None]), (10, 9), (11,)),
+        Instruction(Columns([None, None, None, None]), (0, 11, 10, 2), (12,)),
+        Instruction(MeanRoot(1e6), (12,), (13,)),
+    ]
+    for wanted in ([13], [12], [11, 12], [10, 11, 13]):
+        both(instructions, {0: given[0], 2: given[2], 3: x}, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("images", IMAGES)
 @pytest.mark.parametrize("component", [False, True])
 def test_scores(level: Target, component: bool, images: int) -> None:
     packed, divisor = torch.randn(images, 12) * 100, torch.rand(images) + 0.1 if component else None
@@ -37,6 +55,11 @@ def test_scores(level: Target, component: bool, images: int) -> None:
     (score,) = alone(Score(areas), [packed, divisor], [0], rtol=1e-6)
     expected = frobenius(packed, [7, 5], [1 / 49, 1 / 16], divisor, backend="torch")
     torch.testing.assert_close(score, expected, rtol=1e-6, atol=0)
+
+
+def convolution(inputs: int, outputs: int) -> Convolution:
+    part = Part(Weights(torch.randn(outputs, inputs, 3, 3)), (1, 1), (1, 1), (1, 1))
+    return Convolution([part], None, None, None, IDENTITY, "abs_sum")
 
 
 def component_of(logits: Tensor, weight: Tensor, factor: float) -> Tensor:
@@ -95,6 +118,20 @@ def test_images_that_are_not_finite(level: Target, value: float, channels: int) 
         assert alone(FiniteCheck(), [given], [0])[0].tolist() == [1, 0, 1, 0]
 
 
+@pytest.mark.parametrize("channels", [3, 24])
+def test_images_in_panels_that_are_not_finite(level: Target, channels: int) -> None:
+    """Another reader wants whole panels: zeros stand behind the channels."""
+    x = map_of(3, channels)
+    x[1, -1, -1, -1] = nan
+    pointwise = Pointwise(torch.ones(channels), None, None, RELU, None)
+    instructions = [
+        Instruction(FiniteCheck(), (0,), (1,)),
+        Instruction(pointwise, (0, None, None, None), (2, None, None)),
+    ]
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        assert both(instructions, {0: given}, [1, 2])[0].tolist() == [1, 0, 1]
+
+
 LOGITS = torch.arange(12.0).reshape(4, 3) ** 1.5
 FAULTS = {
     "logits": (0, (2, 1), inf),
@@ -120,9 +157,7 @@ def test_results_that_mean_nothing(level: Target, which: int, at: tuple[int, ...
 def test_the_end_of_a_program_image_by_image(level: Target) -> None:
     """What images have of their own, and what is the same for all, are where the next image's are."""
     torch.manual_seed(0)
-    conv = Convolution(
-        [Part(Weights(torch.randn(20, 16, 3, 3)), (1, 1), (1, 1), (1, 1))], None, None, None, IDENTITY, "sum"
-    )
+    conv = convolution(16, 20)
     instructions = [
         Instruction(FiniteCheck(), (0,), (1,)),
         Instruction(conv, (0, None, None, None), (2, 3, None)),
