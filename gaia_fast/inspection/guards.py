@@ -102,7 +102,7 @@ class ModelGuard:
         self, modules: Iterable[nn.Module], *, values: bool = True, but_for: frozenset[Place] = frozenset()
     ) -> None:
         self._modules, self._with_values = list(modules), values
-        self._look = _Look(_Walk(self._modules, values, but_for))
+        self._first = self._look = _Look(_Walk(self._modules, values, but_for))
         self._but_for = self._look.but_for
         self._patience = _PATIENCE
 
@@ -114,6 +114,9 @@ class ModelGuard:
         """
         look = self._look
         same = look.holds(but_for)
+        if same is False and look is not self._first:  # another thread may have been writing when it was made
+            self._look = look = self._first
+            same = look.holds(but_for)
         if same is not False and look.watch is not None and look.watch.asked() >= self._patience:
             self._patience *= 8  # a model may put new ones there again and again
             self._look = self.renewed()._look
@@ -136,8 +139,8 @@ class ModelGuard:
         ten times as long.
         """
         now = ModelGuard(self._modules, values=self._with_values, but_for=self._but_for)
-        # What was found then is compared, not what is there: another thread may be writing it.
-        return now if now._look.is_like(self._look) else self
+        # Before and behind: what another thread writes for a moment is not what the model is like.
+        return now if all(look.holds(None) for look in (now._look, self._first, now._look)) else self
 
     def changes(self) -> frozenset[Place]:
         """The places that have changed, of those that a forward pass may write."""
@@ -176,11 +179,6 @@ class _Look:
             views = [view for node in here for view in node.views]
             self.samples.append((views, _together([node.expected for node in here])))
 
-    def is_like(self, other: "_Look") -> bool:
-        """Whether the same was found as of another."""
-        pairs = zip(self.nodes, other.nodes, strict=False)
-        return len(self.nodes) == len(other.nodes) and all(type(a) is type(b) and a.is_like(b) for a, b in pairs)
-
     def holds(self, but_for: torch.device | None) -> bool | Tensor:
         """See `ModelGuard.holds`."""
         if self.watch is not None and not self.watch.unchanged():
@@ -201,10 +199,6 @@ class _Node:
     def holds(self) -> bool:
         raise NotImplementedError
 
-    def is_like(self, other: Any) -> bool:
-        """Whether it was found as another of its class was."""
-        raise NotImplementedError
-
     def changes(self) -> Iterable[Place]:
         """What has changed of what a forward pass may write."""
         raise NotImplementedError
@@ -215,9 +209,6 @@ class _Object(_Node):
 
     def __init__(self, held: Any) -> None:
         self.held, self.kind, self.attributes = held, type(held), held.__dict__
-
-    def is_like(self, other: "_Object") -> bool:
-        return self.kind is other.kind
 
     def holds(self) -> bool:
         return type(self.held) is self.kind and self.held.__dict__ is self.attributes
@@ -270,10 +261,6 @@ class _Table(_Node):
         same = len(names) == len(values) == len(expected)
         return same and all(map(is_, names, expected)) and all(map(is_, values, expected.values()))
 
-    def is_like(self, other: "_Table") -> bool:
-        in_order = self.of_names or list(self.expected) == list(other.expected)
-        return in_order and not self._different(other.expected)
-
     def _different(self, now: dict[Any, Any]) -> list[Any]:
         names = {**self.expected, **now}.keys() - self.but_for
         missing = object()
@@ -301,13 +288,8 @@ class _Items(_Node):
         self.expected = _items(held)
         self.fast = isinstance(held, (list, types.FunctionType))
 
-    def is_like(self, other: "_Items") -> bool:
-        return type(self.held) is type(other.held) and self._are(other.expected)
-
     def holds(self) -> bool:
-        return self._are(_items(self.held))
-
-    def _are(self, now: Any) -> bool:
+        now = _items(self.held)
         if isinstance(self.held, set):
             return _members(now) == _members(self.expected)
         return len(now) == len(self.expected) and all(map(_same, now, self.expected))
@@ -332,9 +314,6 @@ class _Values(_Node):
         self.expected = _together(self.views)
         if self.memory.read:
             self.views = []
-
-    def is_like(self, other: "_Values") -> bool:
-        return self.memory.place == other.memory.place and bool(_same_bytes(self.expected, other.expected))
 
     def holds(self) -> bool:
         """But for the bytes: those of a device are looked at together."""
