@@ -238,7 +238,8 @@ def print_table(path: Path) -> None:
             continue
         cells = [f"{peer} {row['milliseconds'][peer]:.3g}", *map(ratio, ("native", *SCORES[:2]))]
         auto = ", ".join(filter(None, map(ratio, SCORES[2:])))
-        print(f"| {row['network']} | {row['images']}, {row['threads']} | {' | '.join(cells)} | {auto} |")
+        wait = "" if row.get("wait", "PASSIVE") == "PASSIVE" else f", {row['wait']}"
+        print(f"| {row['network']} | {row['images']}, {row['threads']}{wait} | {' | '.join(cells)} | {auto} |")
 
 
 def main() -> None:
