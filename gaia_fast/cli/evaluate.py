@@ -11,12 +11,13 @@ from gaia_fast.cli.options import (
     FOLDER,
     DetectorOptions,
     ModelOptions,
+    PresetOptions,
     batch_size_option,
     detector_options,
     json_option,
     max_pixels_option,
     model_options,
-    preset_option,
+    preset_options,
 )
 from gaia_fast.data import load_images
 from gaia_fast.errors import ArgumentError
@@ -31,7 +32,7 @@ _PLOTS = Path("gaia-evaluation")
     "--ood", "ood", required=True, multiple=True, metavar="NAME=PATH", help="Images of an OOD set; repeatable."
 )
 @model_options
-@preset_option
+@preset_options
 @max_pixels_option
 @detector_options()
 @batch_size_option
@@ -44,7 +45,7 @@ def evaluate(
     id_path: str,
     ood: tuple[str, ...],
     model: ModelOptions,
-    preset: str,
+    preset: PresetOptions,
     max_pixels: int,
     detectors: DetectorOptions,
     batch_size: int,
@@ -64,9 +65,11 @@ def evaluate(
         raise click.UsageError("give --plots or --no-plots, not both")
     paths = _named_paths(ood)
     pictures = _picture_folder(folder, no_plots)
-    chosen = detectors.build(model.load())
-    id_source = load_images(id_path, preset, max_pixels)
-    sources = {name: load_images(path, preset, max_pixels) for name, path in paths.items()}
+    loaded = model.load()
+    prepared = preset.of(loaded)
+    chosen = detectors.build(loaded.model)
+    id_source = load_images(id_path, prepared, max_pixels)
+    sources = {name: load_images(path, prepared, max_pixels) for name, path in paths.items()}
 
     with output.progress("scoring", len(id_source) + sum(len(each) for each in sources.values())) as advance:
         found = image_sets.evaluate(chosen, id_source, sources, batch_size, advance)

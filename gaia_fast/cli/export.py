@@ -11,19 +11,21 @@ from gaia_fast.cli.images import blank_images, first_images
 from gaia_fast.cli.options import (
     DetectorOptions,
     ModelOptions,
+    PresetOptions,
     detector_options,
     max_pixels_option,
     model_options,
-    preset_option,
+    preset_options,
 )
 from gaia_fast.compiler.package.writing import FORMATS
+from gaia_fast.data import Preset
 from gaia_fast.evaluation.image_sets import model_input
 
 
 @click.command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @model_options
-@preset_option
+@preset_options
 @max_pixels_option
 @detector_options(default=("gaia-z",), single=True, engines=False)
 @click.option("--images", metavar="SOURCE", help="Images to check the program on before it is written; else noise.")
@@ -32,7 +34,7 @@ from gaia_fast.evaluation.image_sets import model_input
 def export(
     file: Path,
     model: ModelOptions,
-    preset: str,
+    preset: PresetOptions,
     max_pixels: int,
     detectors: DetectorOptions,
     images: str | None,
@@ -49,8 +51,9 @@ def export(
         raise click.UsageError("give --images or --size, not both")
     if file.suffix not in FORMATS:
         raise click.BadParameter(f"{file} ends in neither of {', '.join(FORMATS)}", param_hint="FILE")
-    network = model.load()
-    x = _example(images, size, preset, max_pixels)
+    loaded = model.load()
+    network = loaded.model
+    x = _example(images, size, preset.of(loaded), max_pixels)
     (detector,) = detectors.build(network).values()
     detector.threshold = threshold
     written = detector.export(file, model_input(network, x))
@@ -58,7 +61,7 @@ def export(
     click.echo(f"{written}: {written.stat().st_size / 2**20:.1f} MiB")
 
 
-def _example(images: str | None, size: str | None, preset: str, max_pixels: int) -> Tensor:
+def _example(images: str | None, size: str | None, preset: Preset, max_pixels: int) -> Tensor:
     if images is not None:
         return first_images(images, preset, max_pixels, 8)
     blank = blank_images(size, preset)

@@ -10,11 +10,12 @@ from gaia_fast.cli.images import blank_images, first_images
 from gaia_fast.cli.options import (
     DetectorOptions,
     ModelOptions,
+    PresetOptions,
     detector_options,
     json_option,
     max_pixels_option,
     model_options,
-    preset_option,
+    preset_options,
 )
 from gaia_fast.evaluation.image_sets import model_input
 
@@ -22,7 +23,7 @@ from gaia_fast.evaluation.image_sets import model_input
 @click.command()
 @click.argument("image", required=False)
 @model_options
-@preset_option
+@preset_options
 @max_pixels_option
 @detector_options()
 @click.option("--size", metavar="H[xW]", help="Size of the input, such as 32 or 480x640, in place of an image.")
@@ -30,7 +31,7 @@ from gaia_fast.evaluation.image_sets import model_input
 def layers(
     image: str | None,
     model: ModelOptions,
-    preset: str,
+    preset: PresetOptions,
     max_pixels: int,
     detectors: DetectorOptions,
     size: str | None,
@@ -43,8 +44,9 @@ def layers(
     """
     if image is not None and size is not None:
         raise click.UsageError("give an image or --size, not both")
-    network = model.load(trained=False)
-    x = first_images(image, preset, max_pixels, 1) if image is not None else blank_images(size, preset)
+    loaded = model.load(trained=False)
+    network, prepared = loaded.model, preset.of(loaded, scored=False)
+    x = first_images(image, prepared, max_pixels, 1) if image is not None else blank_images(size, prepared)
     plans = {method: each.plan(model_input(network, x)) for method, each in detectors.build(network).items()}
     click.echo("\n\n".join(str(plan) for plan in plans.values()))
     output.write_json(

@@ -4,24 +4,38 @@ import importlib
 import inspect
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
 from torch import nn
 
 from gaia_fast.cli.output import note
-from gaia_fast.errors import ArgumentError, ModelError
+from gaia_fast.data.presets import Preset, from_timm, from_torchvision
+from gaia_fast.errors import ArgumentError, GaiaError, ModelError, first_line
 from gaia_fast.models import ARCHITECTURES, digits_resnet, load_weights
+
+_FOR_SMALL_IMAGES = ("resnet18", "resnet34", "wrn_40_2")
+_IMAGENET_CLASSES = 1000
+LIBRARIES = ("timm", "torchvision")
+
+
+class Loaded(NamedTuple):
+    """A model in eval mode on its device, and how its own configuration has images prepared, if it says so."""
+
+    model: nn.Module
+    preset: Preset | None
 
 
 def load_model(
     arch: str | None, spec: str | None, num_classes: int | None, weights: Path | None, device: str, trained: bool
-) -> nn.Module:
-    """The model in eval mode on its device.
+) -> Loaded:
+    """The model that was asked for.
 
     Args:
-        arch: a built-in network, or None.
+        arch: a built-in network, "timm:NAME", "torchvision:NAME", or None.
         spec: "package.module:callable", or None; exactly one of the two must be given.
         num_classes: passed on where given.
         weights: a file for `load_weights`.
@@ -34,7 +48,10 @@ def load_model(
     """
     if (arch is None) == (spec is None):
         raise click.UsageError("give exactly one of --arch and --model")
-    if arch is not None:
+    preset = None
+    if arch is not None and ":" in arch:
+        model, preset = _from_library(arch, num_classes, weights is None and trained)
+    elif arch is not None:
         model = _built_in(arch, num_classes, weights is None, trained)
     else:
         model = _from_callable(str(spec), num_classes)
@@ -43,7 +60,7 @@ def load_model(
     if weights is not None:
         load_weights(model, weights)
     try:
-        return model.to(torch.device(device)).eval()
+        return Loaded(model.to(torch.device(device)).eval(), preset or _own_preset(model))
     # torch says with either that it was built without a device, or finds none.
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(f"--device {device} cannot be used here: {error}") from error
@@ -55,7 +72,44 @@ def _built_in(arch: str, num_classes: int | None, without_weights: bool, trained
         return digits_resnet(**classes, pretrained=True)
     if without_weights and trained:
         raise click.UsageError(f"--arch {arch} needs --weights: scores of an untrained network mean nothing")
+    if arch in _FOR_SMALL_IMAGES and (num_classes or 0) >= _IMAGENET_CLASSES:
+        note(
+            f"--arch {arch} is the network for 32x32 images: its first convolution has no stride. ImageNet's is "
+            "another one, such as --arch torchvision:resnet34"
+        )
     return ARCHITECTURES[arch](**classes)
+
+
+def _from_library(arch: str, num_classes: int | None, pretrained: bool) -> Loaded:
+    """A network of timm's or torchvision's, with the library's weights where `pretrained`."""
+    library, _, name = arch.partition(":")
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        module = importlib.import_module(library if library == "timm" else "torchvision.models")
+    except (ImportError, RuntimeError) as error:  # torchvision beside another torch than it was built for: RuntimeError
+        raise ArgumentError(f"--arch {arch} needs {library}: {first_line(error)}; pip install {library}") from error
+    try:
+        if library == "timm":
+            return Loaded(module.create_model(name, pretrained=pretrained, **classes), None)
+        weights = module.get_model_weights(name).DEFAULT
+        model = module.get_model(name, weights=weights if pretrained else None, **classes)
+        return Loaded(model, from_torchvision(weights.transforms()))
+    except GaiaError:
+        raise
+    except Exception as error:
+        raise ModelError(f"--arch {arch}: {library} cannot make it: {first_line(error)}") from error
+
+
+def _own_preset(model: nn.Module) -> Preset | None:
+    """How a model of timm's has images prepared."""
+    config = getattr(model, "pretrained_cfg", None)
+    if not isinstance(config, Mapping) or "input_size" not in config:
+        return None
+    try:
+        return from_timm(config)
+    except ArgumentError as error:  # it is asked for only where no preset is given
+        note(f"{error}; give --preset, or --resize and --crop")
+        return None
 
 
 def _from_callable(spec: str, num_classes: int | None) -> nn.Module:

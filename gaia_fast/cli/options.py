@@ -2,19 +2,20 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from click.core import ParameterSource
 from torch import nn
 
 from gaia_fast.backends import BACKENDS
-from gaia_fast.cli.loading import load_model
+from gaia_fast.cli.images import parse_size
+from gaia_fast.cli.loading import LIBRARIES, Loaded, load_model
 from gaia_fast.cli.output import note
-from gaia_fast.data import MAX_PIXELS, PRESETS
+from gaia_fast.data import MAX_PIXELS, PRESETS, Preset
+from gaia_fast.data.presets import INTERPOLATIONS
 from gaia_fast.evaluation.image_sets import METHODS, Detector, make_detector
 from gaia_fast.models import ARCHITECTURES
 from gaia_fast.options import AUTO, EngineName, Fusion, Runtime, Statistic
@@ -37,6 +38,15 @@ def _device(ctx: click.Context, parameter: click.Parameter, name: str) -> str:
     return name
 
 
+def _arch(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
+    library, colon, rest = (name or "").partition(":")
+    if name is None or name in ARCHITECTURES or (colon and rest and library in LIBRARIES):
+        return name
+    raise click.BadParameter(
+        f"there is no {name!r}; choose one of {', '.join(ARCHITECTURES)}, timm:NAME or torchvision:NAME"
+    )
+
+
 FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -51,13 +61,104 @@ batch_size_option = click.option(
     help="Images that go through the network together.",
 )
 
-preset_option = click.option(
-    "--preset",
-    type=click.Choice(list(PRESETS)),
-    default="none",
-    show_default=True,
-    help="How images are resized, cropped and normalised: as in the model's training. none: pixels in [0, 1].",
-)
+OWN = "model"  # the model's own configuration, in place of a preset
+
+
+@dataclass(frozen=True)
+class PresetOptions:
+    """--preset, and what is changed of it."""
+
+    name: str | None
+    changes: dict[str, Any]
+
+    def of(self, loaded: Loaded, *, scored: bool = True) -> Preset:
+        """The preset asked for; where none is, the model's own, and where that is unknown, "none".
+
+        Args:
+            scored: whether images are scored with it, so that a wrong one would matter.
+
+        Raises:
+            click.UsageError: the model's own is asked for, and it has none.
+        """
+        own = loaded.preset if self.name in (None, OWN) else None
+        if self.name == OWN and own is None:
+            raise click.UsageError(
+                "--preset model: the model's configuration does not say how images are prepared; give another preset, "
+                "or --mean, --std, --resize and --crop"
+            )
+        if self.name is None and own is not None:
+            note(f"no --preset: images are prepared as the model's own configuration says, {described(own)}")
+        # Scores of images that were not prepared as in training look like any others.
+        elif self.name is None and scored and not self.changes:
+            note("no --preset: images go in as they are, pixels in [0, 1]; right only if the model was trained so")
+        preset = own or PRESETS[self.name or "none"]
+        return replace(preset, name=f"{preset.name}, changed", **self.changes) if self.changes else preset
+
+
+def described(preset: Preset) -> str:
+    """What a preset does, in a line."""
+
+    def size(value: int | tuple[int, int]) -> str:
+        return f"{value}" if isinstance(value, int) else f"{value[0]}x{value[1]}"
+
+    def numbers(values: tuple[float, ...]) -> str:
+        return ", ".join(f"{value:g}" for value in values)
+
+    parts = [] if preset.resize is None else [f"resize {size(preset.resize)} ({preset.interpolation})"]
+    parts += [] if preset.crop is None else [f"crop {size(preset.crop)}"]
+    return "; ".join([*parts, f"mean {numbers(preset.mean)}", f"std {numbers(preset.std)}"])
+
+
+def preset_options(command: Command) -> Command:
+    """Adds the options of preprocessing; the command gets them as `preset`, a PresetOptions."""
+
+    @click.option(
+        "--preset",
+        type=click.Choice([*PRESETS, OWN]),
+        help="How images are resized, cropped and normalised: as in the model's training. model: as its own "
+        "configuration says (timm's, torchvision's); none: pixels in [0, 1].  [default: model where it says so, else "
+        "none]",
+    )
+    @click.option("--resize", metavar="S|HxW", help="In the preset's place: of the shorter side, or stretched to HxW.")
+    @click.option("--crop", metavar="S|HxW", help="In the preset's place: from the centre.")
+    @click.option("--mean", metavar="R,G,B", help="In the preset's place, of pixels in [0, 1].")
+    @click.option("--std", metavar="R,G,B", help="In the preset's place, of pixels in [0, 1].")
+    @click.option(
+        "--interpolation", type=click.Choice(list(INTERPOLATIONS)), help="In the preset's place, of resizing."
+    )
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any,
+        preset: str | None,
+        resize: str | None,
+        crop: str | None,
+        mean: str | None,
+        std: str | None,
+        interpolation: str | None,
+        **kwargs: Any,
+    ) -> Any:
+        changes = {
+            "resize": None if resize is None else parse_size(resize, "--resize"),
+            "crop": None if crop is None else parse_size(crop, "--crop"),
+            "mean": None if mean is None else _three(mean, "--mean"),
+            "std": None if std is None else _three(std, "--std"),
+            "interpolation": interpolation,
+        }
+        given = {name: value for name, value in changes.items() if value is not None}
+        return command(*args, preset=PresetOptions(preset, given), **kwargs)
+
+    return wrapped
+
+
+def _three(text: str, option: str) -> tuple[float, ...]:
+    try:
+        first, second, third = map(float, text.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is not three numbers, such as 0.485,0.456,0.406", param_hint=option
+        ) from None
+    return first, second, third
+
 
 max_pixels_option = click.option(
     "--max-pixels",
@@ -83,13 +184,9 @@ class ModelOptions:
     weights: Path | None
     device: str
 
-    def load(self, *, trained: bool = True) -> nn.Module:
+    def load(self, *, trained: bool = True) -> Loaded:
         """The model; see `load_model`."""
-        model = load_model(self.arch, self.spec, self.num_classes, self.weights, self.device, trained)
-        # Scores of images that were not prepared as in training look like any others.
-        if trained and click.get_current_context().get_parameter_source("preset") is ParameterSource.DEFAULT:
-            note("no --preset: images go in as they are, pixels in [0, 1]; right only if the model was trained so")
-        return model
+        return load_model(self.arch, self.spec, self.num_classes, self.weights, self.device, trained)
 
 
 @dataclass(frozen=True)
@@ -123,7 +220,13 @@ class DetectorOptions:
 def model_options(command: Command) -> Command:
     """Adds the options that choose the model; the command gets them as `model`, a ModelOptions."""
 
-    @click.option("--arch", type=click.Choice(list(ARCHITECTURES)), help="A built-in network.")
+    @click.option(
+        "--arch",
+        metavar="NAME",
+        callback=_arch,
+        help=f"A network: {', '.join(ARCHITECTURES)}, built in; timm:NAME or torchvision:NAME, with that library's "
+        "weights unless --weights is given.",
+    )
     @click.option(
         "--model",
         "spec",

@@ -15,13 +15,14 @@ from gaia_fast.cli import output
 from gaia_fast.cli.options import (
     DetectorOptions,
     ModelOptions,
+    PresetOptions,
     batch_size_option,
     detector_options,
     json_option,
     max_pixels_option,
     model_options,
     output_option,
-    preset_option,
+    preset_options,
 )
 from gaia_fast.data import load_images
 from gaia_fast.errors import ArgumentError, DataError
@@ -36,7 +37,7 @@ _ROWS_AT_ONCE = 65536  # rows of a Parquet row group: a compressed column of few
 @click.command()
 @click.argument("images")
 @model_options
-@preset_option
+@preset_options
 @max_pixels_option
 @detector_options(default=("gaia-z",), single=True)
 @batch_size_option
@@ -55,7 +56,7 @@ _ROWS_AT_ONCE = 65536  # rows of a Parquet row group: a compressed column of few
 def score(
     images: str,
     model: ModelOptions,
-    preset: str,
+    preset: PresetOptions,
     max_pixels: int,
     detectors: DetectorOptions,
     batch_size: int,
@@ -76,15 +77,16 @@ def score(
     if id_tpr is not None and calibrate_on is None:
         raise click.UsageError("--id-tpr says how to calibrate; it needs --calibrate-on")
     writing = _writer(out)
-    network = model.load()
-    chosen = detectors.build(network)
+    loaded = model.load()
+    prepared = preset.of(loaded)
+    chosen = detectors.build(loaded.model)
     (method,) = chosen
-    source = load_images(images, preset, max_pixels)
+    source = load_images(images, prepared, max_pixels)
     unreadable = 0
 
     calibration = None
     if calibrate_on is not None:
-        id_source = load_images(calibrate_on, preset, max_pixels)
+        id_source = load_images(calibrate_on, prepared, max_pixels)
         with output.progress("calibrating", len(id_source)) as advance:
             id_set = score_set(chosen, id_source, batch_size, advance)
         check_informative(id_set.scores[method])

@@ -11,12 +11,13 @@ from gaia_fast.cli import output
 from gaia_fast.cli.options import (
     DetectorOptions,
     ModelOptions,
+    PresetOptions,
     batch_size_option,
     detector_options,
     json_option,
     max_pixels_option,
     model_options,
-    preset_option,
+    preset_options,
 )
 from gaia_fast.data import ImageSource, load_images
 from gaia_fast.errors import DataError
@@ -28,7 +29,7 @@ from gaia_fast.evaluation.validation import SUBJECTS, TOLERANCE, Check, Validati
 @click.command()
 @click.argument("images")
 @model_options
-@preset_option
+@preset_options
 @max_pixels_option
 @detector_options(engines=False)
 @batch_size_option
@@ -46,7 +47,7 @@ from gaia_fast.evaluation.validation import SUBJECTS, TOLERANCE, Check, Validati
 def validate(
     images: str,
     model: ModelOptions,
-    preset: str,
+    preset: PresetOptions,
     max_pixels: int,
     detectors: DetectorOptions,
     batch_size: int,
@@ -63,8 +64,9 @@ def validate(
     cannot run here is listed with the reason. The exit code is 1 if a row fails, and 3 if all pass but images could
     not be read.
     """
-    network = model.load(trained=False)
-    source = load_images(images, preset, max_pixels)
+    loaded = model.load(trained=False)
+    network = loaded.model
+    source = load_images(images, preset.of(loaded, scored=False), max_pixels)
     with output.progress("validating", min(limit, len(source))) as advance:
 
         def batches() -> Iterator[Tensor]:

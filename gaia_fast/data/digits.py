@@ -32,7 +32,7 @@ def prepare(pictures: np.ndarray) -> Tensor:
     """The network's input, float32 (N, 3, 32, 32), for gray pictures, uint8 (N, H, W)."""
     preset = PRESETS["digits"]
     if len(pictures) == 0:
-        return torch.empty(0, 3, preset.resize or 0, preset.resize or 0)
+        return torch.empty(0, 3, *(preset.input_size or (0, 0)))
     return torch.stack([preset(np.repeat(picture[:, :, None], 3, axis=2)) for picture in pictures])
 
 

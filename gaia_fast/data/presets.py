@@ -1,16 +1,30 @@
 """Presets: how a picture becomes the network's input."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import floor, isfinite
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from gaia_fast.errors import DataError, InputError
+from gaia_fast.errors import ArgumentError, DataError, InputError
 
 # Pillow clips these to 8 bits when it converts them to RGB: almost every pixel of a 16-bit image would turn white.
 _DEEP_MODES = ("I", "F")
+
+
+# By torchvision's and timm's names.
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+Size: TypeAlias = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -21,15 +35,44 @@ class Preset:
         name: the name it is listed under.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
-        resize: side of the square that the picture is stretched to (bilinear, antialiased), or None.
-        crop: side of the square cut from the centre, or None.
+        resize: of the shorter side, the other in proportion; or (height, width) that the picture is stretched to; or
+            None.
+        crop: side of the square, or (height, width), cut from the centre; or None.
+        interpolation: of resizing, antialiased: a name in `INTERPOLATIONS`.
+
+    Raises:
+        ArgumentError: a size that is not positive, a standard deviation of zero, numbers that are not finite, or no
+            such interpolation.
     """
 
     name: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    resize: int | None = None
-    crop: int | None = None
+    resize: Size | None = None
+    crop: Size | None = None
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        for size in (self.resize, self.crop):
+            if size is not None and min(_pair(size)) < 1:
+                raise ArgumentError(f"the preset {self.name!r} resizes or crops to {size}; sizes are positive")
+        numbers = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(isfinite, numbers)) or min(self.std) <= 0:
+            raise ArgumentError(
+                f"the preset {self.name!r} has mean {self.mean} and std {self.std}; give three numbers each, those of "
+                "std positive"
+            )
+        if self.interpolation not in INTERPOLATIONS:
+            raise ArgumentError(
+                f"there is no interpolation {self.interpolation!r}; choose one of {', '.join(INTERPOLATIONS)}"
+            )
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """Height and width of what it gives, where they do not depend on the picture."""
+        if self.crop is not None:
+            return _pair(self.crop)
+        return self.resize if isinstance(self.resize, tuple) else None
 
     def __call__(self, picture: Image.Image | np.ndarray) -> Tensor:
         """The network's input for one picture.
@@ -56,22 +99,81 @@ class Preset:
         else:
             picture = picture.convert("RGB")
         if self.resize is not None and isinstance(picture, Image.Image):
-            picture = picture.resize((self.resize, self.resize), Image.Resampling.BILINEAR)
+            height, width = self._resized(picture.height, picture.width)
+            picture = picture.resize((width, height), INTERPOLATIONS[self.interpolation])
         pixels = np.asarray(picture)
 
         if self.crop is not None:
             h, w = pixels.shape[:2]
-            if min(h, w) < self.crop:
+            height, width = _pair(self.crop)
+            if h < height or w < width:
                 raise DataError(
-                    f"picture is {w}x{h} pixels, smaller than the {self.crop}x{self.crop} crop of the preset "
+                    f"picture is {w}x{h} pixels, smaller than the {width}x{height} crop of the preset "
                     f"'{self.name}'; enlarge it, or choose another preset."
                 )
-            top, left = round((h - self.crop) / 2), round((w - self.crop) / 2)
-            pixels = pixels[top : top + self.crop, left : left + self.crop]
+            top, left = round((h - height) / 2), round((w - width) / 2)
+            pixels = pixels[top : top + height, left : left + width]
 
         x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).div_(255)
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return ((x - mean[:, None, None]) / std[:, None, None]).contiguous()
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        assert self.resize is not None
+        if isinstance(self.resize, tuple):
+            return self.resize
+        shorter = min(height, width)
+        return int(self.resize * height / shorter), int(self.resize * width / shorter)
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def from_timm(config: Mapping[str, Any]) -> Preset:
+    """Returns how a timm model's images are prepared when it is evaluated.
+
+    Args:
+        config: its `pretrained_cfg`.
+
+    Raises:
+        ArgumentError: a way to crop that is not known here.
+    """
+    height, width = config["input_size"][1:]
+    share, mode = config.get("crop_pct") or 1.0, config.get("crop_mode") or "center"
+    if mode != "squash" and (mode != "center" or height != width):
+        raise ArgumentError(f"the model's configuration crops to {height}x{width} by mode {mode!r}, which is not known")
+    larger = floor(height / share), floor(width / share)
+    return Preset(
+        "model",
+        mean=_three(config["mean"]),
+        std=_three(config["std"]),
+        resize=larger[0] if mode == "center" else larger,
+        crop=(height, width),
+        interpolation=config.get("interpolation") or "bicubic",
+    )
+
+
+def from_torchvision(transforms: Any) -> Preset:
+    """Returns how images are prepared for weights of torchvision's, from the `transforms()` that belong to them."""
+    interpolation = getattr(transforms.interpolation, "value", transforms.interpolation)
+    return Preset(
+        "model",
+        mean=_three(transforms.mean),
+        std=_three(transforms.std),
+        resize=_size(transforms.resize_size),
+        crop=_size(transforms.crop_size),
+        interpolation=str(interpolation),
+    )
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return float(first), float(second), float(third)
+
+
+def _size(sizes: Sequence[int]) -> Size:
+    return int(sizes[0]) if len(sizes) == 1 else (int(sizes[0]), int(sizes[1]))
 
 
 _HALF = (0.5, 0.5, 0.5)
@@ -81,8 +183,9 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         Preset("cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010), crop=32),
         Preset("cifar100", mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), crop=32),
-        Preset("imagenet", mean=_HALF, std=_HALF, resize=480),
-        Preset("digits", mean=_HALF, std=_HALF, resize=32),
+        Preset("imagenet", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), resize=256, crop=224),
+        Preset("bit", mean=_HALF, std=_HALF, resize=(480, 480)),  # the paper's Big Transfer network
+        Preset("digits", mean=_HALF, std=_HALF, resize=(32, 32)),
         Preset("none", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     )
 }

@@ -1,10 +1,16 @@
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from gaia_fast.data import PRESETS, Preset
-from gaia_fast.errors import DataError, InputError
+from gaia_fast.data.presets import from_timm, from_torchvision
+from gaia_fast.errors import ArgumentError, DataError, InputError
+
+import torchvision_schemas  # noqa: F401  (before torchvision)
 
 
 def gradient(h: int, w: int) -> np.ndarray:
@@ -18,7 +24,8 @@ def gradient(h: int, w: int) -> np.ndarray:
 MOMENTS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "imagenet": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "bit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "digits": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
@@ -27,6 +34,7 @@ MOMENTS = {
 def test_all_presets_are_covered_here() -> None:
     assert set(PRESETS) == set(MOMENTS)
     assert all(PRESETS[name].name == name for name in PRESETS)
+    assert all((each.mean, each.std) == MOMENTS[name] for name, each in PRESETS.items())
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -47,7 +55,7 @@ def test_none_only_divides() -> None:
     assert torch.equal(x[1], (torch.arange(6.0) / 255).expand(5, 6))
 
 
-@pytest.mark.parametrize(("name", "side"), [("imagenet", 480), ("digits", 32)])
+@pytest.mark.parametrize(("name", "side"), [("bit", 480), ("digits", 32)])
 def test_resize_stretches_the_whole_picture(name: str, side: int) -> None:
     picture = np.zeros((20, 60, 3), np.uint8)
     picture[:, 30:] = 255
@@ -60,7 +68,7 @@ def test_resize_stretches_the_whole_picture(name: str, side: int) -> None:
 
 def test_bilinear_upsampling_by_hand() -> None:
     picture = np.array([[[0] * 3, [200] * 3]], np.uint8)
-    x = Preset("two", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), resize=4)(picture)
+    x = Preset("two", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), resize=(4, 4))(picture)
     assert (x[0, 0] * 255).round().tolist() == [0, 50, 150, 200]
 
 
@@ -100,3 +108,93 @@ def test_the_picture_stays_as_it_was() -> None:
     picture = gradient(32, 32)
     PRESETS["cifar10"](picture)
     assert np.array_equal(picture, gradient(32, 32))
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(300, 401), (401, 300), (256, 256), (224, 900), (90, 131)], ids=str)
+def test_imagenet_is_torchvisions(size: tuple[int, int], name: str) -> None:
+    transforms = pytest.importorskip("torchvision.transforms", reason="torchvision is not installed")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    mean, std = MOMENTS["imagenet"]
+    theirs = transforms.Compose(
+        [
+            transforms.Resize(256, transforms.InterpolationMode(name)),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+    ours = replace(PRESETS["imagenet"], interpolation=name)
+    assert torch.allclose(ours(picture), theirs(picture), rtol=0, atol=1e-6)
+
+
+def test_sizes_that_are_not_square() -> None:
+    x = Preset("oblong", (0.0,) * 3, (1.0,) * 3, resize=(20, 30), crop=(10, 30))(gradient(40, 60))
+    assert x.shape == (3, 10, 30)
+    with pytest.raises(DataError, match="40x31 pixels, smaller than the 50x20 crop"):
+        Preset("wide", (0.0,) * 3, (1.0,) * 3, crop=(20, 50))(gradient(31, 40))
+
+
+def test_the_size_of_what_a_preset_gives() -> None:
+    sizes = {name: preset.input_size for name, preset in PRESETS.items()}
+    square = {"cifar10": 32, "cifar100": 32, "imagenet": 224, "bit": 480, "digits": 32}
+    assert sizes == {**{name: (side, side) for name, side in square.items()}, "none": None}
+    assert Preset("shorter side", (0.0,) * 3, (1.0,) * 3, resize=256).input_size is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"resize": 0}, "sizes are positive"),
+        ({"crop": (3, -1)}, "sizes are positive"),
+        ({"std": (1.0, 0.0, 1.0)}, "those of std positive"),
+        ({"mean": (1.0, float("nan"), 1.0)}, "three numbers each"),
+        ({"mean": (1.0,)}, "three numbers each"),
+        ({"interpolation": "cubic"}, "choose one of nearest, bilinear"),
+    ],
+)
+def test_presets_that_mean_nothing(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        replace(PRESETS["imagenet"], **wrong)
+
+
+CONFIG: dict[str, Any] = {
+    "input_size": (3, 224, 224),
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.25, 0.5, 0.5),
+}
+
+
+def test_the_configuration_of_a_model_of_timms() -> None:
+    preset = from_timm(CONFIG)
+    assert (preset.resize, preset.crop, preset.interpolation, preset.std) == (
+        256,
+        (224, 224),
+        "bicubic",
+        (0.25, 0.5, 0.5),
+    )
+    assert from_timm(CONFIG | {"crop_mode": "squash"}).resize == (256, 256)
+    assert from_timm(CONFIG | {"crop_pct": None, "interpolation": ""}).resize == 224
+    for unknown in ({"crop_mode": "border"}, {"input_size": (3, 224, 160)}):
+        with pytest.raises(ArgumentError, match="which is not known"):
+            from_timm(CONFIG | unknown)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "convnext_tiny"])
+def test_a_model_of_timms_is_given_what_timm_gives_it(name: str) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    config = timm.get_pretrained_cfg(name).to_dict()
+    theirs = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 401, 3), dtype=np.uint8))
+    assert torch.allclose(from_timm(config)(picture), theirs(picture), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "inception_v3"])
+def test_weights_of_torchvisions_are_given_what_torchvision_gives_them(name: str) -> None:
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    theirs = models.get_model_weights(name).DEFAULT.transforms(antialias=True)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 411, 3), dtype=np.uint8))
+    assert torch.allclose(from_torchvision(theirs)(picture), theirs(picture), rtol=0, atol=1e-6)

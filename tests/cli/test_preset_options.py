@@ -1,0 +1,124 @@
+"""How the command line has images prepared, and models of other libraries."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from torch import nn
+
+from gaia_fast import GaiaZ
+from gaia_fast.cli.loading import Loaded
+from gaia_fast.cli.options import PresetOptions
+from gaia_fast.data import PRESETS, Preset, load_images
+
+import torchvision_schemas  # noqa: F401  (before torchvision)
+
+OWN = Preset("model", (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), resize=40, crop=32)
+HALF = (0.5, 0.5, 0.5)
+
+
+def loaded(preset: Preset | None = None) -> Loaded:
+    return Loaded(nn.Identity(), preset)
+
+
+def test_what_is_asked_for_comes_first_and_the_models_own_before_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert PresetOptions("imagenet", {}).of(loaded(OWN)) == PRESETS["imagenet"]
+    assert capsys.readouterr().err == ""
+    assert PresetOptions(None, {}).of(loaded(OWN)) == OWN
+    assert "as the model's own configuration says, resize 40 (bilinear); crop 32; mean 0.1, 0.2, 0.3" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert PresetOptions("model", {}).of(loaded(OWN)) == OWN
+    assert PresetOptions(None, {}).of(loaded(), scored=False) == PRESETS["none"]
+    assert capsys.readouterr().err == ""
+    assert PresetOptions(None, {}).of(loaded()) == PRESETS["none"]
+    assert "no --preset: images go in as they are" in capsys.readouterr().err
+
+
+def test_changes_of_a_preset() -> None:
+    changed = PresetOptions("imagenet", {"resize": (300, 300), "mean": HALF}).of(loaded())
+    assert (changed.resize, changed.crop, changed.mean, changed.std) == (
+        (300, 300),
+        224,
+        HALF,
+        PRESETS["imagenet"].std,
+    )
+    assert PresetOptions(None, {"crop": 16}).of(loaded(OWN)).crop == 16
+
+
+def scores(found: Result) -> list[float]:
+    assert found.exit_code == 0, found.output
+    return [float(line.split(",")[2]) for line in found.stdout.splitlines()[1:]]
+
+
+def test_a_preset_written_out_is_the_preset(run: Callable[..., Result], digits_npz: Path) -> None:
+    arch = ("--arch", "digits_resnet", "--engine", "hooks")
+    named = scores(run("score", digits_npz, *arch, "--preset", "digits"))
+    options = ("--resize", "32x32", "--mean", "0.5,0.5,0.5", "--std", "0.5,.5,5e-1", "--interpolation", "bilinear")
+    assert scores(run("score", digits_npz, *arch, *options)) == named
+    assert scores(run("score", digits_npz, *arch, "--preset", "digits", "--interpolation", "nearest")) != named
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--mean", "0.5,0.5"), "is not three numbers"),
+        (("--std", "a,b,c"), "is not three numbers"),
+        (("--resize", "0"), "is not H or HxW"),
+        (("--crop", "3x"), "is not H or HxW"),
+        (("--interpolation", "cubic"), "cubic"),
+        (("--preset", "model"), "does not say how images are prepared"),
+        (("--arch", "resnet101"), "timm:NAME or torchvision:NAME"),
+        (("--arch", "keras:resnet"), "timm:NAME or torchvision:NAME"),
+    ],
+)
+def test_wrong_usage(run: Callable[..., Result], digits_npz: Path, options: tuple[str, ...], message: str) -> None:
+    found = run("score", digits_npz, "--arch", "digits_resnet", *options)
+    assert found.exit_code == 2
+    assert message in " ".join(found.stderr.split())
+
+
+def test_std_of_zero_is_refused(run: Callable[..., Result], digits_npz: Path) -> None:
+    found = run("score", digits_npz, "--arch", "digits_resnet", "--preset", "digits", "--std", "1,0,1")
+    assert found.exit_code == 1
+    assert "those of std positive" in " ".join(found.stderr.split())
+
+
+@pytest.mark.parametrize("arch", ["torchvision:mobilenet_v2", "timm:mobilenetv2_050"])
+def test_a_network_of_a_librarys(run: Callable[..., Result], arch: str, tmp_path: Path) -> None:
+    """With weights of one's own, and images as the library's configuration says."""
+    library, _, name = arch.partition(":")
+    module: Any = pytest.importorskip(library, reason=f"{library} is not installed")
+    torch.manual_seed(0)
+    model = module.models.get_model(name) if library == "torchvision" else module.create_model(name)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).integers(0, 256, (2, 240, 300, 3), dtype=np.uint8))
+    found = run("score", tmp_path / "x.npz", "--arch", arch, "--weights", tmp_path / "weights.pt", "--engine", "hooks")
+    assert "as the model's own configuration says" in " ".join(found.stderr.split())
+    side = {"torchvision": 232, "timm": 256}[library]
+    interpolation = {"torchvision": "bilinear", "timm": "bicubic"}[library]
+    imagenet = PRESETS["imagenet"]
+    preset = Preset("own", imagenet.mean, imagenet.std, side, 224, interpolation)
+    (batch,) = load_images(tmp_path / "x.npz", preset).batches(2)
+    expected = GaiaZ(model.eval(), engine="hooks")(batch.images)
+    assert torch.allclose(torch.tensor(scores(found)), expected, rtol=1e-5)
+
+
+def test_a_network_that_a_library_does_not_have(run: Callable[..., Result], digits_npz: Path) -> None:
+    for library in ("torchvision", "timm"):
+        pytest.importorskip(library, reason=f"{library} is not installed")
+        found = run("score", digits_npz, "--arch", f"{library}:resnet1")
+        assert found.exit_code == 1
+        assert f"{library} cannot make it" in " ".join(found.stderr.split())
+
+
+def test_the_stem_of_small_images_is_told_where_a_thousand_classes_are_asked_for(run: Callable[..., Result]) -> None:
+    found = run("layers", "--arch", "resnet34", "--num-classes", "1000", "--size", "32", "--backend", "torch")
+    assert found.exit_code == 0
+    assert "--arch torchvision:resnet34" in " ".join(found.stderr.split())
+    found = run("layers", "--arch", "resnet34", "--size", "32", "--backend", "torch")
+    assert "torchvision" not in found.stderr
