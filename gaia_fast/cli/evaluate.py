@@ -37,6 +37,12 @@ _PLOTS = Path("gaia-evaluation")
 @detector_options()
 @batch_size_option
 @click.option(
+    "--sweep-layers",
+    is_flag=True,
+    help="Also tell what each layer, each stage (maps of one size), and all layers from a stage on do, from the same "
+    "pass.",
+)
+@click.option(
     "--plots", "folder", type=FOLDER, help=f"Folder of the histogram pictures, one per OOD set.  [default: {_PLOTS}]"
 )
 @click.option("--no-plots", is_flag=True, help="Draw no pictures.")
@@ -49,6 +55,7 @@ def evaluate(
     max_pixels: int,
     detectors: DetectorOptions,
     batch_size: int,
+    sweep_layers: bool,
     folder: Path | None,
     no_plots: bool,
     json_file: Path | None,
@@ -72,9 +79,10 @@ def evaluate(
     sources = {name: load_images(path, prepared, max_pixels) for name, path in paths.items()}
 
     with output.progress("scoring", len(id_source) + sum(len(each) for each in sources.values())) as advance:
-        found = image_sets.evaluate(chosen, id_source, sources, batch_size, advance)
+        found = image_sets.evaluate(chosen, id_source, sources, batch_size, advance, sweep_layers)
 
     output.print_evaluation(found)
+    output.print_sweep(found)
     click.echo(output.accuracy_line(found))
     for sentence in image_sets.weak_spots(found):
         click.echo(sentence)

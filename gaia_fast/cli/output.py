@@ -121,6 +121,26 @@ def print_evaluation(evaluation: Evaluation) -> None:
         print_table(title, columns, rows)
 
 
+def print_sweep(evaluation: Evaluation) -> None:
+    """Prints a table per method: what groups of layers do, the best on average first, and how to ask for that."""
+    for method, groups in evaluation.by_layers.items():
+        sets = list(evaluation.ood_sets)
+        columns = ("layers", "number", *(f"{name}\nAUROC" for name in sets), *(f"{name}\nFPR95" for name in sets))
+        averages = ("average\nAUROC", "average\nFPR95") if len(sets) > 1 else ()
+        rows = []
+        for name, group in groups.items():
+            values = [group.metrics[each].auroc for each in sets]
+            values += [group.metrics[each].fpr95_id_positive for each in sets]
+            values += [group.auroc, group.fpr95_id_positive] if averages else []
+            rows.append((name, str(len(group.names)), *(f"{value:.4f}" for value in values)))
+        print_table(f"{method} by layers; FPR95 with ID positive", (*columns, *averages), rows)
+        best, group = next(iter(groups.items()))
+        click.echo(
+            f"{method}: best on average {best}; --layers {method}={','.join(group.names)}. Chosen on these OOD sets: "
+            "others may want other layers"
+        )
+
+
 def accuracy_line(evaluation: Evaluation) -> str:
     """How well the ID images are classified, where that is known."""
     accuracy = evaluation.id_set.accuracy
@@ -140,6 +160,17 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
         "baseline": {BASELINE: metrics.pop(BASELINE)},
         "results": metrics,
         "threshold": {method: result.threshold for method, result in evaluation.results.items()},
+        "by_layers": {
+            method: {
+                name: {
+                    "layers": list(group.names),
+                    "results": {each: asdict(metrics) for each, metrics in group.metrics.items()},
+                    "average": {"auroc": group.auroc, "fpr95_id_positive": group.fpr95_id_positive},
+                }
+                for name, group in groups.items()
+            }
+            for method, groups in evaluation.by_layers.items()
+        },
         "id_accuracy": evaluation.id_set.accuracy,
         "unreadable": {
             "id": unreadable_record(evaluation.id_set.unreadable),

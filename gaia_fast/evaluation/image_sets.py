@@ -1,7 +1,7 @@
 """Scores of whole image sets, and how well they separate OOD sets from the in-distribution (ID) one. Prints nothing."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from gaia_fast.calibration import threshold_for
 from gaia_fast.data import ImageSource
 from gaia_fast.detector import GaiaA, GaiaZ
 from gaia_fast.errors import ArgumentError, DataError, NonFiniteError
+from gaia_fast.evaluation.layer_sweep import GroupResult, sweep_layers
 from gaia_fast.evaluation.metrics import OodMetrics, ood_metrics
 
 Detector = GaiaA | GaiaZ
@@ -60,12 +61,14 @@ class ScoredBatch:
         labels: int64 (B,), or None.
         predicted: int64 (B,), the class of the largest logit.
         scores: float32 or float64 (B,) by method; `BASELINE` is among them.
+        rows: where they were asked for, float64 (B, L) by method: the norms of the rows of Lambda, one a layer.
     """
 
     names: list[str]
     labels: np.ndarray | None
     predicted: np.ndarray
     scores: dict[str, np.ndarray]
+    rows: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class ScoredSet:
     predicted: np.ndarray
     scores: dict[str, np.ndarray]
     unreadable: list[tuple[str, str]]
+    rows: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float | None:
@@ -109,11 +113,13 @@ class Evaluation:
         id_set: the ID set.
         ood_sets: the OOD sets by name.
         results: by method; the `BASELINE` comes last.
+        by_layers: where it was asked for, by method: what each group of layers does; see `sweep_layers`.
     """
 
     id_set: ScoredSet
     ood_sets: dict[str, ScoredSet]
     results: dict[str, MethodResult]
+    by_layers: dict[str, dict[str, GroupResult]] = field(default_factory=dict)
 
 
 def model_input(model: nn.Module, images: Tensor) -> Tensor:
@@ -123,7 +129,7 @@ def model_input(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def scored_batches(
-    detectors: Mapping[str, Detector], source: ImageSource, batch_size: int = 64
+    detectors: Mapping[str, Detector], source: ImageSource, batch_size: int = 64, rows: bool = False
 ) -> Iterator[ScoredBatch]:
     """The readable images of a source with their predictions and scores, batch by batch, in order.
 
@@ -131,23 +137,28 @@ def scored_batches(
         detectors: at least one, by method; all of the same model.
         source: the images. Those that cannot be read are noted in its `unreadable`.
         batch_size: images that go through the network together.
+        rows: whether to give the norms of the rows of Lambda, too.
 
     Raises:
         GaiaError: as `score` of a detector.
     """
     for batch in source.batches(batch_size):
-        scores, logits = {}, torch.empty(0)
+        scores, by_layer, logits = {}, {}, torch.empty(0)
         for method, detector in detectors.items():
             try:
-                logits, score = detector.score(model_input(detector.model, batch.images))
+                found = detector.score(model_input(detector.model, batch.images), return_matrix=rows)
             except NonFiniteError as error:
                 # The error counts within the batch; the reader knows names.
                 raise NonFiniteError(f"{error} (the batch from {batch.names[0]} to {batch.names[-1]})") from error
-            scores[method] = score.cpu().numpy()
+            logits = found.logits
+            scores[method] = found.score.cpu().numpy()
+            if found.matrix is not None:
+                norms = torch.linalg.vector_norm(found.matrix.double(), detector.method.p, dim=2)
+                by_layer[method] = norms.cpu().numpy()
         logits = logits.double().cpu()
         scores[BASELINE] = -torch.softmax(logits, dim=1).max(dim=1).values.numpy()
         labels = None if batch.labels is None else batch.labels.numpy()
-        yield ScoredBatch(batch.names, labels, logits.argmax(dim=1).numpy(), scores)
+        yield ScoredBatch(batch.names, labels, logits.argmax(dim=1).numpy(), scores, by_layer)
 
 
 def score_set(
@@ -155,18 +166,19 @@ def score_set(
     source: ImageSource,
     batch_size: int = 64,
     advance: Callable[[int], None] = lambda images: None,
+    rows: bool = False,
 ) -> ScoredSet:
     """All readable images of a source with their predictions and scores.
 
     Args:
-        detectors, source, batch_size: as in `scored_batches`.
+        detectors, source, batch_size, rows: as in `scored_batches`.
         advance: called with the number of images after each batch.
 
     Raises:
         DataError: not one image can be read. GaiaError: as `scored_batches`.
     """
     batches = []
-    for batch in scored_batches(detectors, source, batch_size):
+    for batch in scored_batches(detectors, source, batch_size, rows):
         batches.append(batch)
         advance(len(batch.names))
     if not batches:
@@ -179,6 +191,7 @@ def score_set(
         predicted=np.concatenate([batch.predicted for batch in batches]),
         scores={key: np.concatenate([batch.scores[key] for batch in batches]) for key in batches[0].scores},
         unreadable=source.unreadable,
+        rows={key: np.concatenate([batch.rows[key] for batch in batches]) for key in batches[0].rows},
     )
 
 
@@ -204,11 +217,32 @@ def evaluate(
     ood_sources: Mapping[str, ImageSource],
     batch_size: int = 64,
     advance: Callable[[int], None] = lambda images: None,
+    by_layers: bool = False,
 ) -> Evaluation:
-    """Scores an ID set and OOD sets, and compares them. Arguments and errors as `score_set` and `compare`."""
-    id_set = score_set(detectors, id_source, batch_size, advance)
-    ood_sets = {name: score_set(detectors, source, batch_size, advance) for name, source in ood_sources.items()}
-    return compare(id_set, ood_sets)
+    """Scores an ID set and OOD sets, and compares them.
+
+    Args:
+        detectors, batch_size, advance: as in `score_set`.
+        id_source, ood_sources: the images.
+        by_layers: whether to compare all groups of layers, too; see `sweep_layers`.
+
+    Raises:
+        GaiaError: as `score_set` and `compare`.
+    """
+    id_set = score_set(detectors, id_source, batch_size, advance, by_layers)
+    ood_sets = {
+        name: score_set(detectors, source, batch_size, advance, by_layers) for name, source in ood_sources.items()
+    }
+    compared = compare(id_set, ood_sets)
+    if not by_layers:
+        return compared
+    example = next(id_source.batches(1)).images
+    swept = {}
+    for method, detector in detectors.items():
+        maps = detector.plan(model_input(detector.model, example)).maps
+        rows = {name: each.rows[method] for name, each in ood_sets.items()}
+        swept[method] = sweep_layers(maps, id_set.rows[method], rows, detector.method.p)
+    return replace(compared, by_layers=swept)
 
 
 def weak_spots(evaluation: Evaluation, below: float = 0.8) -> list[str]:

@@ -23,6 +23,28 @@ def read(path: str = "out.json") -> Any:
         return json.load(file)
 
 
+def test_layers_are_swept_in_the_same_pass(
+    run: Callable[..., Result], digits_npz: Path, noise_npz: Path, digits_folder: Path
+) -> None:
+    sets = ("--id", digits_npz, "--ood", f"noise={noise_npz}", "--ood", f"same={digits_folder}", "--no-plots")
+    found = run("evaluate", *DIGITS, *sets, "--method", "gaia-z", "--sweep-layers", "--json", "out.json")
+    assert found.exit_code == 0
+    record = read()
+    groups = record["by_layers"]["gaia-z"]
+    assert groups["all"]["results"]["noise"] == pytest.approx(record["results"]["gaia-z"]["noise"])
+    assert set(groups["all"]["results"]["noise"]) == KEYS
+    best = next(iter(groups.values()))
+    assert best["average"]["auroc"] == max(group["average"]["auroc"] for group in groups.values())
+    assert f"--layers gaia-z={','.join(best['layers'])}" in found.stdout
+    assert "gaia-z by layers" in found.stdout
+    again = run(
+        "evaluate", *DIGITS, *sets, "--method", "gaia-z", "--layers", ",".join(best["layers"]), "--json", "b.json"
+    )
+    assert again.exit_code == 0
+    assert read("b.json")["results"]["gaia-z"]["noise"]["auroc"] == pytest.approx(best["results"]["noise"]["auroc"])
+    assert read("b.json")["by_layers"] == {}
+
+
 def test_json_table_and_pictures(
     run: Callable[..., Result], digits_npz: Path, noise_npz: Path, digits_folder: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,104 @@
+"""Which layers to inspect: how well each layer, each stage, and all layers from a stage on tell OOD images.
+
+One pass over the images gives them all: the score is a norm of the rows of Lambda, one a layer (Eq. 12), so that the
+score of some of them is the norm of the norms of their rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from gaia_fast.evaluation.metrics import OodMetrics, ood_metrics
+from gaia_fast.measurement import FeatureMap
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Some of the inspected layers.
+
+    Attributes:
+        name: "all", "HxW" for a stage, "HxW and later", or the layer's own.
+        layers: their places, in the order in which the model makes them.
+    """
+
+    name: str
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """What one group of layers does.
+
+    Attributes:
+        names: of its layers, as `layers=` of a detector takes them.
+        metrics: by the name of the OOD set.
+    """
+
+    names: tuple[str, ...]
+    metrics: dict[str, OodMetrics]
+
+    @property
+    def auroc(self) -> float:
+        """The average over the OOD sets."""
+        return float(np.mean([each.auroc for each in self.metrics.values()]))
+
+    @property
+    def fpr95_id_positive(self) -> float:
+        """The average over the OOD sets."""
+        return float(np.mean([each.fpr95_id_positive for each in self.metrics.values()]))
+
+
+def layer_groups(maps: Sequence[FeatureMap]) -> list[LayerGroup]:
+    """Returns all layers, each stage, all from each stage on, and each layer.
+
+    A stage is what follows each other with maps of one size. Groups that are the same are listed once.
+
+    Example:
+        >>> maps = [FeatureMap("bn1", 8, 4, 4), FeatureMap("bn2", 8, 2, 2), FeatureMap("bn3", 8, 2, 2)]
+        >>> [group.name for group in layer_groups(maps)]
+        ['all', '4x4', '2x2', 'bn2', 'bn3']
+    """
+    sized = [(f"{each.height}x{each.width}", place) for place, each in enumerate(maps)]
+    stages = [(size, tuple(place for _, place in part)) for size, part in groupby(sized, key=lambda each: each[0])]
+    later = [(f"{size} and later", tuple(range(places[0], len(maps)))) for size, places in stages[1:-1]]
+    every = tuple(range(len(maps)))
+    found: dict[tuple[int, ...], str] = {}
+    single = [(each.name, (place,)) for place, each in enumerate(maps)]
+    for name, places in (("all", every), *stages, *later, *single):
+        found.setdefault(places, name)
+    return [LayerGroup(name, places) for places, name in found.items()]
+
+
+def group_scores(rows: np.ndarray, group: LayerGroup, p: float = 2.0) -> np.ndarray:
+    """Returns the (N,) scores of a group of layers.
+
+    Args:
+        rows: (N, L), the p-norms of the rows of Lambda.
+        group: of the L layers.
+        p: the order of the method's norm.
+    """
+    return np.linalg.norm(rows[:, list(group.layers)], ord=p, axis=1)
+
+
+def sweep_layers(
+    maps: Sequence[FeatureMap], id_rows: np.ndarray, ood_rows: Mapping[str, np.ndarray], p: float = 2.0
+) -> dict[str, GroupResult]:
+    """Returns what every group of layers does, by its name; the best on average first.
+
+    Args:
+        maps: the inspected maps.
+        id_rows: (N, L) of the in-distribution images, as in `group_scores`.
+        ood_rows: the same of each OOD set, by name.
+        p: the order of the method's norm.
+
+    Raises:
+        CalibrationError: as `ood_metrics`.
+    """
+    found = {}
+    for group in layer_groups(maps):
+        inside = group_scores(id_rows, group, p)
+        metrics = {name: ood_metrics(inside, group_scores(rows, group, p)) for name, rows in ood_rows.items()}
+        found[group.name] = GroupResult(tuple(maps[place].name for place in group.layers), metrics)
+    return dict(sorted(found.items(), key=lambda item: -item[1].auroc))
