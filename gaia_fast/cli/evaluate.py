@@ -43,7 +43,19 @@ _PLOTS = Path("gaia-evaluation")
     "pass.",
 )
 @click.option(
-    "--plots", "folder", type=FOLDER, help=f"Folder of the histogram pictures, one per OOD set.  [default: {_PLOTS}]"
+    "--bootstrap",
+    "resamples",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="95 % intervals of AUROC and FPR95 (ID positive), from N resamples of the images.",
+)
+@click.option(
+    "--plots",
+    "folder",
+    type=FOLDER,
+    help=f"Folder of the pictures: histograms and ROC curves of each OOD set.  [default: {_PLOTS}]",
 )
 @click.option("--no-plots", is_flag=True, help="Draw no pictures.")
 @json_option
@@ -56,6 +68,7 @@ def evaluate(
     detectors: DetectorOptions,
     batch_size: int,
     sweep_layers: bool,
+    resamples: int,
     folder: Path | None,
     no_plots: bool,
     json_file: Path | None,
@@ -79,7 +92,7 @@ def evaluate(
     sources = {name: load_images(path, prepared, max_pixels) for name, path in paths.items()}
 
     with output.progress("scoring", len(id_source) + sum(len(each) for each in sources.values())) as advance:
-        found = image_sets.evaluate(chosen, id_source, sources, batch_size, advance, sweep_layers)
+        found = image_sets.evaluate(chosen, id_source, sources, batch_size, advance, sweep_layers, resamples)
 
     output.print_evaluation(found)
     output.print_sweep(found)
@@ -90,7 +103,9 @@ def evaluate(
         pictures.mkdir(parents=True, exist_ok=True)
         for name in sources:
             plots.save_histograms(pictures / f"{name}.png", found, name)
+            plots.save_roc(pictures / f"{name}-roc.png", found, name)
         click.echo(f"histograms: {', '.join(str(pictures / f'{name}.png') for name in sources)}")
+        click.echo(f"ROC curves: {', '.join(str(pictures / f'{name}-roc.png') for name in sources)}")
     output.write_json(json_file, output.evaluation_record(found))
     left_out = {"id": found.id_set, **found.ood_sets}
     for name, scored in left_out.items():

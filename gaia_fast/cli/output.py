@@ -86,8 +86,11 @@ def finish(unreadable: int) -> None:
         click.get_current_context().exit(UNREADABLE)
 
 
+_SHARES = ("auroc", "fpr95_id_positive", "fpr95_ood_positive", "aupr_in", "aupr_out")
+
+
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Prints a table per method, and one of the baseline."""
+    """Prints a table per method, and one of the baseline; with the average over several OOD sets."""
     columns = (
         "OOD set",
         "n ID",
@@ -100,24 +103,15 @@ def print_evaluation(evaluation: Evaluation) -> None:
     )
     for method, result in evaluation.results.items():
         title = f"{TITLES.get(method, method)}; threshold {result.threshold:.6g} (accepts 95 % of ID images)"
-        rows = [
-            (
-                name,
-                str(each.n_id),
-                str(each.n_ood),
-                *(
-                    f"{value:.4f}"
-                    for value in (
-                        each.auroc,
-                        each.fpr95_id_positive,
-                        each.fpr95_ood_positive,
-                        each.aupr_in,
-                        each.aupr_out,
-                    )
-                ),
-            )
-            for name, each in result.metrics.items()
-        ]
+        rows = []
+        for name, each in result.metrics.items():
+            values = [f"{getattr(each, share):.4f}" for share in _SHARES]
+            if interval := result.intervals.get(name):
+                for place, (low, high) in enumerate((interval.auroc, interval.fpr95_id_positive)):
+                    values[place] += f" [{low:.3f}, {high:.3f}]"
+            rows.append((name, str(each.n_id), str(each.n_ood), *values))
+        if len(rows) > 1:
+            rows.append(("average", "", "", *(f"{result.average(share):.4f}" for share in _SHARES)))
         print_table(title, columns, rows)
 
 
@@ -160,6 +154,13 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
         "baseline": {BASELINE: metrics.pop(BASELINE)},
         "results": metrics,
         "threshold": {method: result.threshold for method, result in evaluation.results.items()},
+        "average": {
+            method: {share: result.average(share) for share in _SHARES} for method, result in evaluation.results.items()
+        },
+        "intervals": {
+            method: {name: asdict(each) for name, each in result.intervals.items()}
+            for method, result in evaluation.results.items()
+        },
         "by_layers": {
             method: {
                 name: {

@@ -12,7 +12,7 @@ from gaia_fast.data import ImageSource
 from gaia_fast.detector import GaiaA, GaiaZ
 from gaia_fast.errors import ArgumentError, DataError, NonFiniteError
 from gaia_fast.evaluation.layer_sweep import GroupResult, sweep_layers
-from gaia_fast.evaluation.metrics import OodMetrics, ood_metrics
+from gaia_fast.evaluation.metrics import Intervals, OodMetrics, bootstrap_intervals, ood_metrics
 
 Detector = GaiaA | GaiaZ
 METHODS = ("gaia-a", "gaia-z")
@@ -99,10 +99,16 @@ class MethodResult:
     Attributes:
         threshold: the smallest that accepts 95 % of the ID images.
         metrics: by the name of the OOD set.
+        intervals: of these, where they were asked for.
     """
 
     threshold: float
     metrics: dict[str, OodMetrics]
+    intervals: dict[str, Intervals] = field(default_factory=dict)
+
+    def average(self, metric: str) -> float:
+        """The mean over the OOD sets of a field of `OodMetrics`, each set counted once."""
+        return float(np.mean([getattr(each, metric) for each in self.metrics.values()]))
 
 
 @dataclass(frozen=True)
@@ -195,8 +201,12 @@ def score_set(
     )
 
 
-def compare(id_set: ScoredSet, ood_sets: Mapping[str, ScoredSet]) -> Evaluation:
+def compare(id_set: ScoredSet, ood_sets: Mapping[str, ScoredSet], resamples: int = 0) -> Evaluation:
     """The metrics of every method on every OOD set.
+
+    Args:
+        id_set, ood_sets: scored with the same methods.
+        resamples: of the bootstrap, for intervals of the metrics; 0 for none.
 
     Raises:
         CalibrationError: as `ood_metrics`.
@@ -205,6 +215,11 @@ def compare(id_set: ScoredSet, ood_sets: Mapping[str, ScoredSet]) -> Evaluation:
         method: MethodResult(
             threshold_for(id_scores),
             {name: ood_metrics(id_scores, ood_set.scores[method]) for name, ood_set in ood_sets.items()},
+            {
+                name: bootstrap_intervals(id_scores, ood_set.scores[method], resamples)
+                for name, ood_set in ood_sets.items()
+                if resamples
+            },
         )
         for method, id_scores in id_set.scores.items()
     }
@@ -218,6 +233,7 @@ def evaluate(
     batch_size: int = 64,
     advance: Callable[[int], None] = lambda images: None,
     by_layers: bool = False,
+    resamples: int = 0,
 ) -> Evaluation:
     """Scores an ID set and OOD sets, and compares them.
 
@@ -225,6 +241,7 @@ def evaluate(
         detectors, batch_size, advance: as in `score_set`.
         id_source, ood_sources: the images.
         by_layers: whether to compare all groups of layers, too; see `sweep_layers`.
+        resamples: as in `compare`.
 
     Raises:
         GaiaError: as `score_set` and `compare`.
@@ -233,7 +250,7 @@ def evaluate(
     ood_sets = {
         name: score_set(detectors, source, batch_size, advance, by_layers) for name, source in ood_sources.items()
     }
-    compared = compare(id_set, ood_sets)
+    compared = compare(id_set, ood_sets, resamples)
     if not by_layers:
         return compared
     example = next(id_source.batches(1)).images

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_curve
 
 from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation.image_sets import BASELINE, Evaluation
@@ -36,6 +37,37 @@ def save_histograms(path: Path, evaluation: Evaluation, name: str) -> None:
         axes.legend(fontsize="small")
     with replacing(path) as written:
         figure.savefig(written, dpi=120)
+
+
+def save_roc(path: Path, evaluation: Evaluation, name: str) -> None:
+    """Saves the ROC curves of all methods on the OOD set `name`, ID positive, with where 95 % of ID are accepted.
+
+    Raises:
+        ArgumentError: matplotlib is not installed.
+    """
+    figure = _figure(4.6, 4.4)
+    _roc(figure.subplots(), evaluation, name)
+    with replacing(path) as written:
+        figure.savefig(written, dpi=120)
+
+
+def _roc(axes: Any, evaluation: Evaluation, name: str) -> None:
+    for method, result in evaluation.results.items():
+        inside, outside = (each.scores[method] for each in (evaluation.id_set, evaluation.ood_sets[name]))
+        accepted = np.concatenate([np.ones(inside.size, dtype=int), np.zeros(outside.size, dtype=int)])
+        false_positive, true_positive, _ = roc_curve(accepted, -np.concatenate([inside, outside]))
+        style = ":" if method == BASELINE else "-"
+        axes.plot(
+            false_positive,
+            true_positive,
+            style,
+            label=f"{method}: AUROC {result.metrics[name].auroc:.3f}",
+            linewidth=1.5,
+        )
+    axes.axhline(0.95, color="grey", linestyle="--", linewidth=0.8)
+    axes.set_xlabel(f"share of '{name}' accepted (FPR95 at the dashed line)")
+    axes.set_ylabel("share of in-distribution images accepted")
+    axes.legend(fontsize="small", loc="lower right")
 
 
 def save_overview(path: Path, evaluation: Evaluation, pictures: Mapping[str, np.ndarray], columns: int = 7) -> None:

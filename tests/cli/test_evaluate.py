@@ -15,12 +15,35 @@ from gaia_fast.evaluation.metrics import ood_metrics
 from gaia_fast.models import digits_resnet
 
 DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
-KEYS = {"auroc", "fpr95_id_positive", "fpr95_ood_positive", "aupr_in", "aupr_out", "n_id", "n_ood"}
+SHARES = {"auroc", "fpr95_id_positive", "fpr95_ood_positive", "aupr_in", "aupr_out"}
+KEYS = SHARES | {"aupr_in_trapezoid", "aupr_out_trapezoid", "n_id", "n_ood"}
 
 
 def read(path: str = "out.json") -> Any:
     with open(path) as file:
         return json.load(file)
+
+
+def test_averages_and_intervals(
+    run: Callable[..., Result], digits_npz: Path, noise_npz: Path, digits_folder: Path
+) -> None:
+    sets = ("--id", digits_npz, "--ood", f"noise={noise_npz}", "--ood", f"same={digits_folder}", "--no-plots")
+    found = run("evaluate", *DIGITS, *sets, "--method", "gaia-z", "--bootstrap", "100", "--json", "out.json")
+    assert found.exit_code == 0
+    record = read()
+    results = record["results"]["gaia-z"]
+    assert set(record["average"]) == {"gaia-z", "msp"}
+    for share in SHARES:
+        assert record["average"]["gaia-z"][share] == pytest.approx(
+            (results["noise"][share] + results["same"][share]) / 2
+        )
+    low, high = record["intervals"]["gaia-z"]["same"]["auroc"]
+    assert low < results["same"]["auroc"] < high
+    assert f"[{low:.3f}, {high:.3f}]" in found.stdout
+    assert "average" in found.stdout
+    alone = run("evaluate", *DIGITS, *sets[:4], "--no-plots", "--method", "gaia-z", "--json", "out.json")
+    assert read()["intervals"] == {"gaia-z": {}, "msp": {}}
+    assert "average" not in alone.stdout
 
 
 def test_layers_are_swept_in_the_same_pass(
@@ -103,7 +126,7 @@ def test_plots_go_where_they_are_asked_for(
 ) -> None:
     arguments = ("evaluate", *DIGITS, "--id", digits_npz, "--ood", f"n={noise_npz}", "--method", "gaia-z")
     assert run(*arguments, "--plots", tmp_path / "x" / "y").exit_code == 0
-    assert [path.name for path in (tmp_path / "x" / "y").iterdir()] == ["n.png"]
+    assert {path.name for path in (tmp_path / "x" / "y").iterdir()} == {"n.png", "n-roc.png"}
 
 
 def test_without_matplotlib(

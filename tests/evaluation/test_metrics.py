@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gaia_fast.errors import CalibrationError
-from gaia_fast.evaluation.metrics import ood_metrics
+from gaia_fast.evaluation.metrics import bootstrap_intervals, ood_metrics
 
 
 def test_perfect_separation() -> None:
@@ -82,3 +82,33 @@ def test_order_and_kind_do_not_matter() -> None:
 def test_unusable_scores(id_scores: Any, ood_scores: Any, message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
         ood_metrics(id_scores, ood_scores)
+
+
+def test_areas_under_straight_lines_and_under_steps() -> None:
+    found = ood_metrics([1.0, 2.0, 2.0, 3.0], [2.0, 4.0])
+    # OOD positive, (recall, precision): (0, 1), (1/2, 1), (1/2, 1/2), (1, 2/5): lines between them.
+    assert found.aupr_out_trapezoid == pytest.approx(0.5 * 1 + 0.5 * (1 / 2 + 2 / 5) / 2)
+    # ID positive: (0, 1), (1/4, 1), (3/4, 3/4), (1, 4/5).
+    assert found.aupr_in_trapezoid == pytest.approx(0.25 + 0.5 * (1 + 3 / 4) / 2 + 0.25 * (3 / 4 + 4 / 5) / 2)
+
+
+@pytest.mark.parametrize("round_to", [None, 0])
+def test_intervals_are_those_of_metrics_of_resamples(round_to: int | None) -> None:
+    rng = np.random.default_rng(0)
+    id_scores, ood_scores = rng.normal(0, 1, 80), rng.normal(1, 1, 50)
+    if round_to is not None:  # ties
+        id_scores, ood_scores = id_scores.round(round_to), ood_scores.round(round_to)
+    found = bootstrap_intervals(id_scores, ood_scores, 3000)
+    resampled = [ood_metrics(rng.choice(id_scores, 80), rng.choice(ood_scores, 50)) for _ in range(1000)]
+    for metric in ("auroc", "fpr95_id_positive"):
+        values = [getattr(each, metric) for each in resampled]
+        assert getattr(found, metric) == pytest.approx(np.percentile(values, (2.5, 97.5)), abs=0.04)
+    assert found == bootstrap_intervals(id_scores, ood_scores, 3000)
+    assert found != bootstrap_intervals(id_scores, ood_scores, 3000, seed=1)
+
+
+def test_intervals_of_what_cannot_move() -> None:
+    found = bootstrap_intervals([1.0, 2.0], [3.0], 50)
+    assert (found.auroc, found.fpr95_id_positive) == ((1.0, 1.0), (0.0, 0.0))
+    with pytest.raises(CalibrationError, match="OOD scores"):
+        bootstrap_intervals([1.0], [])

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import auc
 
 from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation import plots
@@ -50,6 +51,20 @@ def test_histogram_shares_and_threshold(evaluation: Evaluation) -> None:
     assert heights == pytest.approx([1, 1])  # what lies beyond the ends is in the outermost bars
     assert axes.lines[0].get_xdata()[0] == evaluation.results["gaia-z"].threshold
     assert f"AUROC {evaluation.results['gaia-z'].metrics['letters'].auroc:.3f}" in axes.get_title()
+
+
+def test_roc_curves(tmp_path: Path, evaluation: Evaluation) -> None:
+    plots.save_roc(tmp_path / "roc.png", evaluation, "letters")
+    assert drawn(tmp_path / "roc.png").min() < 100
+    axes = plots._figure(4, 4).subplots()
+    plots._roc(axes, evaluation, "letters")
+    curves = axes.lines[:3]
+    assert [each.get_label().split(":")[0] for each in curves] == ["gaia-a", "gaia-z", "msp"]
+    for method, curve in zip(evaluation.results, curves, strict=True):
+        x, y = curve.get_xdata(), curve.get_ydata()
+        metrics = evaluation.results[method].metrics["letters"]
+        assert auc(x, y) == pytest.approx(metrics.auroc)
+        assert x[y >= 0.95].min() == pytest.approx(metrics.fpr95_id_positive)
 
 
 def test_all_scores_equal() -> None:
