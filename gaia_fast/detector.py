@@ -14,7 +14,7 @@ from gaia_fast._version import __version__
 from gaia_fast.compiler.preparation import Prepared
 from gaia_fast.engines import Subject, export_program, make_engine
 from gaia_fast.errors import CalibrationError, InputError
-from gaia_fast.inspection import checks, guards, layers
+from gaia_fast.inspection import checks, guards, layers, stages
 from gaia_fast.inspection.feature_maps import feature_maps
 from gaia_fast.inspection.forward_hooks import in_grad_mode
 from gaia_fast.method import Method
@@ -45,7 +45,7 @@ class GaiaOutput:
 class _Options:
     """What was asked of a detector."""
 
-    layers: Sequence[str] | None
+    layers: str | Sequence[str] | None
     head: str | nn.Module | None
     engine: str
     backend: str
@@ -93,7 +93,7 @@ class _Detector:
             True
         """
         checks.check_form(x)
-        measured = self._engine.score_prepared(x) if x.shape[0] > 0 else None
+        measured = self._engine.score_prepared(x) if x.shape[0] > 0 and not self._pending else None
         if measured is None:
             self._check(x)
             if x.shape[0] == 0:
@@ -298,6 +298,7 @@ class _Detector:
             found.runtime,
             found.derivations,
             found.programs,
+            self._stage or "",
         )
 
     def _resolve(self) -> None:
@@ -305,16 +306,34 @@ class _Detector:
         checks.check_model(self.model)
         options, modules = self._options, list(self.model.modules())
         self._structure = guards.structure(modules)
-        inspected = layers.inspected_layers(self.model, options.layers) if self.method.needs_maps else []
+        self._stage = stages.asked_for(options.layers, self.model) if self.method.needs_maps else None
+        self._pending = self._stage is not None  # what its layers are is seen on images
+        everything = None if self._stage else options.layers
+        inspected = layers.inspected_layers(self.model, everything) if self.method.needs_maps else []
         if isinstance(options.head, str):
             layers.find_module(self.model, options.head)
+        self._inspect(modules, inspected)
+
+    def _inspect(self, modules: list[nn.Module], inspected: list[layers.InspectedLayer]) -> None:
+        options = self._options
         self._subject = Subject(self.model, modules, self.method, inspected, options.head)
         self._engine = make_engine(options.engine, self._subject, options.backend, options.runtime)
+
+    def _find_stage(self, x: Tensor) -> None:
+        """Inspects what the stage asked for is made of, on the first image: sizes of maps tell it."""
+        assert self._stage is not None
+        image = x[:1] if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
+        maps = feature_maps(self.model, self._subject.layers, image)
+        names = stages.layers_of(self._stage, maps)
+        self._inspect(self._subject.modules, layers.inspected_layers(self.model, names))
+        self._pending = False
 
     def _check(self, x: Tensor) -> None:
         if self._structure != guards.structure(self._subject.modules):
             self._resolve()
         checks.check_kind(x, self.model)
+        if self._pending:
+            self._find_stage(x)
 
     def _check_example(self, example: Tensor) -> None:
         self._check(example)
@@ -334,7 +353,7 @@ class _Detector:
     def __getstate__(self) -> dict[str, Any]:
         """What was asked for, and the threshold; what was found out about the model, programs too, is found again."""
         checks.check_model(self.model)
-        found_out = ("_structure", "_subject", "_engine")
+        found_out = ("_structure", "_subject", "_engine", "_stage", "_pending")
         return {name: value for name, value in vars(self).items() if name not in found_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -352,7 +371,8 @@ class GaiaZ(_Detector):
         model: a trained classifier in eval mode; it is never changed. DataParallel, DistributedDataParallel and
             torch.compile wrappers are taken off.
         layers: the modules whose feature maps are inspected, by name; a container stands for the normalisation layers
-            below it; None for every normalisation layer.
+            below it; None for every normalisation layer; "last_stage" or "last_two_stages" for those whose maps are of
+            the smallest size, or the two smallest, on the first images that are given.
         p: order of the norm that aggregates (Fig. 4).
         engine: "hooks", "compiled", "reference", or "auto": hooks until `prepare` was called, compiled from then on.
         backend: "cpu", "triton", "cuda", "torch", or "auto"; see `gaia_fast.backends`.
@@ -380,7 +400,7 @@ class GaiaZ(_Detector):
         self,
         model: nn.Module,
         *,
-        layers: Sequence[str] | None = None,
+        layers: str | Sequence[str] | None = None,
         p: float = 2.0,
         engine: str = "auto",
         backend: str = "auto",
@@ -416,7 +436,7 @@ class GaiaA(_Detector):
         self,
         model: nn.Module,
         *,
-        layers: Sequence[str] | None = None,
+        layers: str | Sequence[str] | None = None,
         head: str | nn.Module | None = None,
         fusion: str = "division",
         statistic: str = "abs_mean",

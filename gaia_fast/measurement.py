@@ -9,7 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """An inspected feature map A^l: its layer's name, K_l channels, H_l x W_l positions."""
+    """An inspected feature map A^l: its name, that of its layer, K_l channels, H_l x W_l positions.
+
+    A layer that is called again makes the map "name (call 2)".
+    """
 
     name: str
     channels: int
@@ -19,6 +22,11 @@ class FeatureMap:
     @property
     def area(self) -> int:
         return self.height * self.width
+
+    @property
+    def layer(self) -> str:
+        """The name of the module."""
+        return self.name.partition(" (call ")[0]
 
 
 class Measurement(NamedTuple):

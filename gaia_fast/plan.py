@@ -20,6 +20,7 @@ class Plan:
         engine, backend: what was picked, and why.
         runtime: how the compiled program runs, and why; None in the other engines.
         derivations: for each map, how the compiled program gets its entries of Lambda; empty in the other engines.
+        layers: what was asked for by another name than the modules' own, and what it means here; else empty.
         programs: how many programs are kept, and at most; the one used least recently goes. Empty in the other engines.
     """
 
@@ -34,6 +35,7 @@ class Plan:
     runtime: Choice | None = None
     derivations: tuple[str, ...] = ()
     programs: str = ""
+    layers: str = ""
 
     @property
     def channels(self) -> int:
@@ -47,6 +49,8 @@ class Plan:
             f"engine   {self.engine.name}: {self.engine.why}",
             f"backend  {self.backend.name}: {self.backend.why}",
         ]
+        if self.layers:
+            lines.append(f"layers   {self.layers}")
         if self.runtime is not None:
             lines += [f"runtime  {self.runtime.name}: {self.runtime.why}", f"programs {self.programs}"]
         if self.head is not None:

@@ -6,11 +6,11 @@ score of some of them is the norm of the norms of their rows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 
 from gaia_fast.evaluation.metrics import OodMetrics, ood_metrics
+from gaia_fast.inspection.stages import stages
 from gaia_fast.measurement import FeatureMap
 
 
@@ -60,13 +60,12 @@ def layer_groups(maps: Sequence[FeatureMap]) -> list[LayerGroup]:
         >>> [group.name for group in layer_groups(maps)]
         ['all', '4x4', '2x2', 'bn2', 'bn3']
     """
-    sized = [(f"{each.height}x{each.width}", place) for place, each in enumerate(maps)]
-    stages = [(size, tuple(place for _, place in part)) for size, part in groupby(sized, key=lambda each: each[0])]
-    later = [(f"{size} and later", tuple(range(places[0], len(maps)))) for size, places in stages[1:-1]]
+    parts = stages(maps)
+    later = [(f"{size} and later", tuple(range(places[0], len(maps)))) for size, places in parts[1:-1]]
     every = tuple(range(len(maps)))
     found: dict[tuple[int, ...], str] = {}
     single = [(each.name, (place,)) for place, each in enumerate(maps)]
-    for name, places in (("all", every), *stages, *later, *single):
+    for name, places in (("all", every), *parts, *later, *single):
         found.setdefault(places, name)
     return [LayerGroup(name, places) for places, name in found.items()]
 
@@ -100,5 +99,5 @@ def sweep_layers(
     for group in layer_groups(maps):
         inside = group_scores(id_rows, group, p)
         metrics = {name: ood_metrics(inside, group_scores(rows, group, p)) for name, rows in ood_rows.items()}
-        found[group.name] = GroupResult(tuple(maps[place].name for place in group.layers), metrics)
+        found[group.name] = GroupResult(tuple(dict.fromkeys(maps[place].layer for place in group.layers)), metrics)
     return dict(sorted(found.items(), key=lambda item: -item[1].auroc))
