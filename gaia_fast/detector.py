@@ -1,6 +1,7 @@
 """GaiaA and GaiaZ: what a user touches."""
 
 import json
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ class _Detector:
         self.method = method
         self.threshold: float | None = None
         self._options = options
+        self._lock = threading.RLock()
+        self._stage_layers: list[str] | None = None  # once they are known, whatever images come
         self._resolve()
         first = next(self.model.parameters(), torch.empty(0))
         backends.choose(options.backend, first.device, first.dtype)  # a forced backend that cannot run says so at once
@@ -303,16 +306,23 @@ class _Detector:
 
     def _resolve(self) -> None:
         """Looks the layers up; again where the model's modules are no longer the same."""
-        checks.check_model(self.model)
-        options, modules = self._options, list(self.model.modules())
-        self._structure = guards.structure(modules)
-        self._stage = stages.asked_for(options.layers, self.model) if self.method.needs_maps else None
-        self._pending = self._stage is not None  # what its layers are is seen on images
-        everything = None if self._stage else options.layers
-        inspected = layers.inspected_layers(self.model, everything) if self.method.needs_maps else []
-        if isinstance(options.head, str):
-            layers.find_module(self.model, options.head)
-        self._inspect(modules, inspected)
+        with self._lock:
+            checks.check_model(self.model)
+            options, modules = self._options, list(self.model.modules())
+            if isinstance(options.head, str):
+                layers.find_module(self.model, options.head)
+            stage = stages.asked_for(options.layers, self.model) if self.method.needs_maps else None
+            names: str | Sequence[str] | None = options.layers
+            if stage is not None:
+                there = dict(self.model.named_modules())
+                found = self._stage_layers or []
+                names = found if found and all(name in there for name in found) else None
+            inspected = layers.inspected_layers(self.model, names) if self.method.needs_maps else []
+            # What a stage is made of is seen on images: until then nothing may be scored.
+            self._pending = stage is not None and names is None
+            self._stage = stage
+            self._inspect(modules, inspected)
+            self._structure = guards.structure(modules)
 
     def _inspect(self, modules: list[nn.Module], inspected: list[layers.InspectedLayer]) -> None:
         options = self._options
@@ -320,13 +330,15 @@ class _Detector:
         self._engine = make_engine(options.engine, self._subject, options.backend, options.runtime)
 
     def _find_stage(self, x: Tensor) -> None:
-        """Inspects what the stage asked for is made of, on the first image: sizes of maps tell it."""
-        assert self._stage is not None
-        image = x[:1] if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
-        maps = feature_maps(self.model, self._subject.layers, image)
-        names = stages.layers_of(self._stage, maps)
-        self._inspect(self._subject.modules, layers.inspected_layers(self.model, names))
-        self._pending = False
+        """Inspects what the stage asked for is made of, as images show it."""
+        with self._lock:
+            if not self._pending or self._stage is None:  # another thread has found it
+                return
+            images = x if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
+            maps = feature_maps(self.model, self._subject.layers, images)
+            self._stage_layers = stages.layers_of(self._stage, maps)
+            self._inspect(self._subject.modules, layers.inspected_layers(self.model, self._stage_layers))
+            self._pending = False
 
     def _check(self, x: Tensor) -> None:
         if self._structure != guards.structure(self._subject.modules):
@@ -353,11 +365,12 @@ class _Detector:
     def __getstate__(self) -> dict[str, Any]:
         """What was asked for, and the threshold; what was found out about the model, programs too, is found again."""
         checks.check_model(self.model)
-        found_out = ("_structure", "_subject", "_engine", "_stage", "_pending")
+        found_out = ("_structure", "_subject", "_engine", "_stage", "_pending", "_lock")
         return {name: value for name, value in vars(self).items() if name not in found_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        self._lock = threading.RLock()
         self._resolve()
 
     def __repr__(self) -> str:

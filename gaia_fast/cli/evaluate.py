@@ -13,6 +13,7 @@ from gaia_fast.cli.options import (
     ModelOptions,
     PresetOptions,
     batch_size_option,
+    described,
     detector_options,
     json_option,
     max_pixels_option,
@@ -24,6 +25,7 @@ from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation import image_sets, plots
 
 _PLOTS = Path("gaia-evaluation")
+_ROC = "roc"  # the folder of the curves, in that of the pictures
 
 
 @click.command()
@@ -39,7 +41,7 @@ _PLOTS = Path("gaia-evaluation")
 @click.option(
     "--sweep-layers",
     is_flag=True,
-    help="Also tell what each layer, each stage (maps of one size), and all layers from a stage on do, from the same "
+    help="Also tell what each layer, each stage (maps of one size), and each with all smaller ones do, from the same "
     "pass.",
 )
 @click.option(
@@ -101,12 +103,13 @@ def evaluate(
         click.echo(sentence)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
+        (pictures / _ROC).mkdir(exist_ok=True)
         for name in sources:
             plots.save_histograms(pictures / f"{name}.png", found, name)
-            plots.save_roc(pictures / f"{name}-roc.png", found, name)
+            plots.save_roc(pictures / _ROC / f"{name}.png", found, name)
         click.echo(f"histograms: {', '.join(str(pictures / f'{name}.png') for name in sources)}")
-        click.echo(f"ROC curves: {', '.join(str(pictures / f'{name}-roc.png') for name in sources)}")
-    output.write_json(json_file, output.evaluation_record(found))
+        click.echo(f"ROC curves: {', '.join(str(pictures / _ROC / f'{name}.png') for name in sources)}")
+    output.write_json(json_file, {"preprocessing": described(prepared), **output.evaluation_record(found)})
     left_out = {"id": found.id_set, **found.ood_sets}
     for name, scored in left_out.items():
         output.report_unreadable(scored.unreadable, f"{name}: ")

@@ -4,7 +4,8 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from gaia_fast.cli.output import note
 from gaia_fast.data.presets import Preset, from_timm, from_torchvision
-from gaia_fast.errors import ArgumentError, GaiaError, ModelError, first_line
+from gaia_fast.errors import ArgumentError, ModelError, first_line
 from gaia_fast.models import ARCHITECTURES, digits_resnet, load_weights
 
 _FOR_SMALL_IMAGES = ("resnet18", "resnet34", "wrn_40_2")
@@ -23,10 +24,17 @@ LIBRARIES = ("timm", "torchvision")
 
 
 class Loaded(NamedTuple):
-    """A model in eval mode on its device, and how its own configuration has images prepared, if it says so."""
+    """A model in eval mode on its device.
+
+    Attributes:
+        model: the model.
+        preset: makes the preset that its own configuration, or its library, has for it; None where there is none.
+        source: whose that is.
+    """
 
     model: nn.Module
-    preset: Preset | None
+    preset: Callable[[], Preset] | None = None
+    source: str = ""
 
 
 def load_model(
@@ -48,9 +56,11 @@ def load_model(
     """
     if (arch is None) == (spec is None):
         raise click.UsageError("give exactly one of --arch and --model")
-    preset = None
+    preset, source = None, ""
     if arch is not None and ":" in arch:
-        model, preset = _from_library(arch, num_classes, weights is None and trained)
+        model, preset, source = _from_library(arch, num_classes, weights is None and trained)
+        if weights is None and not trained:
+            note(f"no --weights: {arch} is made untrained, with weights that are random")
     elif arch is not None:
         model = _built_in(arch, num_classes, weights is None, trained)
     else:
@@ -60,10 +70,16 @@ def load_model(
     if weights is not None:
         load_weights(model, weights)
     try:
-        return Loaded(model.to(torch.device(device)).eval(), preset or _own_preset(model))
+        model = model.to(torch.device(device)).eval()
     # torch says with either that it was built without a device, or finds none.
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(f"--device {device} cannot be used here: {error}") from error
+    config = getattr(model, "pretrained_cfg", None)  # of timm's models
+    if preset is None and isinstance(config, Mapping):
+        preset, source = partial(from_timm, config), "the model's own configuration"
+    if source and weights is not None:
+        source += ", which is right only if --weights were trained so,"
+    return Loaded(model, preset, source)
 
 
 def _built_in(arch: str, num_classes: int | None, without_weights: bool, trained: bool) -> nn.Module:
@@ -90,26 +106,21 @@ def _from_library(arch: str, num_classes: int | None, pretrained: bool) -> Loade
         raise ArgumentError(f"--arch {arch} needs {library}: {first_line(error)}; pip install {library}") from error
     try:
         if library == "timm":
-            return Loaded(module.create_model(name, pretrained=pretrained, **classes), None)
-        weights = module.get_model_weights(name).DEFAULT
-        model = module.get_model(name, weights=weights if pretrained else None, **classes)
-        return Loaded(model, from_torchvision(weights.transforms()))
-    except GaiaError:
+            model = module.create_model(name, pretrained=pretrained, **classes)
+            own_classes = getattr(model, "pretrained_cfg", {}).get("num_classes")
+            if pretrained and num_classes is not None and num_classes != own_classes:
+                raise click.UsageError(
+                    f"--arch {arch} has weights for {own_classes} classes; --num-classes {num_classes} needs --weights"
+                )
+            return Loaded(model)
+        default = module.get_model_weights(name).DEFAULT
+        model = module.get_model(name, weights=default if pretrained else None, **classes)
+        source = f"torchvision's configuration for its weights {default.name}"
+        return Loaded(model, lambda: from_torchvision(default.transforms()), source)
+    except click.UsageError:
         raise
     except Exception as error:
         raise ModelError(f"--arch {arch}: {library} cannot make it: {first_line(error)}") from error
-
-
-def _own_preset(model: nn.Module) -> Preset | None:
-    """How a model of timm's has images prepared."""
-    config = getattr(model, "pretrained_cfg", None)
-    if not isinstance(config, Mapping) or "input_size" not in config:
-        return None
-    try:
-        return from_timm(config)
-    except ArgumentError as error:  # it is asked for only where no preset is given
-        note(f"{error}; give --preset, or --resize and --crop")
-        return None
 
 
 def _from_callable(spec: str, num_classes: int | None) -> nn.Module:

@@ -16,6 +16,7 @@ from gaia_fast.cli.loading import LIBRARIES, Loaded, load_model
 from gaia_fast.cli.output import note
 from gaia_fast.data import MAX_PIXELS, PRESETS, Preset
 from gaia_fast.data.presets import INTERPOLATIONS
+from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation.image_sets import METHODS, Detector, make_detector
 from gaia_fast.models import ARCHITECTURES
 from gaia_fast.options import AUTO, EngineName, Fusion, Runtime, Statistic
@@ -80,19 +81,35 @@ class PresetOptions:
         Raises:
             click.UsageError: the model's own is asked for, and it has none.
         """
-        own = loaded.preset if self.name in (None, OWN) else None
-        if self.name == OWN and own is None:
-            raise click.UsageError(
-                "--preset model: the model's configuration does not say how images are prepared; give another preset, "
-                "or --mean, --std, --resize and --crop"
-            )
-        if self.name is None and own is not None:
-            note(f"no --preset: images are prepared as the model's own configuration says, {described(own)}")
-        # Scores of images that were not prepared as in training look like any others.
-        elif self.name is None and scored and not self.changes:
-            note("no --preset: images go in as they are, pixels in [0, 1]; right only if the model was trained so")
+        own = self._own(loaded)
         preset = own or PRESETS[self.name or "none"]
-        return replace(preset, name=f"{preset.name}, changed", **self.changes) if self.changes else preset
+        if self.changes:
+            preset = replace(preset, name=f"{preset.name}, changed", **self.changes)
+        if "interpolation" in self.changes and preset.resize is None:
+            raise click.UsageError("--interpolation is of resizing: give --resize, or a --preset that resizes")
+        if self.name is None and own is not None:
+            note(f"no --preset: images are prepared as {loaded.source} says: {described(preset)}")
+        # Scores of images that were not prepared as in training look like any others.
+        elif self.name is None and scored and not {"mean", "std"} <= self.changes.keys():
+            note("no --preset: images go in as they are, pixels in [0, 1]; right only if the model was trained so")
+        return preset
+
+    def _own(self, loaded: Loaded) -> Preset | None:
+        """The model's own, where it is asked for or nothing is."""
+        if self.name not in (None, OWN):
+            return None
+        why = "does not say how images are prepared"
+        if loaded.preset is not None:
+            try:
+                return loaded.preset()
+            except ArgumentError as error:
+                why = f"is of no use here: {error}"
+        if self.name == OWN:
+            raise click.UsageError(
+                f"--preset model: the model's configuration {why}; take another preset, or none with --mean, --std, "
+                "--resize and --crop"
+            )
+        return None
 
 
 def described(preset: Preset) -> str:

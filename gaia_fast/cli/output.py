@@ -126,9 +126,9 @@ def print_sweep(evaluation: Evaluation) -> None:
             values = [group.metrics[each].auroc for each in sets]
             values += [group.metrics[each].fpr95_id_positive for each in sets]
             values += [group.auroc, group.fpr95_id_positive] if averages else []
-            rows.append((name, str(len(group.names)), *(f"{value:.4f}" for value in values)))
+            rows.append((name, str(group.count), *(f"{value:.4f}" for value in values)))
         print_table(f"{method} by layers; FPR95 with ID positive", (*columns, *averages), rows)
-        best, group = next(iter(groups.items()))
+        best, group = next((name, group) for name, group in groups.items() if group.names)
         click.echo(
             f"{method}: best on average {best}; --layers {method}={','.join(group.names)}. Chosen on these OOD sets: "
             "others may want other layers"

@@ -17,6 +17,7 @@ from gaia_fast.cli.options import (
     ModelOptions,
     PresetOptions,
     batch_size_option,
+    described,
     detector_options,
     json_option,
     max_pixels_option,
@@ -124,6 +125,7 @@ def score(
         json_file,
         {
             "method": method,
+            "preprocessing": described(prepared),
             "threshold": threshold,
             "calibration": calibration,
             "count": count,

@@ -13,6 +13,7 @@ from gaia_fast.cli.options import (
     ModelOptions,
     PresetOptions,
     batch_size_option,
+    described,
     detector_options,
     json_option,
     max_pixels_option,
@@ -66,7 +67,8 @@ def validate(
     """
     loaded = model.load(trained=False)
     network = loaded.model
-    source = load_images(images, preset.of(loaded, scored=False), max_pixels)
+    prepared = preset.of(loaded, scored=False)
+    source = load_images(images, prepared, max_pixels)
     with output.progress("validating", min(limit, len(source))) as advance:
 
         def batches() -> Iterator[Tensor]:
@@ -86,6 +88,7 @@ def validate(
     output.write_json(
         json_file,
         {
+            "preprocessing": described(prepared),
             "passed": found.passed,
             "tolerance": TOLERANCE,
             **asdict(found),

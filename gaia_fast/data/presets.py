@@ -134,20 +134,24 @@ def from_timm(config: Mapping[str, Any]) -> Preset:
     """Returns how a timm model's images are prepared when it is evaluated.
 
     Args:
-        config: its `pretrained_cfg`.
+        config: its `pretrained_cfg`; what is missing is as timm has it.
 
     Raises:
-        ArgumentError: a way to crop that is not known here.
+        ArgumentError: a way to crop that is not known here, or images that are not RGB.
     """
-    height, width = config["input_size"][1:]
-    share, mode = config.get("crop_pct") or 1.0, config.get("crop_mode") or "center"
-    if mode != "squash" and (mode != "center" or height != width):
-        raise ArgumentError(f"the model's configuration crops to {height}x{width} by mode {mode!r}, which is not known")
+    channels, height, width = config.get("input_size") or (3, 224, 224)
+    share, mode = config.get("crop_pct") or 0.875, config.get("crop_mode") or "center"
+    if channels != 3 or (mode != "squash" and (mode != "center" or height != width)):
+        raise ArgumentError(
+            f"the model's configuration takes {channels} channels and crops to {height}x{width} by mode {mode!r}, "
+            "which is not known"
+        )
     larger = floor(height / share), floor(width / share)
+    imagenet = PRESETS["imagenet"]
     return Preset(
         "model",
-        mean=_three(config["mean"]),
-        std=_three(config["std"]),
+        mean=_three(config.get("mean") or imagenet.mean),
+        std=_three(config.get("std") or imagenet.std),
         resize=larger[0] if mode == "center" else larger,
         crop=(height, width),
         interpolation=config.get("interpolation") or "bicubic",

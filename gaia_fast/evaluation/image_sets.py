@@ -256,6 +256,8 @@ def evaluate(
     example = next(id_source.batches(1)).images
     swept = {}
     for method, detector in detectors.items():
+        if not detector.method.needs_maps:  # the output component has no layers
+            continue
         maps = detector.plan(model_input(detector.model, example)).maps
         rows = {name: each.rows[method] for name, each in ood_sets.items()}
         swept[method] = sweep_layers(maps, id_set.rows[method], rows, detector.method.p)

@@ -1,4 +1,4 @@
-"""Which layers to inspect: how well each layer, each stage, and all layers from a stage on tell OOD images.
+"""Which layers to inspect: how well each layer, each stage, and each with all smaller ones tell OOD images.
 
 One pass over the images gives them all: the score is a norm of the rows of Lambda, one a layer (Eq. 12), so that the
 score of some of them is the norm of the norms of their rows.
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation.metrics import OodMetrics, ood_metrics
 from gaia_fast.inspection.stages import stages
 from gaia_fast.measurement import FeatureMap
@@ -19,7 +20,7 @@ class LayerGroup:
     """Some of the inspected layers.
 
     Attributes:
-        name: "all", "HxW" for a stage, "HxW and later", or the layer's own.
+        name: "all", "HxW" for a stage, "HxW and smaller", or the layer's own.
         layers: their places, in the order in which the model makes them.
     """
 
@@ -32,11 +33,14 @@ class GroupResult:
     """What one group of layers does.
 
     Attributes:
-        names: of its layers, as `layers=` of a detector takes them.
+        names: of its layers, as `layers=` of a detector takes them; none where they have other maps besides, of further
+            calls, so that they cannot be asked for.
+        count: of its maps.
         metrics: by the name of the OOD set.
     """
 
     names: tuple[str, ...]
+    count: int
     metrics: dict[str, OodMetrics]
 
     @property
@@ -51,9 +55,9 @@ class GroupResult:
 
 
 def layer_groups(maps: Sequence[FeatureMap]) -> list[LayerGroup]:
-    """Returns all layers, each stage, all from each stage on, and each layer.
+    """Returns all layers, each stage (maps of one size), each with all smaller ones, and each layer.
 
-    A stage is what follows each other with maps of one size. Groups that are the same are listed once.
+    Groups that are the same are listed once.
 
     Example:
         >>> maps = [FeatureMap("bn1", 8, 4, 4), FeatureMap("bn2", 8, 2, 2), FeatureMap("bn3", 8, 2, 2)]
@@ -61,11 +65,14 @@ def layer_groups(maps: Sequence[FeatureMap]) -> list[LayerGroup]:
         ['all', '4x4', '2x2', 'bn2', 'bn3']
     """
     parts = stages(maps)
-    later = [(f"{size} and later", tuple(range(places[0], len(maps)))) for size, places in parts[1:-1]]
+    smaller = [
+        (f"{size} and smaller", tuple(sorted(place for _, more in parts[index:] for place in more)))
+        for index, (size, _) in enumerate(parts[1:-1], start=1)
+    ]
     every = tuple(range(len(maps)))
     found: dict[tuple[int, ...], str] = {}
     single = [(each.name, (place,)) for place, each in enumerate(maps)]
-    for name, places in (("all", every), *parts, *later, *single):
+    for name, places in (("all", every), *parts, *smaller, *single):
         found.setdefault(places, name)
     return [LayerGroup(name, places) for places, name in found.items()]
 
@@ -93,11 +100,16 @@ def sweep_layers(
         p: the order of the method's norm.
 
     Raises:
-        CalibrationError: as `ood_metrics`.
+        ArgumentError: not a row for each map. CalibrationError: as `ood_metrics`.
     """
+    if any(rows.shape[1] != len(maps) for rows in (id_rows, *ood_rows.values())):
+        raise ArgumentError(f"rows of Lambda for {len(maps)} maps are needed, one for each")
     found = {}
     for group in layer_groups(maps):
         inside = group_scores(id_rows, group, p)
         metrics = {name: ood_metrics(inside, group_scores(rows, group, p)) for name, rows in ood_rows.items()}
-        found[group.name] = GroupResult(tuple(dict.fromkeys(maps[place].layer for place in group.layers)), metrics)
+        names = dict.fromkeys(maps[place].layer for place in group.layers)
+        others = {each.layer for place, each in enumerate(maps) if place not in group.layers}
+        askable = tuple(names) if others.isdisjoint(names) else ()
+        found[group.name] = GroupResult(askable, len(group.layers), metrics)
     return dict(sorted(found.items(), key=lambda item: -item[1].auroc))

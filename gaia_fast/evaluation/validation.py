@@ -14,7 +14,7 @@ from gaia_fast.compiler.package.writing import FORMATS
 from gaia_fast.detector import GaiaOutput
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError, DataError, GaiaError
 from gaia_fast.evaluation.image_sets import METHODS, Detector, make_detector
-from gaia_fast.inspection import checks
+from gaia_fast.inspection import checks, stages
 from gaia_fast.method import Method
 from gaia_fast.options import EngineName, Runtime
 from gaia_fast.reference import Reference, copy_in, relative_error
@@ -113,10 +113,10 @@ def validate(
     if unknown := set(engines) - set(SUBJECTS):
         raise ArgumentError(f"engines={sorted(unknown)} do not exist; choose from {SUBJECTS}")
     model = checks.unwrap(model)
-    layers = layers or {}
+    names: dict[str, str | Sequence[str] | None] = {method: (layers or {}).get(method) for method in methods}
     gaia_a = {"head": head, "fusion": fusion, "statistic": statistic}
     truth_model = copy_in(model, torch.float64)
-    rows = [row for method in methods for row in _rows(method, model, layers.get(method), gaia_a, engines)]
+    rows = [row for method in methods for row in _rows(method, model, names[method], gaia_a, engines)]
     measured = {
         method: Method(method) if method == "gaia-z" else Method(method, fusion, statistic) for method in methods
     }
@@ -125,14 +125,16 @@ def validate(
     dtype = ""
 
     for x in batches:
+        if images == 0:
+            names = {method: stages.resolved(each, model, x) for method, each in names.items()}
         images, dtype = images + x.shape[0], str(x.dtype).removeprefix("torch.")
         for method in methods:
-            truth = reference.run(measured[method], truth_model, x.double(), layers.get(method), head)
-            own = reference.run(measured[method], model, x, layers.get(method), head)
+            truth = reference.run(measured[method], truth_model, x.double(), names[method], head)
+            own = reference.run(measured[method], model, x, names[method], head)
             own_error[method] = max(own_error[method], relative_error(own.score, truth.score))
             areas: list[int] = []
             if method == "gaia-z":
-                plan = make_detector(method, model, layers=layers.get(method)).plan(x)
+                plan = make_detector(method, model, layers=names[method]).plan(x)
                 areas = [each.area for each in plan.maps]
                 float64_counts += _count_differences(own.abnormality, truth.abnormality, areas)
                 channels += x.shape[0] * plan.channels

@@ -1,37 +1,50 @@
-"""Stages of a network: what it makes of one size, before the next one."""
+"""Stages of a network: its maps of one size."""
 
 from collections.abc import Sequence
-from itertools import groupby
 
-from torch import nn
+from torch import Tensor, nn
 
+from gaia_fast.inspection.feature_maps import feature_maps
+from gaia_fast.inspection.layers import inspected_layers
 from gaia_fast.measurement import FeatureMap
 
-# By the names that `layers=` takes: how many stages, counted from the last.
+# By the names that `layers=` takes: how many stages, counted from the smallest maps.
 LAST = {"last_stage": 1, "last_two_stages": 2}
 
 
 def stages(maps: Sequence[FeatureMap]) -> list[tuple[str, tuple[int, ...]]]:
-    """Returns the stages, "HxW" and the places of their maps: those that follow each other in one size.
+    """Returns the stages, "HxW" and the places of the maps of that size; the largest first.
 
     Example:
-        >>> stages([FeatureMap("bn1", 8, 4, 4), FeatureMap("bn2", 8, 2, 2), FeatureMap("bn3", 8, 2, 2)])
-        [('4x4', (0,)), ('2x2', (1, 2))]
+        >>> stages([FeatureMap("bn1", 8, 4, 4), FeatureMap("shortcut", 8, 2, 2), FeatureMap("bn2", 8, 4, 4)])
+        [('4x4', (0, 2)), ('2x2', (1,))]
     """
-    sized = [(f"{each.height}x{each.width}", place) for place, each in enumerate(maps)]
-    parts = groupby(sized, key=lambda each: each[0])
-    return [(size, tuple(place for _, place in part)) for size, part in parts]
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, each in enumerate(maps):
+        places.setdefault((each.height, each.width), []).append(place)
+    by_area = sorted(places.items(), key=lambda item: -item[0][0] * item[0][1])
+    return [(f"{height}x{width}", tuple(found)) for (height, width), found in by_area]
 
 
 def asked_for(layers: str | Sequence[str] | None, model: nn.Module) -> str | None:
     """Returns the name in `LAST` that `layers` is, alone, unless the model has a module of that name."""
     names = [layers] if isinstance(layers, str) else list(layers or ())
-    if len(names) != 1 or names[0] not in LAST or names[0] in dict(model.named_modules()):
+    if len(names) != 1 or not isinstance(names[0], str) or names[0] not in LAST:
         return None
-    return names[0]
+    return None if names[0] in dict(model.named_modules()) else names[0]
 
 
 def layers_of(name: str, maps: Sequence[FeatureMap]) -> list[str]:
-    """Returns the layers whose maps are in the stages that a name in `LAST` stands for, each once."""
-    last = stages(maps)[-LAST[name] :]
-    return list(dict.fromkeys(maps[place].layer for _, places in last for place in places))
+    """Returns the layers whose maps are in the stages that a name in `LAST` stands for, in their order, each once."""
+    last = sorted(place for _, places in stages(maps)[-LAST[name] :] for place in places)
+    return list(dict.fromkeys(maps[place].layer for place in last))
+
+
+def resolved(layers: str | Sequence[str] | None, model: nn.Module, x: Tensor) -> str | Sequence[str] | None:
+    """Returns names of layers, with those of a stage, as images `x` show it, for its name in `LAST`.
+
+    Raises:
+        LayerError: as `inspected_layers` and `feature_maps`.
+    """
+    name = asked_for(layers, model)
+    return layers if name is None else layers_of(name, feature_maps(model, inspected_layers(model), x))

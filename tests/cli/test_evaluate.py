@@ -126,7 +126,7 @@ def test_plots_go_where_they_are_asked_for(
 ) -> None:
     arguments = ("evaluate", *DIGITS, "--id", digits_npz, "--ood", f"n={noise_npz}", "--method", "gaia-z")
     assert run(*arguments, "--plots", tmp_path / "x" / "y").exit_code == 0
-    assert {path.name for path in (tmp_path / "x" / "y").iterdir()} == {"n.png", "n-roc.png"}
+    assert {path.name for path in (tmp_path / "x" / "y").iterdir()} == {"n.png", "roc"}
 
 
 def test_without_matplotlib(

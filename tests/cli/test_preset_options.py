@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from gaia_fast import GaiaZ
 from gaia_fast.cli.loading import Loaded
 from gaia_fast.cli.options import PresetOptions
 from gaia_fast.data import PRESETS, Preset, load_images
+from gaia_fast.errors import ArgumentError
 
 import torchvision_schemas  # noqa: F401  (before torchvision)
 
@@ -22,21 +24,36 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def loaded(preset: Preset | None = None) -> Loaded:
-    return Loaded(nn.Identity(), preset)
+    return Loaded(nn.Identity(), None if preset is None else lambda: preset, "the model's own configuration")
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
 
 
 def test_what_is_asked_for_comes_first_and_the_models_own_before_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert PresetOptions("imagenet", {}).of(loaded(OWN)) == PRESETS["imagenet"]
-    assert capsys.readouterr().err == ""
+    assert told(capsys) == ""
     assert PresetOptions(None, {}).of(loaded(OWN)) == OWN
-    assert "as the model's own configuration says, resize 40 (bilinear); crop 32; mean 0.1, 0.2, 0.3" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    assert "as the model's own configuration says: resize 40 (bilinear); crop 32; mean 0.1, 0.2, 0.3" in told(capsys)
     assert PresetOptions("model", {}).of(loaded(OWN)) == OWN
     assert PresetOptions(None, {}).of(loaded(), scored=False) == PRESETS["none"]
-    assert capsys.readouterr().err == ""
+    assert told(capsys) == ""
     assert PresetOptions(None, {}).of(loaded()) == PRESETS["none"]
-    assert "no --preset: images go in as they are" in capsys.readouterr().err
+    assert "no --preset: images go in as they are" in told(capsys)
+
+
+def test_a_configuration_that_is_not_known_matters_where_it_is_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+    def unknown() -> Preset:
+        raise ArgumentError("a crop by mode 'border' is not known")
+
+    odd = Loaded(nn.Identity(), unknown, "the model's own configuration")
+    assert PresetOptions("imagenet", {}).of(odd) == PRESETS["imagenet"]
+    assert told(capsys) == ""
+    assert PresetOptions(None, {}).of(odd) == PRESETS["none"]
+    assert "images go in as they are" in told(capsys)
+    with pytest.raises(click.UsageError, match="mode 'border' is not known"):
+        PresetOptions("model", {}).of(odd)
 
 
 def test_changes_of_a_preset() -> None:
@@ -47,7 +64,17 @@ def test_changes_of_a_preset() -> None:
         HALF,
         PRESETS["imagenet"].std,
     )
+
+
+def test_what_is_told_is_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
     assert PresetOptions(None, {"crop": 16}).of(loaded(OWN)).crop == 16
+    assert "crop 16" in told(capsys)
+    PresetOptions(None, {"crop": 16}).of(loaded())
+    assert "images go in as they are" in told(capsys)
+    PresetOptions(None, {"mean": HALF, "std": HALF}).of(loaded())
+    assert told(capsys) == ""
+    with pytest.raises(click.UsageError, match="--interpolation is of resizing"):
+        PresetOptions("cifar10", {"interpolation": "nearest"}).of(loaded())
 
 
 def scores(found: Result) -> list[float]:
@@ -98,7 +125,9 @@ def test_a_network_of_a_librarys(run: Callable[..., Result], arch: str, tmp_path
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).integers(0, 256, (2, 240, 300, 3), dtype=np.uint8))
     found = run("score", tmp_path / "x.npz", "--arch", arch, "--weights", tmp_path / "weights.pt", "--engine", "hooks")
-    assert "as the model's own configuration says" in " ".join(found.stderr.split())
+    source = {"torchvision": "torchvision's configuration for its weights IMAGENET1K_V2", "timm": "the model's own"}
+    assert f"prepared as {source[library]}" in " ".join(found.stderr.split())
+    assert "right only if --weights were trained so" in " ".join(found.stderr.split())
     side = {"torchvision": 232, "timm": 256}[library]
     interpolation = {"torchvision": "bilinear", "timm": "bicubic"}[library]
     imagenet = PRESETS["imagenet"]
@@ -106,6 +135,18 @@ def test_a_network_of_a_librarys(run: Callable[..., Result], arch: str, tmp_path
     (batch,) = load_images(tmp_path / "x.npz", preset).batches(2)
     expected = GaiaZ(model.eval(), engine="hooks")(batch.images)
     assert torch.allclose(torch.tensor(scores(found)), expected, rtol=1e-5)
+
+
+def test_a_head_that_a_library_has_no_weights_for(
+    run: Callable[..., Result], digits_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm makes a random one then, and says nothing."""
+    timm: Any = pytest.importorskip("timm", reason="timm is not installed")
+    make = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: make(name, **options))
+    found = run("score", digits_npz, "--arch", "timm:mobilenetv2_050", "--num-classes", "10")
+    assert found.exit_code == 2
+    assert "has weights for 1000 classes; --num-classes 10 needs --weights" in " ".join(found.stderr.split())
 
 
 def test_a_network_that_a_library_does_not_have(run: Callable[..., Result], digits_npz: Path) -> None:

@@ -38,6 +38,15 @@ def test_passes(run: Callable[..., Result], digits_npz: Path) -> None:
     assert f"of {record['channels']} channel counts differ" in found.stdout
 
 
+def test_a_stage_is_that_of_every_row(run: Callable[..., Result], digits_npz: Path) -> None:
+    few = ("--limit", "4", "--layers", "last_stage")
+    found = run("validate", digits_npz, *DIGITS, *EAGER, *few, "--json", "out.json")
+    assert found.exit_code == 0, found.output
+    channels = read()["channels"]
+    assert run("validate", digits_npz, *DIGITS, *EAGER, "--limit", "4", "--json", "out.json").exit_code == 0
+    assert 0 < channels < read()["channels"]
+
+
 def test_limit_is_64_images_by_default(run: Callable[..., Result], digits_npz: Path) -> None:
     assert run("validate", digits_npz, *DIGITS, *EAGER, "--method", "gaia-z", "--json", "out.json").exit_code == 0
     assert read()["images"] == 40

@@ -177,8 +177,9 @@ def test_the_configuration_of_a_model_of_timms() -> None:
         (0.25, 0.5, 0.5),
     )
     assert from_timm(CONFIG | {"crop_mode": "squash"}).resize == (256, 256)
-    assert from_timm(CONFIG | {"crop_pct": None, "interpolation": ""}).resize == 224
-    for unknown in ({"crop_mode": "border"}, {"input_size": (3, 224, 160)}):
+    assert from_timm(CONFIG | {"crop_pct": None, "interpolation": ""}) == from_timm(CONFIG)
+    assert (from_timm({}).mean, from_timm({}).crop) == (PRESETS["imagenet"].mean, (224, 224))
+    for unknown in ({"crop_mode": "border"}, {"input_size": (3, 224, 160)}, {"input_size": (1, 28, 28)}):
         with pytest.raises(ArgumentError, match="which is not known"):
             from_timm(CONFIG | unknown)
 

@@ -5,6 +5,7 @@ from torch import nn
 
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.data.digits import digits_sources
+from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation.image_sets import evaluate, score_set
 from gaia_fast.evaluation.layer_sweep import LayerGroup, group_scores, layer_groups, sweep_layers
 from gaia_fast.evaluation.metrics import ood_metrics
@@ -26,7 +27,7 @@ def test_groups_are_all_stages_what_follows_them_and_layers() -> None:
         "32x32": (0,),
         "16x16": (1, 2),
         "8x8": (3,),
-        "16x16 and later": (1, 2, 3),
+        "16x16 and smaller": (1, 2, 3),
         "a.bn1": (1,),
         "a.bn2": (2,),
     }
@@ -55,6 +56,43 @@ def test_the_best_on_average_comes_first() -> None:
     assert [each.auroc for each in found.values()] == sorted((each.auroc for each in found.values()), reverse=True)
 
 
+def test_sizes_that_come_back_are_one_stage_and_calls_cannot_be_asked_for_one_by_one() -> None:
+    maps = [
+        FeatureMap("a", 8, 8, 8),
+        FeatureMap("b", 8, 4, 4),
+        FeatureMap("c", 8, 8, 8),
+        FeatureMap("b (call 2)", 8, 2, 2),
+    ]
+    assert {group.name: group.layers for group in layer_groups(maps)} == {
+        "all": (0, 1, 2, 3),
+        "8x8": (0, 2),
+        "4x4": (1,),
+        "2x2": (3,),
+        "4x4 and smaller": (1, 3),
+        "a": (0,),
+        "c": (2,),
+    }
+    found = sweep_layers(maps, np.ones((2, 4)), {"far": np.ones((2, 4))})
+    assert {name: group.names for name, group in found.items()} == {
+        "all": ("a", "b", "c"),
+        "8x8": ("a", "c"),
+        "4x4": (),
+        "2x2": (),
+        "4x4 and smaller": ("b",),
+        "a": ("a",),
+        "c": ("c",),
+    }
+    assert found["4x4 and smaller"].count == 2
+    with pytest.raises(ArgumentError, match="for 4 maps"):
+        sweep_layers(maps, np.ones((2, 1)), {"far": np.ones((2, 4))})
+
+
+def test_what_inspects_no_layers_is_not_swept() -> None:
+    id_source, ood_sources = digits_sources()
+    detector = GaiaA(digits_resnet(pretrained=True), fusion="output")
+    assert not evaluate({"gaia-a": detector}, id_source, ood_sources, by_layers=True).by_layers
+
+
 def test_every_group_is_what_a_detector_on_its_layers_finds() -> None:
     model: nn.Module = digits_resnet(pretrained=True)
     id_source, ood_sources = digits_sources()
@@ -63,7 +101,7 @@ def test_every_group_is_what_a_detector_on_its_layers_finds() -> None:
         found = evaluate({method: kind(model)}, id_source, {name: ood_source}, by_layers=True)
         groups = found.by_layers[method]
         assert groups["all"].metrics[name].auroc == pytest.approx(found.results[method].metrics[name].auroc, abs=1e-4)
-        assert {"all", "16x16", "4x4 and later", "layer2.0.bn1"} & groups.keys() >= {"all"}
+        assert {"32x32", "16x16", "16x16 and smaller", "layer2.0.bn1"} <= groups.keys()
         for group in list(groups.values())[:4]:
             alone = kind(model, layers=list(group.names))
             inside, outside = (score_set({method: alone}, source) for source in (id_source, ood_source))
