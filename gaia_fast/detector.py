@@ -335,8 +335,7 @@ class _Detector:
             if not self._pending or self._stage is None:  # another thread has found it
                 return
             images = x if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
-            maps = feature_maps(self.model, self._subject.layers, images)
-            self._stage_layers = stages.layers_of(self._stage, maps)
+            self._stage_layers = stages.found_on(self._stage, self.model, images)
             self._inspect(self._subject.modules, layers.inspected_layers(self.model, self._stage_layers))
             self._pending = False
 

@@ -12,7 +12,7 @@ from gaia_fast.data import ImageSource
 from gaia_fast.detector import GaiaA, GaiaZ
 from gaia_fast.errors import ArgumentError, DataError, NonFiniteError
 from gaia_fast.evaluation.layer_sweep import GroupResult, sweep_layers
-from gaia_fast.evaluation.metrics import Intervals, OodMetrics, bootstrap_intervals, ood_metrics
+from gaia_fast.evaluation.metrics import Intervals, OodMetrics, average, bootstrap_intervals, ood_metrics
 
 Detector = GaiaA | GaiaZ
 METHODS = ("gaia-a", "gaia-z")
@@ -107,8 +107,8 @@ class MethodResult:
     intervals: dict[str, Intervals] = field(default_factory=dict)
 
     def average(self, metric: str) -> float:
-        """The mean over the OOD sets of a field of `OodMetrics`, each set counted once."""
-        return float(np.mean([getattr(each, metric) for each in self.metrics.values()]))
+        """The mean over the OOD sets of a field of `OodMetrics`."""
+        return average(self.metrics, metric)
 
 
 @dataclass(frozen=True)

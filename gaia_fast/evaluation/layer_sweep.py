@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gaia_fast.errors import ArgumentError
-from gaia_fast.evaluation.metrics import OodMetrics, ood_metrics
+from gaia_fast.evaluation.metrics import OodMetrics, average, ood_metrics
 from gaia_fast.inspection.stages import stages
 from gaia_fast.measurement import FeatureMap
 
@@ -46,12 +46,12 @@ class GroupResult:
     @property
     def auroc(self) -> float:
         """The average over the OOD sets."""
-        return float(np.mean([each.auroc for each in self.metrics.values()]))
+        return average(self.metrics, "auroc")
 
     @property
     def fpr95_id_positive(self) -> float:
         """The average over the OOD sets."""
-        return float(np.mean([each.fpr95_id_positive for each in self.metrics.values()]))
+        return average(self.metrics, "fpr95_id_positive")
 
 
 def layer_groups(maps: Sequence[FeatureMap]) -> list[LayerGroup]:

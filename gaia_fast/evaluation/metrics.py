@@ -1,5 +1,6 @@
 """How well scores tell OOD images from in-distribution (ID) ones. Larger score = more OOD, in every function."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -39,6 +40,11 @@ class OodMetrics:
     aupr_out_trapezoid: float
     n_id: int
     n_ood: int
+
+
+def average(metrics: Mapping[str, OodMetrics], field: str) -> float:
+    """Returns the mean over OOD sets of a field of `OodMetrics`, each set counted once."""
+    return float(np.mean([getattr(each, field) for each in metrics.values()]))
 
 
 def ood_metrics(id_scores: Any, ood_scores: Any) -> OodMetrics:

@@ -40,11 +40,16 @@ def layers_of(name: str, maps: Sequence[FeatureMap]) -> list[str]:
     return list(dict.fromkeys(maps[place].layer for place in last))
 
 
-def resolved(layers: str | Sequence[str] | None, model: nn.Module, x: Tensor) -> str | Sequence[str] | None:
-    """Returns names of layers, with those of a stage, as images `x` show it, for its name in `LAST`.
+def found_on(name: str, model: nn.Module, x: Tensor) -> list[str]:
+    """Returns the layers that a name in `LAST` stands for, as images `x` show it.
 
     Raises:
         LayerError: as `inspected_layers` and `feature_maps`.
     """
+    return layers_of(name, feature_maps(model, inspected_layers(model), x))
+
+
+def resolved(layers: str | Sequence[str] | None, model: nn.Module, x: Tensor) -> str | Sequence[str] | None:
+    """Returns `layers`, or for a name in `LAST` what is `found_on` images `x`."""
     name = asked_for(layers, model)
-    return layers if name is None else layers_of(name, feature_maps(model, inspected_layers(model), x))
+    return layers if name is None else found_on(name, model, x)

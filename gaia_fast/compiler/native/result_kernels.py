@@ -107,7 +107,15 @@ class LogitSlopes(Kernel):
         ]
 
 
-class MeanRoot(Kernel):
+class PerImage(Kernel):
+    """A kernel that gives a number for each image: (N,)."""
+
+    def shapes(self, inputs: Sequence[Shape | None]) -> list[Shape]:
+        assert inputs[0] is not None
+        return [Shape(inputs[0].size[:1])]
+
+
+class MeanRoot(PerImage):
     """sqrt(factor * the mean of each row): (N, K) to (N,)."""
 
     def __init__(self, factor: float) -> None:
@@ -116,10 +124,6 @@ class MeanRoot(Kernel):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return ((x.mean(1) * self.factor).sqrt(),)
-
-    def shapes(self, inputs: Sequence[Shape | None]) -> list[Shape]:
-        assert inputs[0] is not None
-        return [Shape(inputs[0].size[:1])]
 
     def steps(self, wave: int, inputs: Sequence[Place | None], outputs: Sequence[Place | None]) -> list[Step]:
         (x,), (out,) = inputs, outputs
@@ -140,7 +144,7 @@ class MeanRoot(Kernel):
         ]
 
 
-class Score(Kernel):
+class Score(PerImage):
     """`gaia_fast.ops.frobenius` of order 2 with its layers: (packed, output component or None) to scores (N,).
 
     Args:
@@ -156,10 +160,6 @@ class Score(Kernel):
         areas = [area for area, width in zip(self.inverse_area, self.widths, strict=True) for _ in range(width)]
         score = torch.linalg.vector_norm(packed.double() * torch.tensor(areas, dtype=torch.float64), dim=1)
         return ((score if component is None else score / component).to(torch.float32),)
-
-    def shapes(self, inputs: Sequence[Shape | None]) -> list[Shape]:
-        assert inputs[0] is not None
-        return [Shape(inputs[0].size[:1])]
 
     def steps(self, wave: int, inputs: Sequence[Place | None], outputs: Sequence[Place | None]) -> list[Step]:
         (packed, component), (score,) = inputs, outputs
@@ -192,10 +192,6 @@ class FiniteCheck(Check):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (torch.isfinite(x).flatten(1).all(1).to(torch.float32),)
 
-    def shapes(self, inputs: Sequence[Shape | None]) -> list[Shape]:
-        assert inputs[0] is not None
-        return [Shape(inputs[0].size[:1])]
-
     def steps(self, wave: int, inputs: Sequence[Place | None], outputs: Sequence[Place | None]) -> list[Step]:
         (x,) = inputs
         assert x is not None
@@ -204,7 +200,7 @@ class FiniteCheck(Check):
         return super().steps(wave, [Place(Shape(size), x.pointer, x.stride, x.batch)], outputs)
 
 
-class ResultCheck(Kernel):
+class ResultCheck(PerImage):
     """`gaia_fast.ops.result_checks.results_hold` of each image: (logits, score, preconditions, component, finite) to
     answers (N,).
 
@@ -216,10 +212,6 @@ class ResultCheck(Kernel):
     ) -> tuple[Tensor]:
         holds = results_hold_per_image(logits, score, preconditions, component) & (finite > 0)
         return (holds.to(torch.float32),)
-
-    def shapes(self, inputs: Sequence[Shape | None]) -> list[Shape]:
-        assert inputs[0] is not None
-        return [Shape(inputs[0].size[:1])]
 
     def steps(self, wave: int, inputs: Sequence[Place | None], outputs: Sequence[Place | None]) -> list[Step]:
         (logits, score, preconditions, component, finite), (out,) = inputs, outputs
