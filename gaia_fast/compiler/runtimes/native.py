@@ -73,8 +73,7 @@ class Native:
             each.one_by_one = {x.shape[0]} if faster else set()
 
     def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
-        # Behind a program all that is Python's and PyTorch's comes out of memory again: a function costs 10 us, and an
-        # operator 20.
+        # Behind a program all that is Python's and PyTorch's comes out of memory again: each call shows.
         if self._alone is not None:
             executable, in_order = self._alone
             return in_order(executable.forward(guard, x))
