@@ -1,9 +1,11 @@
 """Images from a folder or an `.npz`, where one bad image never stops the others."""
 
+import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +55,7 @@ class ImageSource(Dataset[Tensor]):
     def __init__(
         self,
         names: list[str],
-        pictures: Sequence[Path] | np.ndarray,
+        pictures: Sequence[Path | bytes] | np.ndarray,
         preset: Preset,
         labels: Tensor | None = None,
         max_pixels: int = MAX_PIXELS,
@@ -75,7 +77,7 @@ class ImageSource(Dataset[Tensor]):
             # Of metadata, frames and transparency, which are not read: Pillow raises for what is wrong with the pixels.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return self.preset(_open(picture, self.max_pixels) if isinstance(picture, Path) else picture)
+                return self.preset(picture if isinstance(picture, np.ndarray) else _open(picture, self.max_pixels))
         # Pillow's decoders raise whatever damaged bytes make them trip over.
         except Exception as error:
             raise DataError(
@@ -87,6 +89,26 @@ class ImageSource(Dataset[Tensor]):
     def unreadable(self) -> list[tuple[str, str]]:
         """(name, reason) of each image that `batches` has left out so far, in order."""
         return [(self.names[index], reason) for index, reason in sorted(self._unreadable.items())]
+
+    def part(self, start: int, stop: int) -> "ImageSource":
+        """The images from `start` to before `stop`, as a source of its own; fewer where there are no more."""
+        start, stop, _ = slice(start, stop).indices(len(self))
+        labels = None if self.labels is None else self.labels[start:stop]
+        return ImageSource(self.names[start:stop], self._pictures[start:stop], self.preset, labels, self.max_pixels)
+
+    def picture(self, index: int) -> np.ndarray:
+        """An image as it is in the file: uint8 (H, W, 3).
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        picture = self._pictures[range(len(self))[index]]
+        if isinstance(picture, np.ndarray):
+            return picture
+        try:
+            return np.asarray(_open(picture, self.max_pixels).convert("RGB"))
+        except Exception as error:
+            raise DataError(f"{self.names[index]} cannot be read: {_reason(error)}. Replace it.") from error
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """The readable images in order, in batches.
@@ -134,8 +156,9 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
     folders read that way. What is no regular file, such as a named pipe, is unreadable, and so is an image of more
     than `max_pixels`, before it is decoded.
 
-    Archives: `x` uint8 (N, H, W, 3), and `y` integer (N,) if there are labels. Nothing in them is unpickled, and
-    nothing but `x` and `y` read.
+    Archives: `x` uint8 (N, H, W, 3); or the files of N images (PNG, JPEG, BMP, WebP), end to end, as `data` uint8 (M,),
+    with `offsets` integer (N + 1,): image n goes from offsets[n] to offsets[n + 1]. And `y` integer (N,), if there are
+    labels. Nothing in them is unpickled, and nothing else read.
 
     Args:
         path: the folder or file.
@@ -168,7 +191,7 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
     if what:
         raise DataError(f"{path} is {what}, no file. Give a folder of images, an image or an .npz.")
     if path.suffix.lower() == ".npz":
-        return _from_npz(path, preset)
+        return _from_npz(path, preset, max_pixels)
     if path.suffix.lower() in SUFFIXES:
         return ImageSource([path.name], [path], preset, max_pixels=max_pixels)
     raise DataError(f"{path} is neither an image ({', '.join(SUFFIXES)}) nor an .npz. Give one of these, or a folder.")
@@ -181,10 +204,10 @@ def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _open(path: Path, max_pixels: int) -> Image.Image:
-    if what := files.kind(path):
+def _open(file: Path | bytes, max_pixels: int) -> Image.Image:
+    if isinstance(file, Path) and (what := files.kind(file)):
         raise DataError(f"it is {what}, no file")
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=_FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise DataError(f"{image.width}x{image.height} pixels are more than {max_pixels}, the limit (max_pixels)")
         image.load()
@@ -207,35 +230,63 @@ def _from_folder(folder: Path, preset: Preset, max_pixels: int) -> ImageSource:
     return ImageSource(names, [folder / name for name in names], preset, max_pixels=max_pixels)
 
 
-def _from_npz(path: Path, preset: Preset) -> ImageSource:
-    wanted = (
-        "Save it by numpy.savez(path, x=images) with images uint8 (N, H, W, 3), and y=labels (N,) if there are any."
-    )
+_WANTED = (
+    "Save it by numpy.savez(path, x=images) with images uint8 (N, H, W, 3), and y=labels (N,) if there are any; or "
+    "data=files end to end (uint8) with offsets=where each begins (N + 1)."
+)
+
+
+def _from_npz(path: Path, preset: Preset, max_pixels: int) -> ImageSource:
     try:
         held = npz.names(path)
-        headers = npz.read_headers(path, ("x", "y"))
+        headers = npz.read_headers(path, ("x", "y", "data", "offsets"))
     # zlib, zipfile and numpy each report damage in their own way.
     except Exception as error:
-        raise DataError(f"{path} cannot be read as an .npz ({_reason(error)}). {wanted}") from error
-    if "x" not in headers:
-        raise DataError(f"{path} has no array 'x', only {', '.join(held) or 'nothing'}. {wanted}")
-    x, y = headers["x"], headers.get("y")
-    if x.dtype != np.uint8 or len(x.shape) != 4 or x.shape[3] != 3 or 0 in x.shape[1:]:
-        raise DataError(f"{path}: 'x' is {x.dtype} {x.shape}. {wanted}")
-    if x.shape[0] == 0:
-        raise DataError(f"{path}: 'x' holds no image. {wanted}")
-    if y is not None and (y.dtype.kind not in "iu" or y.shape != x.shape[:1]):
-        raise DataError(
-            f"{path}: 'y' is {y.dtype} {y.shape} for {x.shape[0]} images; labels are integers (N,). {wanted}"
-        )
+        raise DataError(f"{path} cannot be read as an .npz ({_reason(error)}). {_WANTED}") from error
+    if "x" in headers:
+        count = _check_arrays(path, headers["x"])
+        headers = {name: header for name, header in headers.items() if name in ("x", "y")}
+    elif {"data", "offsets"} <= headers.keys():
+        count = _check_files(path, headers["data"], headers["offsets"])
+    else:
+        raise DataError(f"{path} has no array 'x', only {', '.join(held) or 'nothing'}. {_WANTED}")
+    y = headers.get("y")
+    if y is not None and (y.dtype.kind not in "iu" or y.shape != (count,)):
+        raise DataError(f"{path}: 'y' is {y.dtype} {y.shape} for {count} images; labels are integers (N,). {_WANTED}")
 
     try:
         arrays = npz.read_arrays(path, headers)
     except Exception as error:
-        raise DataError(f"{path} cannot be read as an .npz ({_reason(error)}). {wanted}") from error
+        raise DataError(f"{path} cannot be read as an .npz ({_reason(error)}). {_WANTED}") from error
     labels = None
     if y is not None:
         if int(arrays["y"].max()) > np.iinfo(np.int64).max:  # else it would become a negative number
-            raise DataError(f"{path}: 'y' holds {arrays['y'].max()}, which is no class. {wanted}")
+            raise DataError(f"{path}: 'y' holds {arrays['y'].max()}, which is no class. {_WANTED}")
         labels = torch.from_numpy(arrays["y"].astype(np.int64))
-    return ImageSource([str(index) for index in range(x.shape[0])], arrays["x"], preset, labels)
+    pictures = arrays["x"] if "x" in arrays else _split(path, arrays["data"], arrays["offsets"])
+    return ImageSource([str(index) for index in range(count)], pictures, preset, labels, max_pixels)
+
+
+def _check_arrays(path: Path, x: npz.Header) -> int:
+    if x.dtype != np.uint8 or len(x.shape) != 4 or x.shape[3] != 3 or 0 in x.shape[1:]:
+        raise DataError(f"{path}: 'x' is {x.dtype} {x.shape}. {_WANTED}")
+    if x.shape[0] == 0:
+        raise DataError(f"{path}: 'x' holds no image. {_WANTED}")
+    return x.shape[0]
+
+
+def _check_files(path: Path, data: npz.Header, offsets: npz.Header) -> int:
+    if data.dtype != np.uint8 or len(data.shape) != 1 or offsets.dtype.kind not in "iu" or len(offsets.shape) != 1:
+        raise DataError(
+            f"{path}: 'data' is {data.dtype} {data.shape} and 'offsets' {offsets.dtype} {offsets.shape}. {_WANTED}"
+        )
+    if offsets.shape[0] < 2:
+        raise DataError(f"{path}: 'offsets' tells of no image. {_WANTED}")
+    return offsets.shape[0] - 1
+
+
+def _split(path: Path, data: np.ndarray, offsets: np.ndarray) -> list[Path | bytes]:
+    ends = [int(each) for each in offsets]
+    if ends[0] < 0 or ends[-1] > data.size or any(end < start for start, end in pairwise(ends)):
+        raise DataError(f"{path}: 'offsets' do not rise from 0 to the {data.size} bytes of 'data'. {_WANTED}")
+    return [data[start:end].tobytes() for start, end in pairwise(ends)]
