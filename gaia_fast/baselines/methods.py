@@ -16,7 +16,7 @@ from gaia_fast.errors import DataError
 
 Scorer = Callable[[Any], Tensor]  # of a Representation, or of images (N, C, H, W): scores (N,), larger = more OOD
 
-_NAC_IMAGES = 1000  # its authors fit on as few as one per cent of the training images
+_NAC_IMAGES = 5000  # of which each is sent through the network, forwards and backwards
 _GRADIENT_BYTES = 2**29  # of one batch of gradients by image
 
 

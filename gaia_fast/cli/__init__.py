@@ -10,6 +10,7 @@ from gaia_fast.cli.demo import demo as demo_command
 from gaia_fast.cli.evaluate import evaluate as evaluate_command
 from gaia_fast.cli.export import export as export_command
 from gaia_fast.cli.layers import layers as layers_command
+from gaia_fast.cli.reproduce import reproduce as reproduce_command
 from gaia_fast.cli.score import score as score_command
 from gaia_fast.cli.validate import validate as validate_command
 from gaia_fast.errors import GaiaError
@@ -44,5 +45,13 @@ def main() -> None:
     """
 
 
-for _command in (score_command, evaluate_command, validate_command, layers_command, export_command, demo_command):
+for _command in (
+    score_command,
+    evaluate_command,
+    reproduce_command,
+    validate_command,
+    layers_command,
+    export_command,
+    demo_command,
+):
     main.add_command(_command)

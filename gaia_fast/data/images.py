@@ -1,5 +1,6 @@
 """Images from a folder or an `.npz`, where one bad image never stops the others."""
 
+import hashlib
 import io
 import os
 import warnings
@@ -95,6 +96,21 @@ class ImageSource(Dataset[Tensor]):
         start, stop, _ = slice(start, stop).indices(len(self))
         labels = None if self.labels is None else self.labels[start:stop]
         return ImageSource(self.names[start:stop], self._pictures[start:stop], self.preset, labels, self.max_pixels)
+
+    def digest(self) -> str:
+        """What decides the images, in a few letters: their bytes (of files in a folder: path, size and time of the last
+        change) and the preset."""
+        of = hashlib.sha256(repr((self.preset, self.max_pixels)).encode())
+        for picture in self._pictures:
+            if isinstance(picture, Path):
+                state = picture.stat()
+                of.update(
+                    f"{picture.absolute()} {state.st_size} {state.st_mtime_ns}\n".encode(errors="surrogateescape")
+                )
+            else:
+                of.update(len(picture).to_bytes(8, "little"))
+                of.update(picture.tobytes() if isinstance(picture, np.ndarray) else picture)
+        return of.hexdigest()[:32]
 
     def picture(self, index: int) -> np.ndarray:
         """An image as it is in the file: uint8 (H, W, 3).
@@ -195,6 +211,25 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
     if path.suffix.lower() in SUFFIXES:
         return ImageSource([path.name], [path], preset, max_pixels=max_pixels)
     raise DataError(f"{path} is neither an image ({', '.join(SUFFIXES)}) nor an .npz. Give one of these, or a folder.")
+
+
+def load_class_folders(path: str | os.PathLike[str], preset: str | Preset, max_pixels: int = MAX_PIXELS) -> ImageSource:
+    """The images of a folder that has a folder for each class, as ImageNet's do.
+
+    Labels are the places of the classes' folders in their sorted order.
+
+    Raises:
+        DataError: an image lies outside of these folders. Else as `load_images`.
+    """
+    found = load_images(path, preset, max_pixels)
+    folders = [name.partition("/")[0] if "/" in name else "" for name in found.names]
+    if "" in folders:
+        raise DataError(
+            f"{path} holds {found.names[folders.index('')]} outside of the classes' folders; move it into one."
+        )
+    classes = {name: index for index, name in enumerate(sorted(set(folders)))}
+    found.labels = torch.tensor([classes[name] for name in folders])
+    return found
 
 
 def _reason(error: BaseException) -> str:

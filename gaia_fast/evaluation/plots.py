@@ -12,7 +12,7 @@ from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation.image_sets import BASELINE, Evaluation
 from gaia_fast.files import replacing
 
-_ID_COLOR, _OOD_COLOR = "#3465a4", "#e07b1f"
+ID_COLOR, OOD_COLOR = "#3465a4", "#e07b1f"
 
 
 def missing() -> str:
@@ -29,7 +29,7 @@ def save_histograms(path: Path, evaluation: Evaluation, name: str) -> None:
         ArgumentError: matplotlib is not installed.
     """
     methods = _methods(evaluation)
-    figure = _figure(5.2 * len(methods), 3.6)
+    figure = new_figure(5.2 * len(methods), 3.6)
     for axes, method in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods, strict=True):
         _histogram(axes, evaluation, method, name)
         axes.set_xlabel(f"{method} score (outermost bars: all beyond)")
@@ -45,7 +45,7 @@ def save_roc(path: Path, evaluation: Evaluation, name: str) -> None:
     Raises:
         ArgumentError: matplotlib is not installed.
     """
-    figure = _figure(4.6, 4.4)
+    figure = new_figure(4.6, 4.4)
     _roc(figure.subplots(), evaluation, name)
     with replacing(path) as written:
         figure.savefig(written, dpi=120)
@@ -83,7 +83,7 @@ def save_overview(path: Path, evaluation: Evaluation, pictures: Mapping[str, np.
         ArgumentError: matplotlib is not installed.
     """
     methods = _methods(evaluation)
-    figure = _figure(1.05 * columns + 3.1 * len(methods) + 0.9, 1.75 * len(pictures) + 0.9)
+    figure = new_figure(1.05 * columns + 3.1 * len(methods) + 0.9, 1.75 * len(pictures) + 0.9)
     grid = figure.add_gridspec(len(pictures), columns + 3 * len(methods))
     for row, (name, images) in enumerate(pictures.items()):
         scored = evaluation.ood_sets.get(name, evaluation.id_set)
@@ -99,7 +99,7 @@ def save_overview(path: Path, evaluation: Evaluation, pictures: Mapping[str, np.
                     0.5,
                     -0.06 - 0.19 * line,
                     f"{method[-1].upper()} {scored.scores[method][index]:.2f}",
-                    color=_OOD_COLOR if flagged[method][index] else "black",
+                    color=OOD_COLOR if flagged[method][index] else "black",
                     fontsize=8,
                     ha="center",
                     va="top",
@@ -141,7 +141,7 @@ def _histogram(axes: Any, evaluation: Evaluation, method: str, name: str) -> Non
     ends = [np.percentile(each, (1, 99)) for each in (inside, outside)]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     edges = np.linspace(low, high if high > low else low + 1, 41)
-    for scores, color, label in ((inside, _ID_COLOR, "in-distribution"), (outside, _OOD_COLOR, name)):
+    for scores, color, label in ((inside, ID_COLOR, "in-distribution"), (outside, OOD_COLOR, name)):
         share = np.full(scores.size, 1 / scores.size)
         axes.hist(np.clip(scores, edges[0], edges[-1]), edges, weights=share, color=color, alpha=0.6, label=label)
     axes.axvline(result.threshold, color="black", linestyle="--", linewidth=1, label="threshold (95 % of ID)")
@@ -152,7 +152,7 @@ def _methods(evaluation: Evaluation) -> Sequence[str]:
     return [method for method in evaluation.results if method != BASELINE]
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     if missing():
         raise ArgumentError(missing())
     # Not pyplot: it keeps global state and may look for a display.
