@@ -8,7 +8,6 @@ from gaia_fast.reproduction.networks import NETWORKS, Network
 from gaia_fast.reproduction.paper import AVERAGE, TAKE_BATCHES, Figure
 from gaia_fast.reproduction.run import RowResult, TableResult
 
-
 _NOTHING = "-"  # where there is no figure
 
 
