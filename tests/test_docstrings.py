@@ -9,6 +9,7 @@ import pytest
 
 import gaia_fast
 from gaia_fast import GaiaA, GaiaZ, backends, ops, reference
+from gaia_fast.evaluation.combinations import max_standardised, rank_average, title
 from gaia_fast.evaluation.metrics import ood_metrics
 
 METHODS = [getattr(GaiaZ, name) for name, _ in inspect.getmembers(GaiaZ, inspect.isfunction) if name[0] != "_"]
@@ -24,6 +25,9 @@ PUBLIC = [
     backends.available,
     backends.choose,
     ood_metrics,
+    rank_average,
+    max_standardised,
+    title,
 ]
 
 

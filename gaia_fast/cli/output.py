@@ -19,11 +19,12 @@ from rich.table import Table
 from gaia_fast import files
 from gaia_fast._version import __version__
 from gaia_fast.errors import printable
-from gaia_fast.evaluation.image_sets import BASELINE, Evaluation
+from gaia_fast.evaluation.image_sets import BASELINE, Evaluation, MethodResult
 
 UNREADABLE = 3  # exit code: done, but some images could not be read
 
 TITLES = {BASELINE: "baseline: maximum softmax probability (MSP), no GAIA"}
+NOT_THE_PAPERS = "not in the paper; fitted on ID scores alone, each half of them for the other"
 
 
 def note(message: str) -> None:
@@ -90,7 +91,16 @@ _SHARES = ("auroc", "fpr95_id_positive", "fpr95_ood_positive", "aupr_in", "aupr_
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Prints a table per method, and one of the baseline; with the average over several OOD sets."""
+    """Prints a table per method, baseline and combination; with the average over several OOD sets."""
+    for method, result in evaluation.results.items():
+        _print_result(TITLES.get(method, method), result)
+    for each in evaluation.combinations.values():
+        _print_result(f"{each.title} ({NOT_THE_PAPERS})", each.result)
+    if evaluation.not_combined:
+        click.echo(f"no combination of scores: {evaluation.not_combined}")
+
+
+def _print_result(title: str, result: MethodResult) -> None:
     columns = (
         "OOD set",
         "n ID",
@@ -101,18 +111,16 @@ def print_evaluation(evaluation: Evaluation) -> None:
         "AUPR in",
         "AUPR out",
     )
-    for method, result in evaluation.results.items():
-        title = f"{TITLES.get(method, method)}; threshold {result.threshold:.6g} (accepts 95 % of ID images)"
-        rows = []
-        for name, each in result.metrics.items():
-            values = [f"{getattr(each, share):.4f}" for share in _SHARES]
-            if interval := result.intervals.get(name):
-                for place, (low, high) in enumerate((interval.auroc, interval.fpr95_id_positive)):
-                    values[place] += f" [{low:.3f}, {high:.3f}]"
-            rows.append((name, str(each.n_id), str(each.n_ood), *values))
-        if len(rows) > 1:
-            rows.append(("average", "", "", *(f"{result.average(share):.4f}" for share in _SHARES)))
-        print_table(title, columns, rows)
+    rows = []
+    for name, each in result.metrics.items():
+        values = [f"{getattr(each, share):.4f}" for share in _SHARES]
+        if interval := result.intervals.get(name):
+            for place, (low, high) in enumerate((interval.auroc, interval.fpr95_id_positive)):
+                values[place] += f" [{low:.3f}, {high:.3f}]"
+        rows.append((name, str(each.n_id), str(each.n_ood), *values))
+    if len(rows) > 1:
+        rows.append(("average", "", "", *(f"{result.average(share):.4f}" for share in _SHARES)))
+    print_table(f"{title}; threshold {result.threshold:.6g} (accepts 95 % of ID images)", columns, rows)
 
 
 def print_sweep(evaluation: Evaluation) -> None:
@@ -146,21 +154,19 @@ def accuracy_line(evaluation: Evaluation) -> str:
 
 def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
     """The evaluation for JSON; the baseline stands beside the results of the methods."""
-    metrics = {
-        method: {name: asdict(each) for name, each in result.metrics.items()}
-        for method, result in evaluation.results.items()
-    }
+    records = {method: _result_record(result) for method, result in evaluation.results.items()}
     return {
-        "baseline": {BASELINE: metrics.pop(BASELINE)},
-        "results": metrics,
-        "threshold": {method: result.threshold for method, result in evaluation.results.items()},
-        "average": {
-            method: {share: result.average(share) for share in _SHARES} for method, result in evaluation.results.items()
+        "baseline": {BASELINE: records[BASELINE]["results"]},
+        "results": {method: record["results"] for method, record in records.items() if method != BASELINE},
+        **{
+            key: {method: record[key] for method, record in records.items()}
+            for key in ("threshold", "average", "intervals")
         },
-        "intervals": {
-            method: {name: asdict(each) for name, each in result.intervals.items()}
-            for method, result in evaluation.results.items()
+        "combinations": {
+            name: {"title": each.title, "note": NOT_THE_PAPERS, **_result_record(each.result)}
+            for name, each in evaluation.combinations.items()
         },
+        "not_combined": evaluation.not_combined or None,
         "by_layers": {
             method: {
                 name: {
@@ -177,6 +183,15 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
             "id": unreadable_record(evaluation.id_set.unreadable),
             "ood": {name: unreadable_record(each.unreadable) for name, each in evaluation.ood_sets.items()},
         },
+    }
+
+
+def _result_record(result: MethodResult) -> dict[str, Any]:
+    return {
+        "results": {name: asdict(each) for name, each in result.metrics.items()},
+        "threshold": result.threshold,
+        "average": {share: result.average(share) for share in _SHARES},
+        "intervals": {name: asdict(each) for name, each in result.intervals.items()},
     }
 
 

@@ -106,6 +106,33 @@ def test_json_table_and_pictures(
             assert picture.size[0] > 500
 
 
+def test_combinations_stand_apart_from_the_papers_methods(
+    run: Callable[..., Result], digits_npz: Path, noise_npz: Path, digits_folder: Path
+) -> None:
+    sets = ("--id", digits_npz, "--ood", f"noise={noise_npz}", "--ood", f"same={digits_folder}")
+    found = run("evaluate", *DIGITS, *sets, "--no-plots", "--json", "out.json")
+    assert found.exit_code == 0
+    record = read()
+    assert list(record["combinations"]) == ["rank_average", "max_standardised"]
+    assert record["not_combined"] is None
+    for each in record["combinations"].values():
+        assert set(each) == {"title", "note", "results", "threshold", "average", "intervals"}
+        assert each["note"].startswith("not in the paper; fitted on ID scores alone")
+        assert set(each["results"]["noise"]) == KEYS
+        assert (each["results"]["noise"]["n_id"], each["results"]["noise"]["n_ood"]) == (40, 30)
+        assert each["results"]["noise"]["auroc"] > 0.9
+        assert f"{each['title']} (not in the paper; " in found.stdout
+        assert f"{each['results']['same']['auroc']:.4f}" in found.stdout
+    assert set(record["threshold"]) == set(record["average"]) == {"gaia-a", "gaia-z", "msp"}
+    few = run(
+        "evaluate", *DIGITS, "--id", digits_folder / "a" / "0.png", *sets[2:4], "--no-plots", "--json", "out.json"
+    )
+    assert few.exit_code == 0
+    assert read()["combinations"] == {}
+    assert "give more in-distribution images" in read()["not_combined"]
+    assert "no combination of scores: " in few.stdout
+
+
 def test_no_plots_and_one_method(
     run: Callable[..., Result], digits_folder: Path, noise_npz: Path, tmp_path: Path
 ) -> None:
