@@ -9,6 +9,7 @@ import pytest
 
 import gaia_fast
 from gaia_fast import GaiaA, GaiaZ, backends, ops, reference
+from gaia_fast.data import surrogate_sources
 from gaia_fast.evaluation.combinations import max_standardised, rank_average, title
 from gaia_fast.evaluation.metrics import ood_metrics
 
@@ -28,6 +29,7 @@ PUBLIC = [
     rank_average,
     max_standardised,
     title,
+    surrogate_sources,
 ]
 
 

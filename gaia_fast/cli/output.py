@@ -20,11 +20,15 @@ from gaia_fast import files
 from gaia_fast._version import __version__
 from gaia_fast.errors import printable
 from gaia_fast.evaluation.image_sets import BASELINE, Evaluation, MethodResult
+from gaia_fast.evaluation.layer_sweep import proposal
 
 UNREADABLE = 3  # exit code: done, but some images could not be read
 
 TITLES = {BASELINE: "baseline: maximum softmax probability (MSP), no GAIA"}
 NOT_THE_PAPERS = "not in the paper; fitted on ID scores alone, each half of them for the other"
+
+
+ON_SURROGATES = "on surrogates made from ID images, not on OOD data"
 
 
 def note(message: str) -> None:
@@ -92,22 +96,23 @@ _SHARES = ("auroc", "fpr95_id_positive", "fpr95_ood_positive", "aupr_in", "aupr_
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """Prints a table per method, baseline and combination; with the average over several OOD sets."""
-    for method, result in evaluation.results.items():
-        _print_result(TITLES.get(method, method), result)
-    for each in evaluation.combinations.values():
-        _print_result(f"{each.title} ({NOT_THE_PAPERS})", each.result)
+    results = {TITLES.get(method, method): result for method, result in evaluation.results.items()}
+    results |= {f"{each.title} ({NOT_THE_PAPERS})": each.result for each in evaluation.combinations.values()}
+    for title, result in results.items():
+        _print_result(title, result, evaluation.on_surrogates)
     if evaluation.not_combined:
         click.echo(f"no combination of scores: {evaluation.not_combined}")
 
 
-def _print_result(title: str, result: MethodResult) -> None:
+def _print_result(title: str, result: MethodResult, on_surrogates: bool) -> None:
+    what = "surrogate" if on_surrogates else "OOD"
     columns = (
-        "OOD set",
+        f"{what} set",
         "n ID",
-        "n OOD",
+        f"n {what}",
         "AUROC",
-        "FPR95, ID positive\n(OOD accepted)",
-        "FPR95, OOD positive\n(ID flagged)",
+        f"FPR95, ID positive\n({what} accepted)",
+        f"FPR95, {what} positive\n(ID flagged)",
         "AUPR in",
         "AUPR out",
     )
@@ -120,7 +125,8 @@ def _print_result(title: str, result: MethodResult) -> None:
         rows.append((name, str(each.n_id), str(each.n_ood), *values))
     if len(rows) > 1:
         rows.append(("average", "", "", *(f"{result.average(share):.4f}" for share in _SHARES)))
-    print_table(f"{title}; threshold {result.threshold:.6g} (accepts 95 % of ID images)", columns, rows)
+    title += f"; threshold {result.threshold:.6g} (accepts 95 % of ID images)"
+    print_table(title + f"; {ON_SURROGATES}" * on_surrogates, columns, rows)
 
 
 def print_sweep(evaluation: Evaluation) -> None:
@@ -135,12 +141,26 @@ def print_sweep(evaluation: Evaluation) -> None:
             values += [group.metrics[each].fpr95_id_positive for each in sets]
             values += [group.auroc, group.fpr95_id_positive] if averages else []
             rows.append((name, str(group.count), *(f"{value:.4f}" for value in values)))
-        print_table(f"{method} by layers; FPR95 with ID positive", (*columns, *averages), rows)
+        title = f"{method} by layers; FPR95 with ID positive" + f"; {ON_SURROGATES}" * evaluation.on_surrogates
+        print_table(title, (*columns, *averages), rows)
         best, group = next((name, group) for name, group in groups.items() if group.names)
         click.echo(
-            f"{method}: best on average {best}; --layers {method}={','.join(group.names)}. Chosen on these OOD sets: "
-            "others may want other layers"
+            f"{method}: best on average {best}; --layers {method}={','.join(group.names)}. {_chosen(evaluation)}"
         )
+    found = proposal(evaluation.by_layers)
+    if found is not None and len(evaluation.by_layers) > 1:
+        method, name = found
+        group = evaluation.by_layers[method][name]
+        click.echo(
+            f"best of these scores and layers on average (AUROC {group.auroc:.4f}): --method {method} --layers "
+            f"{','.join(group.names)}. {_chosen(evaluation)}"
+        )
+
+
+def _chosen(evaluation: Evaluation) -> str:
+    if evaluation.on_surrogates:
+        return f"Chosen {ON_SURROGATES}: that may want others"
+    return "Chosen on these OOD sets: others may want other layers"
 
 
 def accuracy_line(evaluation: Evaluation) -> str:
@@ -178,11 +198,28 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
             }
             for method, groups in evaluation.by_layers.items()
         },
+        "proposal": _proposal_record(evaluation),
+        "surrogates": {"note": f"all figures are {ON_SURROGATES}"} if evaluation.on_surrogates else None,
         "id_accuracy": evaluation.id_set.accuracy,
         "unreadable": {
             "id": unreadable_record(evaluation.id_set.unreadable),
             "ood": {name: unreadable_record(each.unreadable) for name, each in evaluation.ood_sets.items()},
         },
+    }
+
+
+def _proposal_record(evaluation: Evaluation) -> dict[str, Any] | None:
+    found = proposal(evaluation.by_layers)
+    if found is None:
+        return None
+    method, name = found
+    group = evaluation.by_layers[method][name]
+    return {
+        "method": method,
+        "group": name,
+        "layers": list(group.names),
+        "average": {"auroc": group.auroc, "fpr95_id_positive": group.fpr95_id_positive},
+        "note": _chosen(evaluation),
     }
 
 

@@ -70,18 +70,22 @@ class ImageSource(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         index = range(len(self))[index]
-        picture = self._pictures[index]
         try:
             # Of metadata, frames and transparency, which are not read: Pillow raises for what is wrong with the pixels.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return self.preset(_open(picture, self.max_pixels) if isinstance(picture, Path) else picture)
+                return self.preset(self.picture(index))
         # Pillow's decoders raise whatever damaged bytes make them trip over.
         except Exception as error:
             raise DataError(
                 f"{self.names[index]} cannot be read: {_reason(error)}. Replace it, or iterate over `batches`, which "
                 "leaves such images out."
             ) from error
+
+    def picture(self, index: int) -> Image.Image | np.ndarray:
+        """The picture by its index, as the preset gets it; raises whatever its decoder does."""
+        picture = self._pictures[index]
+        return _open(picture, self.max_pixels) if isinstance(picture, Path) else picture
 
     @property
     def unreadable(self) -> list[tuple[str, str]]:

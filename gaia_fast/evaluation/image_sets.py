@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast.calibration import threshold_for
-from gaia_fast.data import ImageSource
+from gaia_fast.data import ImageSource, SurrogateSource
 from gaia_fast.detector import GaiaA, GaiaZ
 from gaia_fast.errors import ArgumentError, CalibrationError, DataError, NonFiniteError
 from gaia_fast.evaluation import combinations
@@ -78,6 +78,7 @@ class ScoredSet:
 
     Attributes:
         unreadable: (name, reason) of each image that was left out.
+        surrogate: whether the images are stand-ins made from others; see `gaia_fast.data.surrogates`.
     """
 
     names: list[str]
@@ -86,6 +87,7 @@ class ScoredSet:
     scores: dict[str, np.ndarray]
     unreadable: list[tuple[str, str]]
     rows: dict[str, np.ndarray] = field(default_factory=dict)
+    surrogate: bool = False
 
     @property
     def accuracy(self) -> float | None:
@@ -148,6 +150,11 @@ class Evaluation:
     by_layers: dict[str, dict[str, GroupResult]] = field(default_factory=dict)
     combinations: dict[str, CombinationResult] = field(default_factory=dict)
     not_combined: str = ""
+
+    @property
+    def on_surrogates(self) -> bool:
+        """Whether the OOD sets are stand-ins made from in-distribution images, so that nothing here is of OOD data."""
+        return any(each.surrogate for each in self.ood_sets.values())
 
 
 def model_input(model: nn.Module, images: Tensor) -> Tensor:
@@ -220,6 +227,7 @@ def score_set(
         scores={key: np.concatenate([batch.scores[key] for batch in batches]) for key in batches[0].scores},
         unreadable=source.unreadable,
         rows={key: np.concatenate([batch.rows[key] for batch in batches]) for key in batches[0].rows},
+        surrogate=isinstance(source, SurrogateSource),
     )
 
 
@@ -231,8 +239,10 @@ def compare(id_set: ScoredSet, ood_sets: Mapping[str, ScoredSet], resamples: int
         resamples: of the bootstrap, for intervals of the metrics; 0 for none.
 
     Raises:
-        CalibrationError: as `ood_metrics`.
+        CalibrationError: as `ood_metrics`. ArgumentError: OOD sets of both kinds, images and surrogates.
     """
+    if len({each.surrogate for each in ood_sets.values()}) > 1:
+        raise ArgumentError("an average over OOD images and surrogates means nothing; compare them one after the other")
     results = {
         method: _result(id_scores, {name: each.scores[method] for name, each in ood_sets.items()}, resamples)
         for method, id_scores in id_set.scores.items()
@@ -310,12 +320,13 @@ def weak_spots(evaluation: Evaluation, below: float = 0.8) -> list[str]:
     """One sentence for each method and OOD set with an AUROC less than `below`, and for each OOD set on which the
     baseline beats every method."""
     methods = {method: result for method, result in evaluation.results.items() if method != BASELINE}
+    what = "surrogates" if evaluation.on_surrogates else "OOD images"
     sentences = []
     for method, result in methods.items():
         for name, metrics in result.metrics.items():
             if metrics.auroc >= below:
                 continue
-            how = "the wrong way round: OOD images score lower than ID ones" if metrics.auroc < 0.5 else "badly"
+            how = f"the wrong way round: {what} score lower than ID ones" if metrics.auroc < 0.5 else "badly"
             sentences.append(
                 f"{method} separates '{name}' {how} (AUROC {metrics.auroc:.3f}, where 0.5 is chance; it accepts "
                 f"{metrics.fpr95_id_positive:.0%} of its images)"

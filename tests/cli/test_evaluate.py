@@ -133,6 +133,54 @@ def test_combinations_stand_apart_from_the_papers_methods(
     assert "no combination of scores: " in few.stdout
 
 
+def test_surrogates_where_there_is_no_ood_data(run: Callable[..., Result], digits_npz: Path) -> None:
+    arguments = ("evaluate", *DIGITS, "--id", digits_npz, "--surrogates", "--sweep-layers")
+    found = run(*arguments, "--json", "out.json")
+    assert found.exit_code == 0
+    record = read()
+    sets = ["surrogate-noise", "surrogate-jigsaw", "surrogate-colour-shifted", "surrogate-rotated"]
+    assert list(record["results"]["gaia-z"]) == sets
+    assert record["results"]["gaia-z"]["surrogate-noise"]["auroc"] > 0.95
+    marked = "on surrogates made from ID images, not on OOD data"
+    assert marked in record["surrogates"]["note"]
+    assert marked in record["proposal"]["note"]
+    titles = [line for line in found.stdout.splitlines() if "; threshold" in line or "by layers; FPR95" in line]
+    text = " ".join(found.stdout.split())
+    assert len(titles) == 7  # two methods, twice, the baseline, and two combinations
+    assert text.count(marked) == 7 + 3  # and a sentence for each method and for both
+    assert "OOD set" not in text
+    best = {
+        method: max(groups.values(), key=lambda group: group["average"]["auroc"])
+        for method, groups in record["by_layers"].items()
+    }
+    method = max(best, key=lambda each: best[each]["average"]["auroc"])
+    assert (record["proposal"]["method"], record["proposal"]["layers"]) == (method, best[method]["layers"])
+    assert f"--method {method} --layers {','.join(best[method]['layers'])}. Chosen {marked}" in text
+    assert {path.name for path in Path("gaia-evaluation").iterdir()} == {"roc", *(f"{name}.png" for name in sets)}
+
+
+def test_ood_data_is_never_called_surrogates(run: Callable[..., Result], digits_npz: Path, noise_npz: Path) -> None:
+    sets = ("--id", digits_npz, "--ood", f"noise={noise_npz}", "--no-plots", "--sweep-layers")
+    found = run("evaluate", *DIGITS, *sets, "--json", "out.json")
+    assert "surrogate" not in found.stdout
+    assert read()["surrogates"] is None
+    assert read()["proposal"]["note"].startswith("Chosen on these OOD sets")
+
+
+def test_an_unreadable_image_counts_once_with_its_surrogates(run: Callable[..., Result], damaged_folder: Path) -> None:
+    Image.new("RGB", (8, 8)).save(damaged_folder / "black.png")
+    found = run("evaluate", *DIGITS, "--id", damaged_folder, "--surrogates", "--method", "gaia-z", "--no-plots")
+    assert found.exit_code == 3
+    lines = [line.split(": ")[1:3] for line in found.stderr.splitlines() if line.startswith("unreadable: ")]
+    assert lines == [
+        ["id", "a/broken.png"],
+        ["id", "zero.jpg"],
+        ["surrogate-jigsaw", "black.png"],
+        ["surrogate-rotated", "black.png"],
+    ]
+    assert "4 unreadable images were left out" in found.stderr
+
+
 def test_no_plots_and_one_method(
     run: Callable[..., Result], digits_folder: Path, noise_npz: Path, tmp_path: Path
 ) -> None:
@@ -187,7 +235,9 @@ def test_unreadable_images_in_any_set(run: Callable[..., Result], digits_npz: Pa
         (("--ood", "a/b=noise.npz"), "write NAME=PATH"),
         (("--ood", "a=x", "--ood", "a=y"), "a set 'a' already"),
         (("--ood", "a=x", "--plots", "p", "--no-plots"), "not both"),
-        ((), "--ood"),
+        ((), "--ood NAME=PATH; where there are none, --surrogates"),
+        (("--ood", "a=x", "--surrogates"), "--ood or --surrogates, not both"),
+        (("--ood", "id=x"), "is the in-distribution set"),
         (("--ood", "a=x", "--layers", "gaia-b=layer3"), "'gaia-b' is not among the methods"),
         (("--ood", "a=x", "--method", "gaia-b"), "gaia-b"),
     ],
