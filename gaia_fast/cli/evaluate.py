@@ -18,14 +18,16 @@ from gaia_fast.cli.options import (
     json_option,
     max_pixels_option,
     model_options,
+    output_option,
     preset_options,
 )
+from gaia_fast.cli.tables import table
 from gaia_fast.data import load_images, surrogate_sources
 from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation import image_sets, plots
+from gaia_fast.evaluation.image_rows import ID, image_columns, image_rows
 
 _PLOTS = Path("gaia-evaluation")
-ID = "id"  # the in-distribution set, where sets have names
 _ROC = "roc"  # the folder of the curves, in that of the pictures
 
 
@@ -65,6 +67,11 @@ _ROC = "roc"  # the folder of the curves, in that of the pictures
     help=f"Folder of the pictures: histograms and ROC curves of each OOD set.  [default: {_PLOTS}]",
 )
 @click.option("--no-plots", is_flag=True, help="Draw no pictures.")
+@output_option(
+    "--scores",
+    help="Also write one row per image: set, image, label, predicted, and the score of each method and combination. "
+    ".csv, .json or .parquet (the extra `parquet`).",
+)
 @json_option
 def evaluate(
     id_path: str,
@@ -79,6 +86,7 @@ def evaluate(
     resamples: int,
     folder: Path | None,
     no_plots: bool,
+    scores: Path | None,
     json_file: Path | None,
 ) -> None:
     """Measures how well the scores separate OOD sets from in-distribution (ID) images.
@@ -95,7 +103,10 @@ def evaluate(
         raise click.UsageError("give OOD images by --ood NAME=PATH; where there are none, --surrogates")
     if ood and surrogates:
         raise click.UsageError("give --ood or --surrogates, not both: an average over the two means nothing")
+    if scores is not None and scores == json_file:
+        raise click.UsageError(f"--scores and --json are both {scores}; give two names")
     paths = _named_paths(ood)
+    writing = None if scores is None else table(scores, "--scores", (".csv", ".json", ".parquet"))
     pictures = _picture_folder(folder, no_plots)
     loaded = model.load()
     prepared = preset.of(loaded)
@@ -121,6 +132,10 @@ def evaluate(
             plots.save_roc(pictures / _ROC / f"{name}.png", found, name)
         click.echo(f"histograms: {', '.join(str(pictures / f'{name}.png') for name in sources)}")
         click.echo(f"ROC curves: {', '.join(str(pictures / _ROC / f'{name}.png') for name in sources)}")
+    if writing is not None:
+        with writing(image_columns(found)) as write:
+            write(list(image_rows(found)))
+        click.echo(f"scores of each image: {scores}")
     output.write_json(json_file, {"preprocessing": described(prepared), **output.evaluation_record(found)})
     left_out = {name: each.unreadable for name, each in found.ood_sets.items()}
     if surrogates:  # what cannot be read cannot be changed either; it counts once

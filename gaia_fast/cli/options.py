@@ -186,9 +186,9 @@ max_pixels_option = click.option(
 )
 
 
-def output_option(**settings: Any) -> Callable[[Command], Command]:
-    """--out FILE."""
-    return click.option("--out", type=FILE, callback=_new_file, metavar="FILE", **settings)
+def output_option(name: str = "--out", **settings: Any) -> Callable[[Command], Command]:
+    """An option that takes a file to be written."""
+    return click.option(name, type=FILE, callback=_new_file, metavar="FILE", **settings)
 
 
 @dataclass(frozen=True)

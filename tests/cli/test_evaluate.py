@@ -1,12 +1,15 @@
+import csv
 import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
 from PIL import Image
+from pyarrow import parquet
 
 from gaia_fast import GaiaA
 from gaia_fast.data.digits import held_out_digits, noise_pictures, prepare
@@ -181,6 +184,52 @@ def test_an_unreadable_image_counts_once_with_its_surrogates(run: Callable[..., 
     assert "4 unreadable images were left out" in found.stderr
 
 
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_scores_of_each_image(
+    run: Callable[..., Result], digits_npz: Path, damaged_folder: Path, ending: str, tmp_path: Path
+) -> None:
+    sets = ("--id", digits_npz, "--ood", f"same={damaged_folder}", "--no-plots")
+    found = run("evaluate", *DIGITS, *sets, "--scores", f"rows.{ending}", "--json", "out.json")
+    assert found.exit_code == 3
+    assert f"scores of each image: rows.{ending}" in found.stdout
+    if ending == "csv":
+        with open("rows.csv") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    elif ending == "json":
+        rows = read("rows.json")
+    else:
+        rows = parquet.read_table("rows.parquet").to_pylist()
+    columns = ["set", "image", "label", "predicted", "gaia-a", "gaia-z", "msp", "rank_average", "max_standardised"]
+    assert list(rows[0]) == columns
+    assert [row["set"] for row in rows] == ["id"] * 40 + ["same"] * 6
+    assert [row["image"] for row in rows[40:]] == ["a/0.png", "a/1.png", "a/2.png", "b/3.png", "b/4.png", "b/5.png"]
+    assert [row["label"] for row in rows[40:]] == [{"csv": ""}.get(ending)] * 6
+    right = [int(row["label"]) == int(row["predicted"]) for row in rows[:40]]
+    assert np.mean(right) == read()["id_accuracy"]
+    # The very numbers: the metrics come out again.
+    results = {**read()["results"], **read()["baseline"]}
+    results |= {name: each["results"] for name, each in read()["combinations"].items()}
+    for column in columns[4:]:
+        values = np.array([float(row[column]) for row in rows])
+        assert dataclasses.asdict(ood_metrics(values[:40], values[40:])) == results[column]["same"]
+
+
+def test_scores_appear_when_whole(
+    run: Callable[..., Result], digits_npz: Path, noise_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(found: object) -> Any:
+        yield from ()
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("gaia_fast.cli.evaluate.image_rows", fails)
+    arguments = ("evaluate", *DIGITS, "--id", digits_npz, "--ood", f"n={noise_npz}", "--no-plots", "--method", "gaia-z")
+    for name in ("rows.csv", "rows.json", "rows.parquet"):
+        Path(name).write_text("good")
+        assert run(*arguments, "--scores", name).exit_code == 1
+        assert Path(name).read_text() == "good"
+    assert len(list(Path().iterdir())) == 3
+
+
 def test_no_plots_and_one_method(
     run: Callable[..., Result], digits_folder: Path, noise_npz: Path, tmp_path: Path
 ) -> None:
@@ -237,6 +286,9 @@ def test_unreadable_images_in_any_set(run: Callable[..., Result], digits_npz: Pa
         (("--ood", "a=x", "--plots", "p", "--no-plots"), "not both"),
         ((), "--ood NAME=PATH; where there are none, --surrogates"),
         (("--ood", "a=x", "--surrogates"), "--ood or --surrogates, not both"),
+        (("--ood", "a=x", "--scores", "rows.txt"), "must end in .csv, .json or .parquet"),
+        (("--ood", "a=x", "--scores", "absent/rows.csv"), "the folder absent does not exist"),
+        (("--ood", "a=x", "--scores", "a.json", "--json", "a.json"), "give two names"),
         (("--ood", "id=x"), "is the in-distribution set"),
         (("--ood", "a=x", "--layers", "gaia-b=layer3"), "'gaia-b' is not among the methods"),
         (("--ood", "a=x", "--method", "gaia-b"), "gaia-b"),
