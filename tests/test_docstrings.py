@@ -10,6 +10,7 @@ import pytest
 import gaia_fast
 from gaia_fast import GaiaA, GaiaZ, backends, ops, reference
 from gaia_fast.data import surrogate_sources
+from gaia_fast.data.hugging_face import from_hugging_face
 from gaia_fast.evaluation.combinations import max_standardised, rank_average, title
 from gaia_fast.evaluation.metrics import ood_metrics
 
@@ -30,6 +31,7 @@ PUBLIC = [
     max_standardised,
     title,
     surrogate_sources,
+    from_hugging_face,
 ]
 
 
