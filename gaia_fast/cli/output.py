@@ -159,7 +159,7 @@ def print_sweep(evaluation: Evaluation) -> None:
 
 def _chosen(evaluation: Evaluation) -> str:
     if evaluation.on_surrogates:
-        return f"Chosen {ON_SURROGATES}: that may want others"
+        return f"Chosen {ON_SURROGATES}, which may want others"
     return "Chosen on these OOD sets: others may want other layers"
 
 

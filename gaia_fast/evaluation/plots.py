@@ -47,7 +47,7 @@ def save_roc(path: Path, evaluation: Evaluation, name: str) -> None:
     Raises:
         ArgumentError: matplotlib is not installed.
     """
-    figure = _figure(4.6, 4.4)
+    figure = _figure(5.6, 5.0)
     _roc(figure.subplots(), evaluation, name)
     with replacing(path) as written:
         figure.savefig(written, dpi=120)
@@ -58,8 +58,9 @@ def _roc(axes: Any, evaluation: Evaluation, name: str) -> None:
         inside, outside = (each.scores[method] for each in (evaluation.id_set, evaluation.ood_sets[name]))
         style = ":" if method == BASELINE else "-"
         _curve(axes, inside, outside, style, f"{method}: AUROC {result.metrics[name].auroc:.3f}")
-    for each in evaluation.combinations.values():
-        label = f"{each.title}: AUROC {each.result.metrics[name].auroc:.3f}\n(not in the paper)"
+    for key, each in evaluation.combinations.items():
+        # Its title would cover the curves.
+        label = f"{key}: AUROC {each.result.metrics[name].auroc:.3f}\n(not in the paper)"
         _curve(axes, each.id_scores, each.ood_scores[name], "--", label)
     axes.axhline(0.95, color="grey", linestyle="--", linewidth=0.8)
     axes.set_xlabel(f"share of '{name}' accepted (FPR95 at the dashed line)")
