@@ -9,6 +9,9 @@ import pytest
 
 import gaia_fast
 from gaia_fast import GaiaA, GaiaZ, backends, ops, reference
+from gaia_fast.data import surrogate_sources
+from gaia_fast.data.hugging_face import from_hugging_face
+from gaia_fast.evaluation.combinations import max_standardised, rank_average, title
 from gaia_fast.evaluation.metrics import ood_metrics
 
 METHODS = [getattr(GaiaZ, name) for name, _ in inspect.getmembers(GaiaZ, inspect.isfunction) if name[0] != "_"]
@@ -24,6 +27,11 @@ PUBLIC = [
     backends.available,
     backends.choose,
     ood_metrics,
+    rank_average,
+    max_standardised,
+    title,
+    surrogate_sources,
+    from_hugging_face,
 ]
 
 

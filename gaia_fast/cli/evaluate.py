@@ -18,11 +18,14 @@ from gaia_fast.cli.options import (
     json_option,
     max_pixels_option,
     model_options,
+    output_option,
     preset_options,
 )
-from gaia_fast.data import load_images
+from gaia_fast.cli.tables import table
+from gaia_fast.data import load_images, surrogate_sources
 from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation import image_sets, plots
+from gaia_fast.evaluation.image_rows import ID, image_columns, image_rows
 
 _PLOTS = Path("gaia-evaluation")
 _ROC = "roc"  # the folder of the curves, in that of the pictures
@@ -30,8 +33,12 @@ _ROC = "roc"  # the folder of the curves, in that of the pictures
 
 @click.command()
 @click.option("--id", "id_path", required=True, metavar="PATH", help="In-distribution images.")
+@click.option("--ood", "ood", multiple=True, metavar="NAME=PATH", help="Images of an OOD set; repeatable.")
 @click.option(
-    "--ood", "ood", required=True, multiple=True, metavar="NAME=PATH", help="Images of an OOD set; repeatable."
+    "--surrogates",
+    is_flag=True,
+    help="Where there is no OOD data: stand-ins made from the ID images (noise, shuffled tiles, other hues, upside "
+    "down). With --sweep-layers they propose layers and a score; what does well on them need not do so on OOD data.",
 )
 @model_options
 @preset_options
@@ -60,10 +67,16 @@ _ROC = "roc"  # the folder of the curves, in that of the pictures
     help=f"Folder of the pictures: histograms and ROC curves of each OOD set.  [default: {_PLOTS}]",
 )
 @click.option("--no-plots", is_flag=True, help="Draw no pictures.")
+@output_option(
+    "--scores",
+    help="Also write one row per image: set, image, label, predicted, and the score of each method and combination. "
+    ".csv, .json or .parquet (the extra `parquet`).",
+)
 @json_option
 def evaluate(
     id_path: str,
     ood: tuple[str, ...],
+    surrogates: bool,
     model: ModelOptions,
     preset: PresetOptions,
     max_pixels: int,
@@ -73,6 +86,7 @@ def evaluate(
     resamples: int,
     folder: Path | None,
     no_plots: bool,
+    scores: Path | None,
     json_file: Path | None,
 ) -> None:
     """Measures how well the scores separate OOD sets from in-distribution (ID) images.
@@ -85,13 +99,22 @@ def evaluate(
     """
     if no_plots and folder is not None:
         raise click.UsageError("give --plots or --no-plots, not both")
+    if not ood and not surrogates:
+        raise click.UsageError("give OOD images by --ood NAME=PATH; where there are none, --surrogates")
+    if ood and surrogates:
+        raise click.UsageError("give --ood or --surrogates, not both: an average over the two means nothing")
+    if scores is not None and scores == json_file:
+        raise click.UsageError(f"--scores and --json are both {scores}; give two names")
     paths = _named_paths(ood)
+    writing = None if scores is None else table(scores, "--scores", (".csv", ".json", ".parquet"))
     pictures = _picture_folder(folder, no_plots)
     loaded = model.load()
     prepared = preset.of(loaded)
     chosen = detectors.build(loaded.model)
     id_source = load_images(id_path, prepared, max_pixels)
     sources = {name: load_images(path, prepared, max_pixels) for name, path in paths.items()}
+    if surrogates:
+        sources = surrogate_sources(id_source)
 
     with output.progress("scoring", len(id_source) + sum(len(each) for each in sources.values())) as advance:
         found = image_sets.evaluate(chosen, id_source, sources, batch_size, advance, sweep_layers, resamples)
@@ -109,11 +132,19 @@ def evaluate(
             plots.save_roc(pictures / _ROC / f"{name}.png", found, name)
         click.echo(f"histograms: {', '.join(str(pictures / f'{name}.png') for name in sources)}")
         click.echo(f"ROC curves: {', '.join(str(pictures / _ROC / f'{name}.png') for name in sources)}")
+    if writing is not None:
+        with writing(image_columns(found)) as write:
+            write(list(image_rows(found)))
+        click.echo(f"scores of each image: {scores}")
     output.write_json(json_file, {"preprocessing": described(prepared), **output.evaluation_record(found)})
-    left_out = {"id": found.id_set, **found.ood_sets}
-    for name, scored in left_out.items():
-        output.report_unreadable(scored.unreadable, f"{name}: ")
-    output.finish(sum(len(scored.unreadable) for scored in left_out.values()))
+    left_out = {name: each.unreadable for name, each in found.ood_sets.items()}
+    if surrogates:  # what cannot be read cannot be changed either; it counts once
+        known = set(found.id_set.unreadable)
+        left_out = {name: [each for each in faults if each not in known] for name, faults in left_out.items()}
+    left_out = {ID: found.id_set.unreadable, **left_out}
+    for name, faults in left_out.items():
+        output.report_unreadable(faults, f"{name}: ")
+    output.finish(sum(map(len, left_out.values())))
 
 
 def _named_paths(values: Sequence[str]) -> dict[str, str]:
@@ -124,6 +155,8 @@ def _named_paths(values: Sequence[str]) -> dict[str, str]:
             raise click.UsageError(
                 f"--ood {value}: write NAME=PATH, with letters, digits and . + - _ in NAME, which names the picture too"
             )
+        if name == ID:
+            raise click.UsageError(f"--ood {value}: {ID!r} is the in-distribution set; choose another name")
         if name in paths:
             raise click.UsageError(f"--ood {value}: there is a set {name!r} already")
         paths[name] = path

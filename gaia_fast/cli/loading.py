@@ -7,20 +7,26 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import torch
 from torch import nn
 
 from gaia_fast.cli.output import note
+from gaia_fast.data.hugging_face import from_hugging_face
 from gaia_fast.data.presets import Preset, from_timm, from_torchvision
-from gaia_fast.errors import ArgumentError, ModelError, first_line
-from gaia_fast.models import ARCHITECTURES, digits_resnet, load_weights
+from gaia_fast.errors import ArgumentError, GaiaError, ModelError, first_line
+from gaia_fast.models import ARCHITECTURES, digits_resnet, hugging_face, load_weights
 
 _FOR_SMALL_IMAGES = ("resnet18", "resnet34", "wrn_40_2")
 _IMAGENET_CLASSES = 1000
-LIBRARIES = ("timm", "torchvision")
+# By the name before the colon: what is imported, and what pip installs it by.
+LIBRARIES = {
+    "timm": ("timm", "timm"),
+    "torchvision": ("torchvision.models", "torchvision"),
+    "hf": ("transformers", "'gaia-fast[hf]'"),
+}
 
 
 class Loaded(NamedTuple):
@@ -43,7 +49,7 @@ def load_model(
     """The model that was asked for.
 
     Args:
-        arch: a built-in network, "timm:NAME", "torchvision:NAME", or None.
+        arch: a built-in network, "timm:NAME", "torchvision:NAME", "hf:PATH_OR_NAME", or None.
         spec: "package.module:callable", or None; exactly one of the two must be given.
         num_classes: passed on where given.
         weights: a file for `load_weights`.
@@ -97,30 +103,49 @@ def _built_in(arch: str, num_classes: int | None, without_weights: bool, trained
 
 
 def _from_library(arch: str, num_classes: int | None, pretrained: bool) -> Loaded:
-    """A network of timm's or torchvision's, with the library's weights where `pretrained`."""
+    """A network of a library's, with the library's weights where `pretrained`."""
     library, _, name = arch.partition(":")
-    classes = {} if num_classes is None else {"num_classes": num_classes}
+    module_name, installed_by = LIBRARIES[library]
     try:
-        module = importlib.import_module(library if library == "timm" else "torchvision.models")
+        module = importlib.import_module(module_name)
     except (ImportError, RuntimeError) as error:  # torchvision beside another torch than it was built for: RuntimeError
-        raise ArgumentError(f"--arch {arch} needs {library}: {first_line(error)}; pip install {library}") from error
+        package = module_name.partition(".")[0]
+        raise ArgumentError(
+            f"--arch {arch} needs {package}: {first_line(error)}; pip install {installed_by}"
+        ) from error
+    make = {"timm": _from_timm, "torchvision": _from_torchvision, "hf": _from_hugging_face}[library]
     try:
-        if library == "timm":
-            model = module.create_model(name, pretrained=pretrained, **classes)
-            own_classes = getattr(model, "pretrained_cfg", {}).get("num_classes")
-            if pretrained and num_classes is not None and num_classes != own_classes:
-                raise click.UsageError(
-                    f"--arch {arch} has weights for {own_classes} classes; --num-classes {num_classes} needs --weights"
-                )
-            return Loaded(model)
-        default = module.get_model_weights(name).DEFAULT
-        model = module.get_model(name, weights=default if pretrained else None, **classes)
-        source = f"torchvision's configuration for its weights {default.name}"
-        return Loaded(model, lambda: from_torchvision(default.transforms()), source)
-    except click.UsageError:
-        raise
+        loaded, own_classes = make(module, name, num_classes, pretrained)
+    except GaiaError as error:
+        raise ModelError(f"--arch {arch}: {error}") from error
     except Exception as error:
         raise ModelError(f"--arch {arch}: {library} cannot make it: {first_line(error)}") from error
+    # timm would have made a head with random weights, transformers one of other classes than were asked for.
+    if pretrained and num_classes is not None and own_classes not in (None, num_classes):
+        raise click.UsageError(
+            f"--arch {arch} has weights for {own_classes} classes; --num-classes {num_classes} needs --weights"
+        )
+    return loaded
+
+
+def _from_timm(timm: Any, name: str, num_classes: int | None, pretrained: bool) -> tuple[Loaded, int | None]:
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    model = timm.create_model(name, pretrained=pretrained, **classes)
+    return Loaded(model), getattr(model, "pretrained_cfg", {}).get("num_classes")
+
+
+def _from_torchvision(models: Any, name: str, num_classes: int | None, pretrained: bool) -> tuple[Loaded, int | None]:
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    default = models.get_model_weights(name).DEFAULT
+    model = models.get_model(name, weights=default if pretrained else None, **classes)
+    source = f"torchvision's configuration for its weights {default.name}"
+    return Loaded(model, lambda: from_torchvision(default.transforms()), source), None
+
+
+def _from_hugging_face(module: Any, name: str, num_classes: int | None, pretrained: bool) -> tuple[Loaded, int | None]:
+    model: Any = hugging_face.image_classifier(name, num_classes, pretrained)
+    source = f"the image processor's configuration of {name}"
+    return Loaded(model, lambda: from_hugging_face(hugging_face.preprocessing(name)), source), model.config.num_labels
 
 
 def _from_callable(spec: str, num_classes: int | None) -> nn.Module:

@@ -44,7 +44,8 @@ def _arch(ctx: click.Context, parameter: click.Parameter, name: str | None) -> s
     if name is None or name in ARCHITECTURES or (colon and rest and library in LIBRARIES):
         return name
     raise click.BadParameter(
-        f"there is no {name!r}; choose one of {', '.join(ARCHITECTURES)}, timm:NAME or torchvision:NAME"
+        f"there is no {name!r}; choose one of {', '.join(ARCHITECTURES)}, timm:NAME or torchvision:NAME, or "
+        "hf:PATH_OR_NAME"
     )
 
 
@@ -104,6 +105,8 @@ class PresetOptions:
                 return loaded.preset()
             except ArgumentError as error:
                 why = f"is of no use here: {error}"
+                if self.name is None:
+                    note(f"the model's configuration {why}")
         if self.name == OWN:
             raise click.UsageError(
                 f"--preset model: the model's configuration {why}; take another preset, or none with --mean, --std, "
@@ -133,8 +136,8 @@ def preset_options(command: Command) -> Command:
         "--preset",
         type=click.Choice([*PRESETS, OWN]),
         help="How images are resized, cropped and normalised: as in the model's training. model: as its own "
-        "configuration says (timm's, torchvision's); none: pixels in [0, 1].  [default: model where it says so, else "
-        "none]",
+        "configuration says (timm's, torchvision's, Hugging Face's); none: pixels in [0, 1].  [default: model where it "
+        "says so, else none]",
     )
     @click.option("--resize", metavar="S|HxW", help="In the preset's place: of the shorter side, or stretched to HxW.")
     @click.option("--crop", metavar="S|HxW", help="In the preset's place: from the centre.")
@@ -186,9 +189,9 @@ max_pixels_option = click.option(
 )
 
 
-def output_option(**settings: Any) -> Callable[[Command], Command]:
-    """--out FILE."""
-    return click.option("--out", type=FILE, callback=_new_file, metavar="FILE", **settings)
+def output_option(name: str = "--out", **settings: Any) -> Callable[[Command], Command]:
+    """An option that takes a file to be written."""
+    return click.option(name, type=FILE, callback=_new_file, metavar="FILE", **settings)
 
 
 @dataclass(frozen=True)
@@ -241,8 +244,9 @@ def model_options(command: Command) -> Command:
         "--arch",
         metavar="NAME",
         callback=_arch,
-        help=f"A network: {', '.join(ARCHITECTURES)}, built in; timm:NAME or torchvision:NAME, with that library's "
-        "weights unless --weights is given.",
+        help=f"A network: {', '.join(ARCHITECTURES)}, built in; timm:NAME or torchvision:NAME, or hf:PATH_OR_NAME (an "
+        "image classifier of Hugging Face's transformers, safetensors only), with that library's weights unless "
+        "--weights is given.",
     )
     @click.option(
         "--model",

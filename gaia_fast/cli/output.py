@@ -19,11 +19,16 @@ from rich.table import Table
 from gaia_fast import files
 from gaia_fast._version import __version__
 from gaia_fast.errors import printable
-from gaia_fast.evaluation.image_sets import BASELINE, Evaluation
+from gaia_fast.evaluation.image_sets import BASELINE, Evaluation, MethodResult
+from gaia_fast.evaluation.layer_sweep import proposal
 
 UNREADABLE = 3  # exit code: done, but some images could not be read
 
 TITLES = {BASELINE: "baseline: maximum softmax probability (MSP), no GAIA"}
+NOT_THE_PAPERS = "not in the paper; fitted on ID scores alone, each half of them for the other"
+
+
+ON_SURROGATES = "on surrogates made from ID images, not on OOD data"
 
 
 def note(message: str) -> None:
@@ -90,29 +95,38 @@ _SHARES = ("auroc", "fpr95_id_positive", "fpr95_ood_positive", "aupr_in", "aupr_
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Prints a table per method, and one of the baseline; with the average over several OOD sets."""
+    """Prints a table per method, baseline and combination; with the average over several OOD sets."""
+    results = {TITLES.get(method, method): result for method, result in evaluation.results.items()}
+    results |= {f"{each.title} ({NOT_THE_PAPERS})": each.result for each in evaluation.combinations.values()}
+    for title, result in results.items():
+        _print_result(title, result, evaluation.on_surrogates)
+    if evaluation.not_combined:
+        click.echo(f"no combination of scores: {evaluation.not_combined}")
+
+
+def _print_result(title: str, result: MethodResult, on_surrogates: bool) -> None:
+    what = "surrogate" if on_surrogates else "OOD"
     columns = (
-        "OOD set",
+        f"{what} set",
         "n ID",
-        "n OOD",
+        f"n {what}",
         "AUROC",
-        "FPR95, ID positive\n(OOD accepted)",
-        "FPR95, OOD positive\n(ID flagged)",
+        f"FPR95, ID positive\n({what} accepted)",
+        f"FPR95, {what} positive\n(ID flagged)",
         "AUPR in",
         "AUPR out",
     )
-    for method, result in evaluation.results.items():
-        title = f"{TITLES.get(method, method)}; threshold {result.threshold:.6g} (accepts 95 % of ID images)"
-        rows = []
-        for name, each in result.metrics.items():
-            values = [f"{getattr(each, share):.4f}" for share in _SHARES]
-            if interval := result.intervals.get(name):
-                for place, (low, high) in enumerate((interval.auroc, interval.fpr95_id_positive)):
-                    values[place] += f" [{low:.3f}, {high:.3f}]"
-            rows.append((name, str(each.n_id), str(each.n_ood), *values))
-        if len(rows) > 1:
-            rows.append(("average", "", "", *(f"{result.average(share):.4f}" for share in _SHARES)))
-        print_table(title, columns, rows)
+    rows = []
+    for name, each in result.metrics.items():
+        values = [f"{getattr(each, share):.4f}" for share in _SHARES]
+        if interval := result.intervals.get(name):
+            for place, (low, high) in enumerate((interval.auroc, interval.fpr95_id_positive)):
+                values[place] += f" [{low:.3f}, {high:.3f}]"
+        rows.append((name, str(each.n_id), str(each.n_ood), *values))
+    if len(rows) > 1:
+        rows.append(("average", "", "", *(f"{result.average(share):.4f}" for share in _SHARES)))
+    title += f"; threshold {result.threshold:.6g} (accepts 95 % of ID images)"
+    print_table(title + f"; {ON_SURROGATES}" * on_surrogates, columns, rows)
 
 
 def print_sweep(evaluation: Evaluation) -> None:
@@ -127,12 +141,26 @@ def print_sweep(evaluation: Evaluation) -> None:
             values += [group.metrics[each].fpr95_id_positive for each in sets]
             values += [group.auroc, group.fpr95_id_positive] if averages else []
             rows.append((name, str(group.count), *(f"{value:.4f}" for value in values)))
-        print_table(f"{method} by layers; FPR95 with ID positive", (*columns, *averages), rows)
+        title = f"{method} by layers; FPR95 with ID positive" + f"; {ON_SURROGATES}" * evaluation.on_surrogates
+        print_table(title, (*columns, *averages), rows)
         best, group = next((name, group) for name, group in groups.items() if group.names)
         click.echo(
-            f"{method}: best on average {best}; --layers {method}={','.join(group.names)}. Chosen on these OOD sets: "
-            "others may want other layers"
+            f"{method}: best on average {best}; --layers {method}={','.join(group.names)}. {_chosen(evaluation)}"
         )
+    found = proposal(evaluation.by_layers)
+    if found is not None and len(evaluation.by_layers) > 1:
+        method, name = found
+        group = evaluation.by_layers[method][name]
+        click.echo(
+            f"best of these scores and layers on average (AUROC {group.auroc:.4f}): --method {method} --layers "
+            f"{','.join(group.names)}. {_chosen(evaluation)}"
+        )
+
+
+def _chosen(evaluation: Evaluation) -> str:
+    if evaluation.on_surrogates:
+        return f"Chosen {ON_SURROGATES}, which may want others"
+    return "Chosen on these OOD sets: others may want other layers"
 
 
 def accuracy_line(evaluation: Evaluation) -> str:
@@ -146,21 +174,19 @@ def accuracy_line(evaluation: Evaluation) -> str:
 
 def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
     """The evaluation for JSON; the baseline stands beside the results of the methods."""
-    metrics = {
-        method: {name: asdict(each) for name, each in result.metrics.items()}
-        for method, result in evaluation.results.items()
-    }
+    records = {method: _result_record(result) for method, result in evaluation.results.items()}
     return {
-        "baseline": {BASELINE: metrics.pop(BASELINE)},
-        "results": metrics,
-        "threshold": {method: result.threshold for method, result in evaluation.results.items()},
-        "average": {
-            method: {share: result.average(share) for share in _SHARES} for method, result in evaluation.results.items()
+        "baseline": {BASELINE: records[BASELINE]["results"]},
+        "results": {method: record["results"] for method, record in records.items() if method != BASELINE},
+        **{
+            key: {method: record[key] for method, record in records.items()}
+            for key in ("threshold", "average", "intervals")
         },
-        "intervals": {
-            method: {name: asdict(each) for name, each in result.intervals.items()}
-            for method, result in evaluation.results.items()
+        "combinations": {
+            name: {"title": each.title, "note": NOT_THE_PAPERS, **_result_record(each.result)}
+            for name, each in evaluation.combinations.items()
         },
+        "not_combined": evaluation.not_combined or None,
         "by_layers": {
             method: {
                 name: {
@@ -172,11 +198,37 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
             }
             for method, groups in evaluation.by_layers.items()
         },
+        "proposal": _proposal_record(evaluation),
+        "surrogates": {"note": f"all figures are {ON_SURROGATES}"} if evaluation.on_surrogates else None,
         "id_accuracy": evaluation.id_set.accuracy,
         "unreadable": {
             "id": unreadable_record(evaluation.id_set.unreadable),
             "ood": {name: unreadable_record(each.unreadable) for name, each in evaluation.ood_sets.items()},
         },
+    }
+
+
+def _proposal_record(evaluation: Evaluation) -> dict[str, Any] | None:
+    found = proposal(evaluation.by_layers)
+    if found is None:
+        return None
+    method, name = found
+    group = evaluation.by_layers[method][name]
+    return {
+        "method": method,
+        "group": name,
+        "layers": list(group.names),
+        "average": {"auroc": group.auroc, "fpr95_id_positive": group.fpr95_id_positive},
+        "note": _chosen(evaluation),
+    }
+
+
+def _result_record(result: MethodResult) -> dict[str, Any]:
+    return {
+        "results": {name: asdict(each) for name, each in result.metrics.items()},
+        "threshold": result.threshold,
+        "average": {share: result.average(share) for share in _SHARES},
+        "intervals": {name: asdict(each) for name, each in result.intervals.items()},
     }
 
 

@@ -1,12 +1,6 @@
 """`gaia-fast score`: one row per image."""
 
-import contextlib
-import csv
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -25,14 +19,12 @@ from gaia_fast.cli.options import (
     output_option,
     preset_options,
 )
+from gaia_fast.cli.tables import Row, table
 from gaia_fast.data import load_images
-from gaia_fast.errors import ArgumentError, DataError
+from gaia_fast.errors import DataError
 from gaia_fast.evaluation.image_sets import score_set, scored_batches
-from gaia_fast.files import replacing
 
-Row = dict[str, Any]
-
-_ROWS_AT_ONCE = 65536  # rows of a Parquet row group: a compressed column of few rows wastes space
+_COLUMNS = {"image": "string", "predicted": "int64", "score": "float32"}
 
 
 @click.command()
@@ -77,7 +69,7 @@ def score(
         raise click.UsageError("give --threshold or --calibrate-on, not both")
     if id_tpr is not None and calibrate_on is None:
         raise click.UsageError("--id-tpr says how to calibrate; it needs --calibrate-on")
-    writing = _writer(out)
+    writing = table(out, "--out")
     loaded = model.load()
     prepared = preset.of(loaded)
     chosen = detectors.build(loaded.model)
@@ -98,7 +90,8 @@ def score(
 
     kept: list[Row] = []  # for the JSON alone: a CSV is written as images come
     count = flagged = 0
-    with writing(threshold is not None) as write:
+    columns = _COLUMNS if threshold is None else {**_COLUMNS, "is_ood": "bool"}
+    with writing(columns) as write:
         with output.progress("scoring", len(source)) as advance:
             for batch in scored_batches(chosen, source, batch_size):
                 rows = []
@@ -134,77 +127,3 @@ def score(
         },
     )
     output.finish(unreadable)
-
-
-Write = Callable[[list[Row]], None]
-
-
-def _writer(out: Path | None) -> Callable[[bool], contextlib.AbstractContextManager[Write]]:
-    """What writes rows to `out`; its argument says whether they have is_ood."""
-    if out is None or out.suffix.lower() == ".csv":
-        return lambda decided: _csv(out, decided)
-    if out.suffix.lower() != ".parquet":
-        raise click.UsageError(f"--out {out}: the name must end in .csv or .parquet")
-    if importlib.util.find_spec("pyarrow") is None:
-        raise ArgumentError(
-            f"--out {out} needs pyarrow, which is not installed: pip install 'gaia-fast[parquet]', or write a .csv"
-        )
-    return lambda decided: _parquet(out, decided)
-
-
-@contextlib.contextmanager
-def _csv(out: Path | None, decided: bool) -> Iterator[Write]:
-    columns = ["image", "predicted", "score"] + ["is_ood"] * decided
-    with _text_file(out) as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        begun = False
-
-        def write(rows: list[Row]) -> None:
-            nonlocal begun
-            if not begun:  # not before there is something: a run that fails leaves no table of nothing
-                writer.writeheader()
-                begun = True
-            # Nine digits tell any two float32 numbers apart.
-            shown = [{**row, "score": f"{row['score']:.9g}"} for row in rows]
-            writer.writerows([{k: str(v).lower() if k == "is_ood" else v for k, v in row.items()} for row in shown])
-            file.flush()
-
-        yield write
-        write([])
-
-
-@contextlib.contextmanager
-def _text_file(out: Path | None) -> Iterator[Any]:
-    if out is None:
-        yield sys.stdout
-        return
-    # A name that is no valid Unicode goes out as the bytes that it came in as.
-    with (
-        replacing(out) as written,
-        written.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        yield file
-
-
-@contextlib.contextmanager
-def _parquet(out: Path, decided: bool) -> Iterator[Write]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    fields = [("image", pa.string()), ("predicted", pa.int64()), ("score", pa.float32())]
-    schema = pa.schema(fields + [("is_ood", pa.bool_())] * decided)
-    waiting: list[Row] = []
-    with replacing(out) as written, parquet.ParquetWriter(written, schema) as writer:
-
-        def flush() -> None:
-            if waiting:
-                writer.write_table(pa.Table.from_pylist(waiting, schema))
-                waiting.clear()
-
-        def write(rows: list[Row]) -> None:
-            waiting.extend(rows)
-            if len(waiting) >= _ROWS_AT_ONCE:
-                flush()
-
-        yield write
-        flush()

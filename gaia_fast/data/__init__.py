@@ -1,6 +1,16 @@
-"""Images in, batches out: folders, archives and the presets that prepare them."""
+"""Images in, batches out: folders, archives, the presets that prepare them, and stand-ins for OOD images."""
 
 from gaia_fast.data.images import MAX_PIXELS, Batch, ImageSource, load_images
 from gaia_fast.data.presets import PRESETS, Preset
+from gaia_fast.data.surrogates import SurrogateSource, surrogate_sources
 
-__all__ = ["MAX_PIXELS", "PRESETS", "Batch", "ImageSource", "Preset", "load_images"]
+__all__ = [
+    "MAX_PIXELS",
+    "PRESETS",
+    "Batch",
+    "ImageSource",
+    "Preset",
+    "SurrogateSource",
+    "load_images",
+    "surrogate_sources",
+]

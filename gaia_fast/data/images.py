@@ -73,18 +73,22 @@ class ImageSource(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         index = range(len(self))[index]
-        picture = self._pictures[index]
         try:
             # Of metadata, frames and transparency, which are not read: Pillow raises for what is wrong with the pixels.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return self.preset(picture if isinstance(picture, np.ndarray) else _open(picture, self.max_pixels))
+                return self.preset(self.picture(index))
         # Pillow's decoders raise whatever damaged bytes make them trip over.
         except Exception as error:
             raise DataError(
                 f"{self.names[index]} cannot be read: {_reason(error)}. Replace it, or iterate over `batches`, which "
                 "leaves such images out."
             ) from error
+
+    def picture(self, index: int) -> Image.Image | np.ndarray:
+        """The picture by its index, as the preset gets it; raises whatever its decoder does."""
+        picture = self._pictures[index]
+        return picture if isinstance(picture, np.ndarray) else _open(picture, self.max_pixels)
 
     @property
     def unreadable(self) -> list[tuple[str, str]]:
@@ -111,20 +115,6 @@ class ImageSource(Dataset[Tensor]):
                 of.update(len(picture).to_bytes(8, "little"))
                 of.update(picture.tobytes() if isinstance(picture, np.ndarray) else picture)
         return of.hexdigest()[:32]
-
-    def picture(self, index: int) -> np.ndarray:
-        """An image as it is in the file: uint8 (H, W, 3).
-
-        Raises:
-            DataError: it cannot be read.
-        """
-        picture = self._pictures[range(len(self))[index]]
-        if isinstance(picture, np.ndarray):
-            return picture
-        try:
-            return np.asarray(_open(picture, self.max_pixels).convert("RGB"))
-        except Exception as error:
-            raise DataError(f"{self.names[index]} cannot be read: {_reason(error)}. Replace it.") from error
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """The readable images in order, in batches.

@@ -87,17 +87,9 @@ class Preset:
             InputError: the array is not uint8 (H, W, 3), or the image has more than 8 bits per channel.
             DataError: the picture is smaller than the crop.
         """
-        if isinstance(picture, np.ndarray):
-            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-                raise InputError(f"picture is {picture.dtype} {picture.shape}; give a uint8 array of shape (H, W, 3).")
-            if self.resize is not None:
-                picture = Image.fromarray(picture)
-        elif picture.mode.startswith(_DEEP_MODES):
-            raise InputError(
-                f"picture has the mode {picture.mode}, more than 8 bits per channel; convert it to 8 bits."
-            )
-        else:
-            picture = picture.convert("RGB")
+        picture = as_rgb(picture)
+        if self.resize is not None and isinstance(picture, np.ndarray):
+            picture = Image.fromarray(picture)
         if self.resize is not None and isinstance(picture, Image.Image):
             height, width = self._resized(picture.height, picture.width)
             picture = picture.resize((width, height), INTERPOLATIONS[self.interpolation])
@@ -124,6 +116,21 @@ class Preset:
             return self.resize
         shorter = min(height, width)
         return int(self.resize * height / shorter), int(self.resize * width / shorter)
+
+
+def as_rgb(picture: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
+    """Returns the picture in RGB of 8 bits: an image of the mode "RGB", or the array as it is.
+
+    Raises:
+        InputError: the array is not uint8 (H, W, 3), or the image has more than 8 bits per channel.
+    """
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise InputError(f"picture is {picture.dtype} {picture.shape}; give a uint8 array of shape (H, W, 3).")
+        return picture
+    if picture.mode.startswith(_DEEP_MODES):
+        raise InputError(f"picture has the mode {picture.mode}, more than 8 bits per channel; convert it to 8 bits.")
+    return picture.convert("RGB")
 
 
 def _pair(size: Size) -> tuple[int, int]:

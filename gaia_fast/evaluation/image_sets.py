@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast.calibration import threshold_for
-from gaia_fast.data import ImageSource
+from gaia_fast.data import ImageSource, SurrogateSource
 from gaia_fast.detector import GaiaA, GaiaZ
-from gaia_fast.errors import ArgumentError, DataError, NonFiniteError
+from gaia_fast.errors import ArgumentError, CalibrationError, DataError, NonFiniteError
+from gaia_fast.evaluation import combinations
 from gaia_fast.evaluation.layer_sweep import GroupResult, sweep_layers
 from gaia_fast.evaluation.metrics import Intervals, OodMetrics, average, bootstrap_intervals, ood_metrics
 
@@ -77,6 +78,7 @@ class ScoredSet:
 
     Attributes:
         unreadable: (name, reason) of each image that was left out.
+        surrogate: whether the images are stand-ins made from others; see `gaia_fast.data.surrogates`.
     """
 
     names: list[str]
@@ -85,6 +87,7 @@ class ScoredSet:
     scores: dict[str, np.ndarray]
     unreadable: list[tuple[str, str]]
     rows: dict[str, np.ndarray] = field(default_factory=dict)
+    surrogate: bool = False
 
     @property
     def accuracy(self) -> float | None:
@@ -112,6 +115,23 @@ class MethodResult:
 
 
 @dataclass(frozen=True)
+class CombinationResult:
+    """What one combination of scores does on all sets; not in the paper.
+
+    Attributes:
+        title: what it is, in words.
+        id_scores: float64 (N,) of the ID images, each by a fit that has not seen it; see `cross_fitted`.
+        ood_scores: float64 (M,) of each OOD set by its name.
+        result: of these scores.
+    """
+
+    title: str
+    id_scores: np.ndarray
+    ood_scores: dict[str, np.ndarray]
+    result: MethodResult
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One ID set against several OOD sets.
 
@@ -120,12 +140,21 @@ class Evaluation:
         ood_sets: the OOD sets by name.
         results: by method; the `BASELINE` comes last.
         by_layers: where it was asked for, by method: what each group of layers does; see `sweep_layers`.
+        combinations: by the names of `gaia_fast.evaluation.combinations.COMBINATIONS`, where both methods are there.
+        not_combined: why there are none although both methods are there; else empty.
     """
 
     id_set: ScoredSet
     ood_sets: dict[str, ScoredSet]
     results: dict[str, MethodResult]
     by_layers: dict[str, dict[str, GroupResult]] = field(default_factory=dict)
+    combinations: dict[str, CombinationResult] = field(default_factory=dict)
+    not_combined: str = ""
+
+    @property
+    def on_surrogates(self) -> bool:
+        """Whether the OOD sets are stand-ins made from in-distribution images, so that nothing here is of OOD data."""
+        return any(each.surrogate for each in self.ood_sets.values())
 
 
 def model_input(model: nn.Module, images: Tensor) -> Tensor:
@@ -198,32 +227,55 @@ def score_set(
         scores={key: np.concatenate([batch.scores[key] for batch in batches]) for key in batches[0].scores},
         unreadable=source.unreadable,
         rows={key: np.concatenate([batch.rows[key] for batch in batches]) for key in batches[0].rows},
+        surrogate=isinstance(source, SurrogateSource),
     )
 
 
 def compare(id_set: ScoredSet, ood_sets: Mapping[str, ScoredSet], resamples: int = 0) -> Evaluation:
-    """The metrics of every method on every OOD set.
+    """The metrics of every method on every OOD set, and of combinations of the methods' scores.
 
     Args:
         id_set, ood_sets: scored with the same methods.
         resamples: of the bootstrap, for intervals of the metrics; 0 for none.
 
     Raises:
-        CalibrationError: as `ood_metrics`.
+        CalibrationError: as `ood_metrics`. ArgumentError: OOD sets of both kinds, images and surrogates.
     """
+    if len({each.surrogate for each in ood_sets.values()}) > 1:
+        raise ArgumentError("an average over OOD images and surrogates means nothing; compare them one after the other")
     results = {
-        method: MethodResult(
-            threshold_for(id_scores),
-            {name: ood_metrics(id_scores, ood_set.scores[method]) for name, ood_set in ood_sets.items()},
-            {
-                name: bootstrap_intervals(id_scores, ood_set.scores[method], resamples)
-                for name, ood_set in ood_sets.items()
-                if resamples
-            },
-        )
+        method: _result(id_scores, {name: each.scores[method] for name, each in ood_sets.items()}, resamples)
         for method, id_scores in id_set.scores.items()
     }
-    return Evaluation(id_set, dict(ood_sets), results)
+    combined, why_not = {}, ""
+    if set(combinations.METHODS) <= results.keys():
+        try:
+            combined = _combined(id_set, ood_sets, resamples)
+        except CalibrationError as error:  # of scores with which the methods themselves can be judged
+            why_not = str(error)
+    return Evaluation(id_set, dict(ood_sets), results, combinations=combined, not_combined=why_not)
+
+
+def _result(id_scores: np.ndarray, ood_scores: Mapping[str, np.ndarray], resamples: int) -> MethodResult:
+    return MethodResult(
+        threshold_for(id_scores),
+        {name: ood_metrics(id_scores, scores) for name, scores in ood_scores.items()},
+        {name: bootstrap_intervals(id_scores, scores, resamples) for name, scores in ood_scores.items() if resamples},
+    )
+
+
+def _combined(id_set: ScoredSet, ood_sets: Mapping[str, ScoredSet], resamples: int) -> dict[str, CombinationResult]:
+    def of_both(scored: ScoredSet) -> dict[str, np.ndarray]:
+        return {method: scored.scores[method] for method in combinations.METHODS}
+
+    found = {}
+    for name, combination in combinations.COMBINATIONS.items():
+        inside, outside = combinations.cross_fitted(
+            combination, of_both(id_set), {ood_name: of_both(each) for ood_name, each in ood_sets.items()}
+        )
+        result = _result(inside, outside, resamples)
+        found[name] = CombinationResult(combinations.title(name), inside, outside, result)
+    return found
 
 
 def evaluate(
@@ -268,12 +320,13 @@ def weak_spots(evaluation: Evaluation, below: float = 0.8) -> list[str]:
     """One sentence for each method and OOD set with an AUROC less than `below`, and for each OOD set on which the
     baseline beats every method."""
     methods = {method: result for method, result in evaluation.results.items() if method != BASELINE}
+    what = "surrogates" if evaluation.on_surrogates else "OOD images"
     sentences = []
     for method, result in methods.items():
         for name, metrics in result.metrics.items():
             if metrics.auroc >= below:
                 continue
-            how = "the wrong way round: OOD images score lower than ID ones" if metrics.auroc < 0.5 else "badly"
+            how = f"the wrong way round: {what} score lower than ID ones" if metrics.auroc < 0.5 else "badly"
             sentences.append(
                 f"{method} separates '{name}' {how} (AUROC {metrics.auroc:.3f}, where 0.5 is chance; it accepts "
                 f"{metrics.fpr95_id_positive:.0%} of its images)"

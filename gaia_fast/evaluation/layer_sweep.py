@@ -113,3 +113,18 @@ def sweep_layers(
         askable = tuple(names) if others.isdisjoint(names) else ()
         found[group.name] = GroupResult(askable, len(group.layers), metrics)
     return dict(sorted(found.items(), key=lambda item: -item[1].auroc))
+
+
+def proposal(by_layers: Mapping[str, Mapping[str, GroupResult]]) -> tuple[str, str] | None:
+    """Returns the method and the name of its group of layers with the largest average AUROC; None without groups.
+
+    Args:
+        by_layers: by method, what `sweep_layers` found. Groups that cannot be asked for are left out.
+    """
+    groups = [
+        (group.auroc, method, name)
+        for method, found in by_layers.items()
+        for name, group in found.items()
+        if group.names
+    ]
+    return max(groups, key=lambda each: each[0])[1:] if groups else None

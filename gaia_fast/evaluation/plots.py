@@ -42,10 +42,12 @@ def save_histograms(path: Path, evaluation: Evaluation, name: str) -> None:
 def save_roc(path: Path, evaluation: Evaluation, name: str) -> None:
     """Saves the ROC curves of all methods on the OOD set `name`, ID positive, with where 95 % of ID are accepted.
 
+    Combinations of scores are dashed, and marked as none of the paper's.
+
     Raises:
         ArgumentError: matplotlib is not installed.
     """
-    figure = new_figure(4.6, 4.4)
+    figure = new_figure(5.6, 5.0)
     _roc(figure.subplots(), evaluation, name)
     with replacing(path) as written:
         figure.savefig(written, dpi=120)
@@ -54,20 +56,22 @@ def save_roc(path: Path, evaluation: Evaluation, name: str) -> None:
 def _roc(axes: Any, evaluation: Evaluation, name: str) -> None:
     for method, result in evaluation.results.items():
         inside, outside = (each.scores[method] for each in (evaluation.id_set, evaluation.ood_sets[name]))
-        accepted = np.concatenate([np.ones(inside.size, dtype=int), np.zeros(outside.size, dtype=int)])
-        false_positive, true_positive, _ = roc_curve(accepted, -np.concatenate([inside, outside]))
         style = ":" if method == BASELINE else "-"
-        axes.plot(
-            false_positive,
-            true_positive,
-            style,
-            label=f"{method}: AUROC {result.metrics[name].auroc:.3f}",
-            linewidth=1.5,
-        )
+        _curve(axes, inside, outside, style, f"{method}: AUROC {result.metrics[name].auroc:.3f}")
+    for key, each in evaluation.combinations.items():
+        # Its title would cover the curves.
+        label = f"{key}: AUROC {each.result.metrics[name].auroc:.3f}\n(not in the paper)"
+        _curve(axes, each.id_scores, each.ood_scores[name], "--", label)
     axes.axhline(0.95, color="grey", linestyle="--", linewidth=0.8)
     axes.set_xlabel(f"share of '{name}' accepted (FPR95 at the dashed line)")
     axes.set_ylabel("share of in-distribution images accepted")
     axes.legend(fontsize="small", loc="lower right")
+
+
+def _curve(axes: Any, inside: np.ndarray, outside: np.ndarray, style: str, label: str) -> None:
+    accepted = np.concatenate([np.ones(inside.size, dtype=int), np.zeros(outside.size, dtype=int)])
+    false_positive, true_positive, _ = roc_curve(accepted, -np.concatenate([inside, outside]))
+    axes.plot(false_positive, true_positive, style, label=label, linewidth=1.5)
 
 
 def save_overview(path: Path, evaluation: Evaluation, pictures: Mapping[str, np.ndarray], columns: int = 7) -> None:

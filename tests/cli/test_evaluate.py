@@ -1,12 +1,15 @@
+import csv
 import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
 from PIL import Image
+from pyarrow import parquet
 
 from gaia_fast import GaiaA
 from gaia_fast.data.digits import held_out_digits, noise_pictures, prepare
@@ -106,6 +109,127 @@ def test_json_table_and_pictures(
             assert picture.size[0] > 500
 
 
+def test_combinations_stand_apart_from_the_papers_methods(
+    run: Callable[..., Result], digits_npz: Path, noise_npz: Path, digits_folder: Path
+) -> None:
+    sets = ("--id", digits_npz, "--ood", f"noise={noise_npz}", "--ood", f"same={digits_folder}")
+    found = run("evaluate", *DIGITS, *sets, "--no-plots", "--json", "out.json")
+    assert found.exit_code == 0
+    record = read()
+    assert list(record["combinations"]) == ["rank_average", "max_standardised"]
+    assert record["not_combined"] is None
+    for each in record["combinations"].values():
+        assert set(each) == {"title", "note", "results", "threshold", "average", "intervals"}
+        assert each["note"].startswith("not in the paper; fitted on ID scores alone")
+        assert set(each["results"]["noise"]) == KEYS
+        assert (each["results"]["noise"]["n_id"], each["results"]["noise"]["n_ood"]) == (40, 30)
+        assert each["results"]["noise"]["auroc"] > 0.9
+        assert f"{each['title']} (not in the paper; " in found.stdout
+        assert f"{each['results']['same']['auroc']:.4f}" in found.stdout
+    assert set(record["threshold"]) == set(record["average"]) == {"gaia-a", "gaia-z", "msp"}
+    few = run(
+        "evaluate", *DIGITS, "--id", digits_folder / "a" / "0.png", *sets[2:4], "--no-plots", "--json", "out.json"
+    )
+    assert few.exit_code == 0
+    assert read()["combinations"] == {}
+    assert "give more in-distribution images" in read()["not_combined"]
+    assert "no combination of scores: " in few.stdout
+
+
+def test_surrogates_where_there_is_no_ood_data(run: Callable[..., Result], digits_npz: Path) -> None:
+    arguments = ("evaluate", *DIGITS, "--id", digits_npz, "--surrogates", "--sweep-layers")
+    found = run(*arguments, "--json", "out.json")
+    assert found.exit_code == 0
+    record = read()
+    sets = ["surrogate-noise", "surrogate-jigsaw", "surrogate-colour-shifted", "surrogate-rotated"]
+    assert list(record["results"]["gaia-z"]) == sets
+    assert record["results"]["gaia-z"]["surrogate-noise"]["auroc"] > 0.95
+    marked = "on surrogates made from ID images, not on OOD data"
+    assert marked in record["surrogates"]["note"]
+    assert marked in record["proposal"]["note"]
+    titles = [line for line in found.stdout.splitlines() if "; threshold" in line or "by layers; FPR95" in line]
+    text = " ".join(found.stdout.split())
+    assert len(titles) == 7  # two methods, twice, the baseline, and two combinations
+    assert text.count(marked) == 7 + 3  # and a sentence for each method and for both
+    assert "OOD set" not in text
+    best = {
+        method: max(groups.values(), key=lambda group: group["average"]["auroc"])
+        for method, groups in record["by_layers"].items()
+    }
+    method = max(best, key=lambda each: best[each]["average"]["auroc"])
+    assert (record["proposal"]["method"], record["proposal"]["layers"]) == (method, best[method]["layers"])
+    assert f"--method {method} --layers {','.join(best[method]['layers'])}. Chosen {marked}" in text
+    assert {path.name for path in Path("gaia-evaluation").iterdir()} == {"roc", *(f"{name}.png" for name in sets)}
+
+
+def test_ood_data_is_never_called_surrogates(run: Callable[..., Result], digits_npz: Path, noise_npz: Path) -> None:
+    sets = ("--id", digits_npz, "--ood", f"noise={noise_npz}", "--no-plots", "--sweep-layers")
+    found = run("evaluate", *DIGITS, *sets, "--json", "out.json")
+    assert "surrogate" not in found.stdout
+    assert read()["surrogates"] is None
+    assert read()["proposal"]["note"].startswith("Chosen on these OOD sets")
+
+
+def test_an_unreadable_image_counts_once_with_its_surrogates(run: Callable[..., Result], damaged_folder: Path) -> None:
+    Image.new("RGB", (8, 8)).save(damaged_folder / "black.png")
+    found = run("evaluate", *DIGITS, "--id", damaged_folder, "--surrogates", "--method", "gaia-z", "--no-plots")
+    assert found.exit_code == 3
+    lines = [line.split(": ")[1:3] for line in found.stderr.splitlines() if line.startswith("unreadable: ")]
+    assert lines == [
+        ["id", "a/broken.png"],
+        ["id", "zero.jpg"],
+        ["surrogate-jigsaw", "black.png"],
+        ["surrogate-rotated", "black.png"],
+    ]
+    assert "4 unreadable images were left out" in found.stderr
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
+def test_scores_of_each_image(
+    run: Callable[..., Result], digits_npz: Path, damaged_folder: Path, ending: str, tmp_path: Path
+) -> None:
+    sets = ("--id", digits_npz, "--ood", f"same={damaged_folder}", "--no-plots")
+    found = run("evaluate", *DIGITS, *sets, "--scores", f"rows.{ending}", "--json", "out.json")
+    assert found.exit_code == 3
+    assert f"scores of each image: rows.{ending}" in found.stdout
+    if ending == "csv":
+        with open("rows.csv") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    elif ending == "json":
+        rows = read("rows.json")
+    else:
+        rows = parquet.read_table("rows.parquet").to_pylist()
+    columns = ["set", "image", "label", "predicted", "gaia-a", "gaia-z", "msp", "rank_average", "max_standardised"]
+    assert list(rows[0]) == columns
+    assert [row["set"] for row in rows] == ["id"] * 40 + ["same"] * 6
+    assert [row["image"] for row in rows[40:]] == ["a/0.png", "a/1.png", "a/2.png", "b/3.png", "b/4.png", "b/5.png"]
+    assert [row["label"] for row in rows[40:]] == [{"csv": ""}.get(ending)] * 6
+    right = [int(row["label"]) == int(row["predicted"]) for row in rows[:40]]
+    assert np.mean(right) == read()["id_accuracy"]
+    # The very numbers: the metrics come out again.
+    results = {**read()["results"], **read()["baseline"]}
+    results |= {name: each["results"] for name, each in read()["combinations"].items()}
+    for column in columns[4:]:
+        values = np.array([float(row[column]) for row in rows])
+        assert dataclasses.asdict(ood_metrics(values[:40], values[40:])) == results[column]["same"]
+
+
+def test_scores_appear_when_whole(
+    run: Callable[..., Result], digits_npz: Path, noise_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(found: object) -> Any:
+        yield from ()
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("gaia_fast.cli.evaluate.image_rows", fails)
+    arguments = ("evaluate", *DIGITS, "--id", digits_npz, "--ood", f"n={noise_npz}", "--no-plots", "--method", "gaia-z")
+    for name in ("rows.csv", "rows.json", "rows.parquet"):
+        Path(name).write_text("good")
+        assert run(*arguments, "--scores", name).exit_code == 1
+        assert Path(name).read_text() == "good"
+    assert len(list(Path().iterdir())) == 3
+
+
 def test_no_plots_and_one_method(
     run: Callable[..., Result], digits_folder: Path, noise_npz: Path, tmp_path: Path
 ) -> None:
@@ -160,7 +284,12 @@ def test_unreadable_images_in_any_set(run: Callable[..., Result], digits_npz: Pa
         (("--ood", "a/b=noise.npz"), "write NAME=PATH"),
         (("--ood", "a=x", "--ood", "a=y"), "a set 'a' already"),
         (("--ood", "a=x", "--plots", "p", "--no-plots"), "not both"),
-        ((), "--ood"),
+        ((), "--ood NAME=PATH; where there are none, --surrogates"),
+        (("--ood", "a=x", "--surrogates"), "--ood or --surrogates, not both"),
+        (("--ood", "a=x", "--scores", "rows.txt"), "must end in .csv, .json or .parquet"),
+        (("--ood", "a=x", "--scores", "absent/rows.csv"), "the folder absent does not exist"),
+        (("--ood", "a=x", "--scores", "a.json", "--json", "a.json"), "give two names"),
+        (("--ood", "id=x"), "is the in-distribution set"),
         (("--ood", "a=x", "--layers", "gaia-b=layer3"), "'gaia-b' is not among the methods"),
         (("--ood", "a=x", "--method", "gaia-b"), "gaia-b"),
     ],

@@ -1,5 +1,7 @@
 """How the command line has images prepared, and models of other libraries."""
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,9 @@ def test_a_configuration_that_is_not_known_matters_where_it_is_wanted(capsys: py
     assert PresetOptions("imagenet", {}).of(odd) == PRESETS["imagenet"]
     assert told(capsys) == ""
     assert PresetOptions(None, {}).of(odd) == PRESETS["none"]
-    assert "images go in as they are" in told(capsys)
+    lines = told(capsys)
+    assert "the model's configuration is of no use here: a crop by mode 'border' is not known" in lines
+    assert "images go in as they are" in lines
     with pytest.raises(click.UsageError, match="mode 'border' is not known"):
         PresetOptions("model", {}).of(odd)
 
@@ -100,7 +104,8 @@ def test_a_preset_written_out_is_the_preset(run: Callable[..., Result], digits_n
         (("--interpolation", "cubic"), "cubic"),
         (("--preset", "model"), "does not say how images are prepared"),
         (("--arch", "resnet101"), "timm:NAME or torchvision:NAME"),
-        (("--arch", "keras:resnet"), "timm:NAME or torchvision:NAME"),
+        (("--arch", "keras:resnet"), "timm:NAME or torchvision:NAME, or hf:PATH_OR_NAME"),
+        (("--arch", "hf:"), "hf:PATH_OR_NAME"),
     ],
 )
 def test_wrong_usage(run: Callable[..., Result], digits_npz: Path, options: tuple[str, ...], message: str) -> None:
@@ -135,6 +140,65 @@ def test_a_network_of_a_librarys(run: Callable[..., Result], arch: str, tmp_path
     (batch,) = load_images(tmp_path / "x.npz", preset).batches(2)
     expected = GaiaZ(model.eval(), engine="hooks")(batch.images)
     assert torch.allclose(torch.tensor(scores(found)), expected, rtol=1e-5)
+
+
+@pytest.fixture
+def hugging_face(tmp_path: Path) -> tuple[Path, Any]:
+    """A folder of an image classifier of transformers, with its image processor, and the model."""
+    transformers: Any = pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=5
+    )
+    model = transformers.ResNetForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "resnet")
+    processor = {
+        "image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 28}, "resample": 3,
+        "image_mean": HALF, "image_std": [0.25, 0.25, 0.25],
+    }  # fmt: skip
+    (tmp_path / "resnet" / "preprocessor_config.json").write_text(json.dumps(processor))
+    return tmp_path / "resnet", model
+
+
+def test_a_network_of_hugging_faces(run: Callable[..., Result], hugging_face: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, model = hugging_face
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8))
+    found = run("score", tmp_path / "x.npz", "--arch", f"hf:{folder}", "--engine", "hooks")
+    assert f"as the image processor's configuration of {folder} says: resize 32 (bicubic); crop 28" in " ".join(
+        found.stderr.split()
+    )
+    preset = Preset("own", HALF, (0.25, 0.25, 0.25), 32, 28, "bicubic")
+    (batch,) = load_images(tmp_path / "x.npz", preset).batches(2)
+    assert torch.allclose(torch.tensor(scores(found)), GaiaZ(model, engine="hooks")(batch.images), rtol=1e-5)
+    plan = run("layers", "--arch", f"hf:{folder}", "--num-classes", "3", "--method", "gaia-a")
+    assert plan.exit_code == 0
+    assert "classifier.1: Phi is its input" in plan.stdout
+
+
+def test_what_hugging_face_has_not(
+    run: Callable[..., Result], hugging_face: tuple[Path, Any], digits_npz: Path
+) -> None:
+    folder, _ = hugging_face
+    found = run("score", digits_npz, "--arch", f"hf:{folder}", "--num-classes", "3")
+    assert found.exit_code == 2
+    assert "has weights for 5 classes; --num-classes 3 needs --weights" in " ".join(found.stderr.split())
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "LevitImageProcessor"}')
+    found = run("score", digits_npz, "--arch", f"hf:{folder}", "--preset", "model")
+    assert found.exit_code == 2
+    assert "the image processor LevitImageProcessor is not known" in " ".join(found.stderr.split())
+    (folder / "model.safetensors").unlink()
+    found = run("score", digits_npz, "--arch", f"hf:{folder}")
+    assert found.exit_code == 1
+    assert "hf cannot make it: " in found.stderr
+    assert "safetensors" in found.stderr
+
+
+def test_without_transformers(run: Callable[..., Result], digits_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    found = run("score", digits_npz, "--arch", "hf:some/model")
+    assert found.exit_code == 1
+    assert "--arch hf:some/model needs transformers" in found.stderr
+    assert "pip install 'gaia-fast[hf]'" in found.stderr
 
 
 def test_a_head_that_a_library_has_no_weights_for(

@@ -88,7 +88,7 @@ def test_parquet(
     expected: tuple[np.ndarray, list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gaia_fast.cli.score._ROWS_AT_ONCE", 20)
+    monkeypatch.setattr("gaia_fast.cli.tables._ROWS_AT_ONCE", 20)
     found = run("score", digits_npz, *DIGITS, "--out", "rows.parquet", "--threshold", "9.7", "--batch-size", "7")
     assert found.exit_code == 0
     table = parquet.read_table("rows.parquet").to_pydict()
@@ -195,7 +195,7 @@ def test_rows_come_on_stdout_while_images_are_read(
     """The rows of a batch are out before the next batch is scored."""
     flushed: list[str] = []
     out = fails_at_the_third_batch(monkeypatch, lambda: len(rows_of("".join(flushed))))
-    monkeypatch.setattr("gaia_fast.cli.score._text_file", lambda out: contextlib.nullcontext(Lines(flushed)))
+    monkeypatch.setattr("gaia_fast.cli.tables._text_file", lambda out: contextlib.nullcontext(Lines(flushed)))
     found = run("score", digits_npz, *DIGITS, "--batch-size", "10")
     assert (found.exit_code, found.stderr.splitlines()[-1]) == (1, "Error: the power went")
     assert out == [0, 10, 20]
@@ -218,7 +218,7 @@ def test_a_run_that_fails_leaves_the_earlier_file(
 ) -> None:
     assert run("score", digits_npz, *DIGITS, "--out", name).exit_code == 0
     before = Path(name).read_bytes()
-    monkeypatch.setattr("gaia_fast.cli.score._ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("gaia_fast.cli.tables._ROWS_AT_ONCE", 5)
     fails_at_the_third_batch(monkeypatch)
     found = run("score", digits_npz, *DIGITS, "--batch-size", "10", "--out", name, "--threshold", "1")
     assert (found.exit_code, found.stderr) == (1, "Error: the power went\n")

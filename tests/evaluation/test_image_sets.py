@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
-from gaia_fast.data import PRESETS, ImageSource
+from gaia_fast.data import PRESETS, ImageSource, surrogate_sources
 from gaia_fast.data.digits import digits_sources, held_out_digits
 from gaia_fast.errors import ArgumentError, DataError, NonFiniteError
 from gaia_fast.evaluation import image_sets
@@ -108,6 +109,27 @@ def test_compare() -> None:
     assert result.metrics["near"].auroc == pytest.approx((2.5 + 4) / 8)
     assert result.metrics["near"].fpr95_id_positive == 0.5
     assert result.metrics["far"].auroc == 1
+
+
+def test_surrogates_are_told_from_ood_data() -> None:
+    near, surrogate = scored([0, 0]), dataclasses.replace(scored([0, 0]), surrogate=True)
+    found = compare(scored([1, 2, 3, 4]), {"surrogate-noise": surrogate})
+    assert found.on_surrogates
+    assert "surrogates score lower than ID ones" in weak_spots(found)[0]
+    found = compare(scored([1, 2, 3, 4]), {"near": near})
+    assert not found.on_surrogates
+    assert "OOD images score lower than ID ones" in weak_spots(found)[0]
+    with pytest.raises(ArgumentError, match="OOD images and surrogates means nothing"):
+        compare(scored([1, 2, 3, 4]), {"near": near, "surrogate-noise": surrogate})
+
+
+def test_the_surrogates_of_a_source_are_scored_as_such(
+    model: nn.Module, sources: tuple[ImageSource, dict[str, ImageSource]]
+) -> None:
+    id_source = first(sources[0], 8)
+    found = image_sets.evaluate({"gaia-z": GaiaZ(model)}, id_source, surrogate_sources(id_source))
+    assert found.on_surrogates
+    assert not found.id_set.surrogate
 
 
 def test_weak_spots_say_what_is_wrong() -> None:

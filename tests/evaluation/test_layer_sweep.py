@@ -7,7 +7,14 @@ from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.data.digits import digits_sources
 from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation.image_sets import evaluate, score_set
-from gaia_fast.evaluation.layer_sweep import LayerGroup, group_scores, layer_groups, sweep_layers
+from gaia_fast.evaluation.layer_sweep import (
+    GroupResult,
+    LayerGroup,
+    group_scores,
+    layer_groups,
+    proposal,
+    sweep_layers,
+)
 from gaia_fast.evaluation.metrics import ood_metrics
 from gaia_fast.measurement import FeatureMap
 from gaia_fast.models import digits_resnet
@@ -109,3 +116,17 @@ def test_every_group_is_what_a_detector_on_its_layers_finds() -> None:
             assert group.metrics[name].auroc == pytest.approx(expected.auroc, abs=1e-4)
             assert group.metrics[name].fpr95_id_positive == pytest.approx(expected.fpr95_id_positive, abs=5e-3)
     assert not evaluate({"gaia-z": GaiaZ(model)}, id_source, {name: ood_source}).by_layers
+
+
+def test_the_proposal_is_the_best_of_all_methods_that_can_be_asked_for() -> None:
+    def group(auroc: float, *names: str) -> GroupResult:
+        inside = [0.0] * 100
+        return GroupResult(
+            names, 1, {"far": ood_metrics(inside, [1.0] * int(auroc * 100) + [-1.0] * int(100 - auroc * 100))}
+        )
+
+    z = {"8x8": group(0.99), "all": group(0.9, "a", "b"), "a": group(0.7, "a")}
+    a = {"b": group(0.95, "b"), "all": group(0.5, "a", "b")}
+    assert proposal({"gaia-z": z, "gaia-a": a}) == ("gaia-a", "b")
+    assert proposal({"gaia-z": z}) == ("gaia-z", "all")
+    assert proposal({}) is None

@@ -65,6 +65,10 @@ def test_roc_curves(tmp_path: Path, evaluation: Evaluation) -> None:
         metrics = evaluation.results[method].metrics["letters"]
         assert auc(x, y) == pytest.approx(metrics.auroc)
         assert x[y >= 0.95].min() == pytest.approx(metrics.fpr95_id_positive)
+    for (name, each), curve in zip(evaluation.combinations.items(), axes.lines[3:5], strict=True):
+        assert name in str(curve.get_label())
+        assert "not in the paper" in str(curve.get_label())
+        assert auc(curve.get_xdata(), curve.get_ydata()) == pytest.approx(each.result.metrics["letters"].auroc)
 
 
 def test_all_scores_equal() -> None:
