@@ -124,7 +124,8 @@ def described(preset: Preset) -> str:
     def numbers(values: tuple[float, ...]) -> str:
         return ", ".join(f"{value:g}" for value in values)
 
-    parts = [] if preset.resize is None else [f"resize {size(preset.resize)} ({preset.interpolation})"]
+    parts = [] if preset.resolution is None else [f"down to {preset.resolution} pixels where larger"]
+    parts += [] if preset.resize is None else [f"resize {size(preset.resize)} ({preset.interpolation})"]
     parts += [] if preset.crop is None else [f"crop {size(preset.crop)}"]
     return "; ".join([*parts, f"mean {numbers(preset.mean)}", f"std {numbers(preset.std)}"])
 

@@ -3,13 +3,15 @@
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from torch import nn
 
 from gaia_fast.cli import output
-from gaia_fast.cli.options import FILE, FOLDER, batch_size_option, described, json_option
+from gaia_fast.cli.options import FILE, FOLDER, described, json_option
 from gaia_fast.data import ImageSource
 from gaia_fast.errors import ArgumentError, DataError, GaiaError
 from gaia_fast.evaluation import plots
@@ -48,6 +50,13 @@ _LEAST = 50  # images that methods are fitted on, where these have to be taken f
 )
 @click.option("--weights", multiple=True, metavar="NETWORK=FILE", help="Weights of a network; repeatable.")
 @click.option("--limit", type=click.IntRange(2), metavar="N", help="The first N images of each set alone.")
+@click.option(
+    "--resolution",
+    type=click.IntRange(1),
+    metavar="PIXELS",
+    help="Bring the shorter side of every picture down to this first, where it is longer: sets of smaller pictures "
+    "cannot be told by that alone then.",
+)
 @click.option("--method", "methods", multiple=True, metavar="NAME", help="Rows of these methods alone; repeatable.")
 @click.option(
     "--fit-images",
@@ -59,7 +68,11 @@ _LEAST = 50  # images that methods are fitted on, where these have to be taken f
 )
 @click.option("--engine", type=click.Choice((AUTO, *EngineName.values())), default=AUTO, show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
-@batch_size_option
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Images that go through the network together.  [default: 50 of 32x32 pixels, 8 of ImageNet's]",
+)
 @click.option("--out", type=FILE, metavar="FILE", help="Also write the tables as Markdown.")
 @click.option(
     "--plots", "folder", type=FOLDER, default=_PLOTS, show_default=True, help="Folder of the pictures of a figure."
@@ -73,11 +86,12 @@ def reproduce(
     networks: tuple[str, ...],
     weights: tuple[str, ...],
     limit: int | None,
+    resolution: int | None,
     methods: tuple[str, ...],
     fit_images: int,
     engine: str,
     device: str,
-    batch_size: int,
+    batch_size: int | None,
     out: Path | None,
     folder: Path,
     cache: Path | None,
@@ -102,6 +116,8 @@ def reproduce(
     chosen = find_networks(networks, of) if networks else [NETWORKS[name] for name in default]
     texts, records, absent = [], [], {}
     for network in chosen:
+        if resolution is not None:
+            network = replace(network, preset=replace(network.preset, resolution=resolution))
         try:
             model, file = network.load(data, given.get(network.name))
         except GaiaError as error:
@@ -175,8 +191,10 @@ class _Setting:
         """The number of images that are tested."""
         return len(self.id_source) + sum(len(each) for each in self.ood.values())
 
-    def scores(self, model: Any, cache: ScoreCache, engine: str, batch_size: int) -> NetworkScores:
-        example = next(self.id_source.batches(min(batch_size, 8))).images
+    def scores(self, model: nn.Module, cache: ScoreCache, engine: str, batch_size: int | None) -> NetworkScores:
+        example = next(self.id_source.batches(8)).images
+        # More of large images are slower on a CPU: their maps leave the caches, and memory is asked for each time.
+        batch_size = batch_size or (50 if example.shape[-1] <= 64 else 8)
         return NetworkScores(self.network, model, example, self.fit, cache, engine, batch_size)
 
 

@@ -39,6 +39,8 @@ class Preset:
             None.
         crop: side of the square, or (height, width), cut from the centre; or None.
         interpolation: of resizing, antialiased: a name in `INTERPOLATIONS`.
+        resolution: what the shorter side is brought down to first, where it is longer, so that sets of pictures of
+            different sizes compare; or None.
 
     Raises:
         ArgumentError: a size that is not positive, a standard deviation of zero, numbers that are not finite, or no
@@ -51,9 +53,10 @@ class Preset:
     resize: Size | None = None
     crop: Size | None = None
     interpolation: str = "bilinear"
+    resolution: int | None = None
 
     def __post_init__(self) -> None:
-        for size in (self.resize, self.crop):
+        for size in (self.resize, self.crop, self.resolution):
             if size is not None and min(_pair(size)) < 1:
                 raise ArgumentError(f"the preset {self.name!r} resizes or crops to {size}; sizes are positive")
         numbers = (*self.mean, *self.std)
@@ -88,11 +91,13 @@ class Preset:
             DataError: the picture is smaller than the crop.
         """
         picture = as_rgb(picture)
-        if self.resize is not None and isinstance(picture, np.ndarray):
+        if isinstance(picture, np.ndarray) and (self.resize, self.resolution) != (None, None):
             picture = Image.fromarray(picture)
-        if self.resize is not None and isinstance(picture, Image.Image):
-            height, width = self._resized(picture.height, picture.width)
-            picture = picture.resize((width, height), INTERPOLATIONS[self.interpolation])
+        if isinstance(picture, Image.Image):
+            if self.resolution is not None and min(picture.size) > self.resolution:
+                picture = self._resize(picture, self.resolution)
+            if self.resize is not None:
+                picture = self._resize(picture, self.resize)
         pixels = np.asarray(picture)
 
         if self.crop is not None:
@@ -110,12 +115,14 @@ class Preset:
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return ((x - mean[:, None, None]) / std[:, None, None]).contiguous()
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
-        assert self.resize is not None
-        if isinstance(self.resize, tuple):
-            return self.resize
-        shorter = min(height, width)
-        return int(self.resize * height / shorter), int(self.resize * width / shorter)
+    def _resize(self, picture: Image.Image, size: Size) -> Image.Image:
+        """To a size, or so that the shorter side is as long as that."""
+        if isinstance(size, tuple):
+            height, width = size
+        else:
+            shorter = min(picture.size)
+            height, width = int(size * picture.height / shorter), int(size * picture.width / shorter)
+        return picture.resize((width, height), INTERPOLATIONS[self.interpolation])
 
 
 def as_rgb(picture: Image.Image | np.ndarray) -> Image.Image | np.ndarray:

@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,19 @@ class ScoreCache:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def get(self, key: Mapping[str, Any], compute: Callable[[], Arrays]) -> Arrays:
+    def get(self, key: Mapping[str, Any], compute: Callable[[], Arrays], code: Sequence[str] = ()) -> Arrays:
         """What is kept under a key; computes and keeps it where there is nothing that can be read.
 
         Args:
             key: all that decides the result but the code and libraries, which are added.
+            compute: the result.
+            code: the parts of this package that it is computed by; none for all.
         """
         if self._folder is None:
             return compute()
-        text = json.dumps({**key, "code": code_digest(), "libraries": _versions()}, sort_keys=True, default=str)
+        text = json.dumps(
+            {**key, "code": code_digest(tuple(code)), "libraries": _versions()}, sort_keys=True, default=str
+        )
         path = self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.npz"
         try:
             with np.load(path, allow_pickle=False) as kept:
@@ -55,14 +59,14 @@ class ScoreCache:
 
 
 @lru_cache
-def code_digest() -> str:
-    """A hash of this package's code, but for what only shows or arranges scores."""
+def code_digest(parts: tuple[str, ...] = ()) -> str:
+    """A hash of this package's code, of some of its folders or all; but never of what only shows or arranges scores."""
     root = Path(str(gaia_fast.__file__)).parent
     of = hashlib.sha256()
     shown = ("cli", "evaluation", "reproduction")
-    files = (path for path in root.rglob("*") if path.suffix in (".py", ".so"))
-    for path in sorted(files):
-        if path.relative_to(root).parts[0] not in shown:
+    for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".so")):
+        part = path.relative_to(root).parts[0]
+        if part not in shown and (not parts or part in parts):
             of.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return of.hexdigest()[:32]
 

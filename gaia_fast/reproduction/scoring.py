@@ -23,6 +23,7 @@ from gaia_fast.reproduction.networks import Network
 from gaia_fast.reproduction.score_cache import Arrays, ScoreCache, model_digest
 
 NORMS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # orders p of the norm of Lambda that are kept (Fig. 4)
+_BASELINES_CODE = ("baselines", "data", "models")  # what decides about scores that are not GAIA's
 _PART = 500  # images under one key: what is lost when a run is stopped
 
 
@@ -187,8 +188,10 @@ class NetworkScores:
         if (method, fusion) not in self._detectors:
             options = {"fusion": fusion} if method == "gaia-a" else {}
             made = make_detector(method, self.model, engine=self._engine, **options)
+            start = time.perf_counter()
             if self._engine in ("auto", "compiled"):
                 made.prepare(self._example, tune="model")  # seconds less; what a score costs is not measured here
+            self.seconds[f"{_named(method, fusion)}, compiling"] += time.perf_counter() - start
             self._detectors[method, fusion] = made
         return self._detectors[method, fusion]
 
@@ -209,7 +212,6 @@ class NetworkScores:
 
     def _norms(self, score: GaiaScore, source: ImageSource) -> np.ndarray:
         """(P, N, L): the norms of order `NORMS` of the rows of Lambda."""
-        what = score.method if score.method == "gaia-z" else f"{score.method}:{score.fusion}"
 
         def compute(batches: Iterable[Batch]) -> Arrays:
             detector = self.detector(score.method, score.fusion)
@@ -221,7 +223,8 @@ class NetworkScores:
                 found.append(torch.stack([torch.linalg.vector_norm(matrix, p, dim=2) for p in NORMS]).cpu())
             return {"norms": torch.cat(found, dim=1).numpy().swapaxes(0, 1)}
 
-        arrays = self._by_parts(what, {"engine": self._engine, "norms": NORMS}, source, compute)
+        what = _named(score.method, score.fusion)
+        arrays = self._by_parts(what, {"engine": self._engine, "norms": NORMS}, source, compute, ())
         return arrays["norms"].swapaxes(0, 1)
 
     def _scorer(self, name: str) -> Scorer:
@@ -243,14 +246,19 @@ class NetworkScores:
         return FitImages(self.fit, torch.from_numpy(labels), found)
 
     def _by_parts(
-        self, what: str, options: dict[str, object], source: ImageSource, compute: Callable[[Iterable[Batch]], Arrays]
+        self,
+        what: str,
+        options: dict[str, object],
+        source: ImageSource,
+        compute: Callable[[Iterable[Batch]], Arrays],
+        code: Sequence[str] = _BASELINES_CODE,
     ) -> Arrays:
         """What `compute` gives for all images of a source, part by part, each kept in the cache."""
         found = []
         for start in range(0, len(source), _PART):
             part = source.part(start, start + _PART)
             key = {"what": what, **options, "model": self._digest, "images": part.digest()}
-            kept = self._cache.get(key, lambda part=part: self._timed(part, compute))  # type: ignore[misc]
+            kept = self._cache.get(key, lambda part=part: self._timed(part, compute), code)  # type: ignore[misc]
             self.seconds[what] += float(kept.pop("seconds"))
             self.unreadable.update(dict.fromkeys(kept.pop("unreadable").tolist()))
             if kept:
@@ -261,10 +269,15 @@ class NetworkScores:
         return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
     def _timed(self, part: ImageSource, compute: Callable[[Iterable[Batch]], Arrays]) -> Arrays:
-        start = time.perf_counter()
+        start, others = time.perf_counter(), sum(self.seconds.values())
         batches = part.batches(self._batch_size)
         first = next(batches, None)  # None: not one image of the part can be read
         found = {} if first is None else compute(chain([first], batches))
-        seconds = time.perf_counter() - start
+        # Fitting and compiling, where they were done on the way, have times of their own.
+        seconds = time.perf_counter() - start - (sum(self.seconds.values()) - others)
         unreadable = [f"{name}: {reason}" for name, reason in part.unreadable]
         return {**found, "seconds": np.array(seconds), "unreadable": np.array(unreadable, dtype=np.str_)}
+
+
+def _named(method: str, fusion: str) -> str:
+    return method if method == "gaia-z" or fusion == "division" else f"{method}, {fusion}"

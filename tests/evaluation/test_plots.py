@@ -45,7 +45,7 @@ def test_histograms(tmp_path: Path, evaluation: Evaluation) -> None:
 
 
 def test_histogram_shares_and_threshold(evaluation: Evaluation) -> None:
-    axes = plots._figure(4, 3).subplots()
+    axes = plots.new_figure(4, 3).subplots()
     plots._histogram(axes, evaluation, "gaia-z", "letters")
     heights = [sum(bar.get_height() for bar in container) for container in axes.containers]
     assert heights == pytest.approx([1, 1])  # what lies beyond the ends is in the outermost bars
@@ -56,7 +56,7 @@ def test_histogram_shares_and_threshold(evaluation: Evaluation) -> None:
 def test_roc_curves(tmp_path: Path, evaluation: Evaluation) -> None:
     plots.save_roc(tmp_path / "roc.png", evaluation, "letters")
     assert drawn(tmp_path / "roc.png").min() < 100
-    axes = plots._figure(4, 4).subplots()
+    axes = plots.new_figure(4, 4).subplots()
     plots._roc(axes, evaluation, "letters")
     curves = axes.lines[:3]
     assert [each.get_label().split(":")[0] for each in curves] == ["gaia-a", "gaia-z", "msp"]
@@ -73,7 +73,7 @@ def test_roc_curves(tmp_path: Path, evaluation: Evaluation) -> None:
 
 def test_all_scores_equal() -> None:
     same = ScoredSet(["0"], None, np.zeros(1, int), {"gaia-z": np.ones(1), "msp": np.ones(1)}, [])
-    axes = plots._figure(4, 3).subplots()
+    axes = plots.new_figure(4, 3).subplots()
     plots._histogram(axes, compare(same, {"same": same}), "gaia-z", "same")
     assert [sum(bar.get_height() for bar in container) for container in axes.containers] == [1, 1]
     assert all(bar.get_width() > 0 for container in axes.containers for bar in container)
