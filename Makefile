@@ -75,10 +75,10 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	$(PIP) -c constraints.txt "$$(echo build/wheel/*.whl)[plot]"
 	touch $@
 
-# torchvision and timm without their dependencies: torchvision's would replace torch.
+# These without their dependencies: torchvision's would replace torch.
 $(VENV)/test-tools: $(VENV)/installed
 	$(PIP) -c constraints.txt "$$(echo build/wheel/*.whl)[test,lint]" pyyaml pybind11
-	$(PIP) -c constraints.txt --no-deps torchvision timm
+	$(PIP) -c constraints.txt --no-deps torchvision timm pytorch-ood
 	touch $@
 
 docs: $(VENV)/test-tools

@@ -41,12 +41,10 @@ def detectors() -> ModuleType:
                 "'gaia-fast[baselines]'"
             ) from error
         failed = error
-    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == _PACKAGE}
     bare = ModuleType(_PACKAGE)
     bare.__path__ = list(spec.submodule_search_locations)
     try:
-        for name in before:
-            del sys.modules[name]
+        _forget()  # what the attempt has left
         sys.modules[_PACKAGE] = bare
         return importlib.import_module(with_all)
     except Exception as error:
@@ -54,7 +52,10 @@ def detectors() -> ModuleType:
             f"pytorch-ood's detectors cannot be imported: {first_line(failed)}; and without torchvision: "
             f"{first_line(error)}"
         ) from error
-    finally:  # whoever imports the package itself gets all of it, or its own error
-        for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
-            del sys.modules[name]
-        sys.modules.update(before)
+    finally:
+        _forget()  # whoever imports the package itself gets all of it, or its own error
+
+
+def _forget() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == _PACKAGE]:
+        del sys.modules[name]

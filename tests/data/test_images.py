@@ -1,3 +1,4 @@
+import io
 import os
 import pickle
 import socket
@@ -6,6 +7,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from gaia_fast.data import PRESETS, load_images
+from gaia_fast.data.images import load_class_folders
 from gaia_fast.errors import ArgumentError, DataError
 
 
@@ -427,3 +430,98 @@ def test_wrong_arguments(tmp_path: Path) -> None:
         load_images(tmp_path, "cifar")
     with pytest.raises(ArgumentError, match="batch_size is 0"):
         load_images(tmp_path, "none").batches(0)
+
+
+def _file(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def _files(path: Path, files: list[bytes], **more: object) -> Path:
+    arrays: dict[str, object] = {
+        "data": np.frombuffer(b"".join(files), dtype=np.uint8),
+        "offsets": np.cumsum([0, *map(len, files)]),
+    }
+    np.savez(path, **{**arrays, **more})  # type: ignore[arg-type]
+    return path
+
+
+def test_an_archive_of_files(tmp_path: Path) -> None:
+    pictures = [np.full((4, 5 + n, 3), 10 * n, dtype=np.uint8) for n in range(3)]
+    path = _files(tmp_path / "a.npz", [_file(each) for each in pictures], y=np.array([2, 0, 1]))
+    source = load_images(path, "none")
+    assert source.names == ["0", "1", "2"]
+    assert source.labels is not None
+    assert source.labels.tolist() == [2, 0, 1]
+    for n, picture in enumerate(pictures):
+        expected = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+        torch.testing.assert_close(source[n], expected)
+
+
+def test_a_damaged_file_in_an_archive_is_left_out(tmp_path: Path) -> None:
+    good = _file(np.zeros((4, 4, 3), np.uint8))
+    source = load_images(_files(tmp_path / "a.npz", [good, b"no image", good]), "none")
+    assert [batch.names for batch in source.batches(8)] == [["0", "2"]]
+    assert source.unreadable[0][0] == "1"
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"offsets": np.array([0, 10**9])}, "do not rise"),
+        ({"offsets": np.array([5, 3])}, "do not rise"),
+        ({"offsets": np.array([0.0, 1.0])}, "'offsets' float64"),
+        ({"offsets": np.array([0])}, "of no image"),
+        ({"data": np.zeros(4, np.int16)}, "'data' is int16"),
+        ({"y": np.array([1, 2])}, "'y' is int64"),
+    ],
+)
+def test_archives_of_files_that_do_not_fit(tmp_path: Path, more: dict[str, np.ndarray], reason: str) -> None:
+    path = _files(tmp_path / "a.npz", [_file(np.zeros((4, 4, 3), np.uint8))], **more)
+    with pytest.raises(DataError, match=reason):
+        load_images(path, "none")
+
+
+def test_a_part_is_a_source_of_its_own(tmp_path: Path) -> None:
+    x = np.arange(5 * 2 * 2 * 3, dtype=np.uint8).reshape(5, 2, 2, 3)
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(5))
+    source = load_images(tmp_path / "a.npz", "none")
+    part = source.part(2, 9)
+    assert part.names == ["2", "3", "4"]
+    assert part.labels is not None
+    assert part.labels.tolist() == [2, 3, 4]
+    torch.testing.assert_close(part[0], source[2])
+    assert len(source.part(5, 7)) == 0
+
+
+def test_the_digest_says_what_decides_the_images(tmp_path: Path) -> None:
+    x = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
+    np.savez(tmp_path / "a.npz", x=x)
+    np.savez(tmp_path / "b.npz", x=x, y=np.arange(4))
+    changed = x.copy()
+    changed[3, 0, 0, 0] += 1
+    np.savez(tmp_path / "c.npz", x=changed)
+    a, b, c = (load_images(tmp_path / f"{name}.npz", "none") for name in "abc")
+    assert a.digest() == b.digest() != c.digest()
+    assert a.part(0, 3).digest() == c.part(0, 3).digest()
+    assert load_images(tmp_path / "a.npz", replace(PRESETS["none"], mean=(0.1, 0.0, 0.0))).digest() != a.digest()
+    d, e = _files(tmp_path / "d.npz", [b"ab", b"c"]), _files(tmp_path / "e.npz", [b"a", b"bc"])
+    assert load_images(d, "none").digest() != load_images(e, "none").digest()
+
+
+def test_labels_from_the_classes_folders(tmp_path: Path) -> None:
+    for name in ("n02/a.png", "n01/z.png", "n01/deeper/b.png"):
+        path = tmp_path / "val" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    source = load_class_folders(tmp_path / "val", "none")
+    assert source.labels is not None
+    assert dict(zip(source.names, source.labels.tolist(), strict=True)) == {
+        "n01/deeper/b.png": 0,
+        "n01/z.png": 0,
+        "n02/a.png": 1,
+    }
+    Image.new("RGB", (4, 4)).save(tmp_path / "val" / "loose.png")
+    with pytest.raises(DataError, match=r"loose\.png outside"):
+        load_class_folders(tmp_path / "val", "none")

@@ -199,3 +199,12 @@ def test_weights_of_torchvisions_are_given_what_torchvision_gives_them(name: str
     theirs = models.get_model_weights(name).DEFAULT.transforms(antialias=True)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 411, 3), dtype=np.uint8))
     assert torch.allclose(from_torchvision(theirs)(picture), theirs(picture), rtol=0, atol=1e-6)
+
+
+def test_resolution_brings_larger_pictures_down_first() -> None:
+    large = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
+    preset = Preset("p", (0.0,) * 3, (1.0,) * 3, resize=40, crop=32, resolution=20)
+    reduced = Image.fromarray(large).resize((20, 30), Image.Resampling.BILINEAR)
+    torch.testing.assert_close(preset(large), replace(preset, resolution=None)(reduced))
+    small = large[:15, :15]
+    torch.testing.assert_close(preset(small), replace(preset, resolution=None)(small))  # never enlarged by it

@@ -141,3 +141,14 @@ def test_the_picture_stays_as_it_was(change: Callable[..., np.ndarray]) -> None:
     before = x.copy()
     change(x, np.random.default_rng(0))
     assert np.array_equal(x, before)
+
+
+def test_parts_are_the_same_images() -> None:
+    """Whatever is scored part by part sees what is scored at once."""
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    for source in surrogate_sources(source_of(pictures)).values():
+        part = source.part(2, 5)
+        assert part.names == source.names[2:5]
+        for index in range(3):
+            torch.testing.assert_close(part[index], source[2 + index])
+        assert part.digest() != source.part(1, 4).digest()
