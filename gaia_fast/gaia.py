@@ -59,6 +59,7 @@ class Gaia(Detector):
 
     Attributes:
         scores: the scores' names, in order.
+        methods: by GAIA score, its options.
         thresholds: by score, once there are any.
 
     Raises:
@@ -107,6 +108,10 @@ class Gaia(Detector):
         }
         of_layers = _by_measure(layers, measures)
         super().__init__(model, methods, Options(of_layers, head, engine, backend, runtime))
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        return {str(method.name): method for method in self._methods.values()}
 
     def score(self, x: Tensor, *, return_matrix: bool = False) -> GaiaScores:
         """Predicts and scores a batch in one call.
@@ -293,7 +298,7 @@ class Gaia(Detector):
         )
 
     def __repr__(self) -> str:
-        options = list(self._methods.values())
+        options = [*self._methods.values()]
         return f"Gaia({type(self.model).__name__}, {self.scores}, {options}, thresholds={self.thresholds})"
 
 

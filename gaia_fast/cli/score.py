@@ -4,9 +4,9 @@ import contextlib
 import csv
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -24,11 +24,14 @@ from gaia_fast.cli.options import (
     model_options,
     output_option,
     preset_options,
+    threshold_option,
+    thresholds_by_method,
 )
 from gaia_fast.data import load_images
 from gaia_fast.errors import ArgumentError, DataError
-from gaia_fast.evaluation.image_sets import score_set, scored_batches
+from gaia_fast.evaluation.image_sets import METHODS, score_set, scored_batches
 from gaia_fast.files import replacing
+from gaia_fast.gaia import SCORES
 
 Row = dict[str, Any]
 
@@ -40,14 +43,14 @@ _ROWS_AT_ONCE = 65536  # rows of a Parquet row group: a compressed column of few
 @model_options
 @preset_options
 @max_pixels_option
-@detector_options(default=("gaia-z",), single=True)
+@detector_options(default=("gaia-z",), choices=SCORES)
 @batch_size_option
 @output_option(
     help="Where the rows go: .csv or .parquet (the extra `parquet`), put in place when all are scored: a run that "
     "fails leaves an earlier file as it was. Default: CSV to stdout, each batch as it is scored."
 )
-@click.option("--threshold", type=float, help="Adds the column is_ood: score > threshold.")
-@click.option("--calibrate-on", metavar="PATH", help="In-distribution images to take the threshold from.")
+@threshold_option("Adds the column is_ood: score > threshold. Of several methods: whose it is.")
+@click.option("--calibrate-on", metavar="PATH", help="In-distribution images to take the thresholds from.")
 @click.option(
     "--id-tpr",
     type=click.FloatRange(0, 1, min_open=True),
@@ -62,7 +65,7 @@ def score(
     detectors: DetectorOptions,
     batch_size: int,
     out: Path | None,
-    threshold: float | None,
+    thresholds: tuple[str, ...],
     calibrate_on: str | None,
     id_tpr: float | None,
     json_file: Path | None,
@@ -70,18 +73,21 @@ def score(
     """Scores IMAGES: a folder of images (any depth), one image, or an .npz with x uint8 (N, H, W, 3).
 
     One row per image: image (path or index), predicted (class), score (larger = further out of distribution), and
-    is_ood where a threshold is known. An image that cannot be read is named on stderr and left out; the exit code is
-    then 3.
+    is_ood where a threshold is known. With several methods, which share the pass through the network, there is a column
+    for each, called by its name, and is_ood_NAME. An image that cannot be read is named on stderr and left out; the
+    exit code is then 3.
     """
-    if threshold is not None and calibrate_on is not None:
+    if thresholds and calibrate_on is not None:
         raise click.UsageError("give --threshold or --calibrate-on, not both")
     if id_tpr is not None and calibrate_on is None:
         raise click.UsageError("--id-tpr says how to calibrate; it needs --calibrate-on")
+    methods = detectors.methods
+    decided = thresholds_by_method(thresholds, methods)
     writing = _writer(out)
     loaded = model.load()
     prepared = preset.of(loaded)
-    chosen = detectors.build(loaded.model)
-    (method,) = chosen
+    alone = len(methods) == 1 and methods[0] in METHODS
+    chosen = detectors.build(loaded.model) if alone else detectors.build_joint(loaded.model)
     source = load_images(images, prepared, max_pixels)
     unreadable = 0
 
@@ -90,25 +96,28 @@ def score(
         id_source = load_images(calibrate_on, prepared, max_pixels)
         with output.progress("calibrating", len(id_source)) as advance:
             id_set = score_set(chosen, id_source, batch_size, advance)
-        check_informative(id_set.scores[method])
-        threshold = threshold_for(id_set.scores[method], 0.95 if id_tpr is None else id_tpr)
+        for method in methods:
+            check_informative(id_set.scores[method])
+            decided[method] = threshold_for(id_set.scores[method], 0.95 if id_tpr is None else id_tpr)
         output.report_unreadable(id_set.unreadable, f"{calibrate_on}: ")
         unreadable += len(id_set.unreadable)
         calibration = {"images": len(id_set.names), "unreadable": output.unreadable_record(id_set.unreadable)}
 
+    columns = _columns(methods, decided)
     kept: list[Row] = []  # for the JSON alone: a CSV is written as images come
-    count = flagged = 0
-    with writing(threshold is not None) as write:
+    count, flagged = 0, dict.fromkeys(decided, 0)
+    with writing(columns) as write:
         with output.progress("scoring", len(source)) as advance:
             for batch in scored_batches(chosen, source, batch_size):
-                rows = []
-                for name, predicted, value in zip(
-                    batch.names, batch.predicted.tolist(), batch.scores[method].tolist(), strict=True
-                ):
-                    row: Row = {"image": name, "predicted": predicted, "score": value}
-                    if threshold is not None:
-                        row["is_ood"] = value > threshold
-                        flagged += row["is_ood"]
+                rows: list[Row] = []
+                values = {method: batch.scores[method].tolist() for method in methods}
+                for place, (name, predicted) in enumerate(zip(batch.names, batch.predicted.tolist(), strict=True)):
+                    row: Row = {"image": name, "predicted": predicted}
+                    for each in columns:
+                        value = values[each.method][place]
+                        row[each.name] = value if each.threshold is None else value > each.threshold
+                        if each.threshold is not None:
+                            flagged[each.method] += row[each.name]
                     rows.append(row)
                 write(rows)
                 count += len(rows)
@@ -118,15 +127,20 @@ def score(
         if not count and source.unreadable:  # in here, so that a table of nothing replaces no other
             raise DataError(f"none of the {len(source)} images of {images} can be read")
 
-    verdict = "" if threshold is None else f", {flagged} of them OOD at the threshold {threshold:.6g}"
-    output.note(f"{method}: {count} images scored{verdict}")
+    for method in methods:
+        verdict = ""
+        if method in decided:
+            verdict = f", {flagged[method]} of them OOD at the threshold {decided[method]:.6g}"
+        output.note(f"{method}: {count} images scored{verdict}")
     unreadable += len(source.unreadable)
+    asked: dict[str, Any] = {"methods": methods, "thresholds": decided}
+    if len(methods) == 1:
+        asked = {"method": methods[0], "threshold": decided.get(methods[0])}
     output.write_json(
         json_file,
         {
-            "method": method,
+            **asked,
             "preprocessing": described(prepared),
-            "threshold": threshold,
             "calibration": calibration,
             "count": count,
             "images": kept,
@@ -136,27 +150,46 @@ def score(
     output.finish(unreadable)
 
 
+class _Column(NamedTuple):
+    """A method's scores; with a threshold, whether they are above it."""
+
+    name: str
+    method: str
+    threshold: float | None = None
+
+
+def _columns(methods: Sequence[str], thresholds: Mapping[str, float]) -> list[_Column]:
+    """What a row holds beside the image and its class."""
+    alone = len(methods) == 1
+    found = []
+    for method in methods:
+        found.append(_Column("score" if alone else method, method))
+        if method in thresholds:
+            found.append(_Column("is_ood" if alone else f"is_ood_{method}", method, thresholds[method]))
+    return found
+
+
 Write = Callable[[list[Row]], None]
 
 
-def _writer(out: Path | None) -> Callable[[bool], contextlib.AbstractContextManager[Write]]:
-    """What writes rows to `out`; its argument says whether they have is_ood."""
+def _writer(out: Path | None) -> Callable[[Sequence[_Column]], contextlib.AbstractContextManager[Write]]:
+    """What writes rows of some columns to `out`."""
     if out is None or out.suffix.lower() == ".csv":
-        return lambda decided: _csv(out, decided)
+        return lambda columns: _csv(out, columns)
     if out.suffix.lower() != ".parquet":
         raise click.UsageError(f"--out {out}: the name must end in .csv or .parquet")
     if importlib.util.find_spec("pyarrow") is None:
         raise ArgumentError(
             f"--out {out} needs pyarrow, which is not installed: pip install 'gaia-fast[parquet]', or write a .csv"
         )
-    return lambda decided: _parquet(out, decided)
+    return lambda columns: _parquet(out, columns)
 
 
 @contextlib.contextmanager
-def _csv(out: Path | None, decided: bool) -> Iterator[Write]:
-    columns = ["image", "predicted", "score"] + ["is_ood"] * decided
+def _csv(out: Path | None, columns: Sequence[_Column]) -> Iterator[Write]:
     with _text_file(out) as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        names = ["image", "predicted", *(each.name for each in columns)]
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         begun = False
 
         def write(rows: list[Row]) -> None:
@@ -164,13 +197,17 @@ def _csv(out: Path | None, decided: bool) -> Iterator[Write]:
             if not begun:  # not before there is something: a run that fails leaves no table of nothing
                 writer.writeheader()
                 begun = True
-            # Nine digits tell any two float32 numbers apart.
-            shown = [{**row, "score": f"{row['score']:.9g}"} for row in rows]
-            writer.writerows([{k: str(v).lower() if k == "is_ood" else v for k, v in row.items()} for row in shown])
+            writer.writerows([{name: _shown(value) for name, value in row.items()} for row in rows])
             file.flush()
 
         yield write
         write([])
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.9g}" if isinstance(value, float) else value  # nine digits tell any two float32 numbers apart
 
 
 @contextlib.contextmanager
@@ -187,12 +224,13 @@ def _text_file(out: Path | None) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _parquet(out: Path, decided: bool) -> Iterator[Write]:
+def _parquet(out: Path, columns: Sequence[_Column]) -> Iterator[Write]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    fields = [("image", pa.string()), ("predicted", pa.int64()), ("score", pa.float32())]
-    schema = pa.schema(fields + [("is_ood", pa.bool_())] * decided)
+    fields = [("image", pa.string()), ("predicted", pa.int64())]
+    fields += [(each.name, pa.float32() if each.threshold is None else pa.bool_()) for each in columns]
+    schema = pa.schema(fields)
     waiting: list[Row] = []
     with replacing(out) as written, parquet.ParquetWriter(written, schema) as writer:
 
