@@ -17,7 +17,7 @@ from gaia_fast.method import Method
 from gaia_fast.options import Fusion, LogitScore, Measure, Statistic
 from gaia_fast.plan import JointPlan
 
-SCORES = (*Measure, *LogitScore)
+SCORES = (*Measure.values(), *LogitScore.values())
 
 
 @dataclass(frozen=True)
@@ -327,6 +327,6 @@ def _by_measure(layers: Layers | Mapping[str, Layers], measures: Sequence[str]) 
             raise ArgumentError(
                 f"layers are named for {name!r}, which is none of the GAIA scores asked for, {measures}"
             )
-    if layers is not None and not measures:
+    if not (layers is None or isinstance(layers, Mapping) or measures):
         raise ArgumentError("layers are inspected for GAIA scores, and none is asked for; leave layers out")
     return tuple(given.get(name) for name in measures)

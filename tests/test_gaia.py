@@ -155,13 +155,16 @@ def test_one_forward_pass() -> None:
 def test_a_backward_pass_goes_no_further_than_its_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = zoo.build("resnet34"), zoo.images(2, 32)
     reached: list[int] = []
-    for name in ("record", "record_and_scale"):
 
-        def seen(self: Any, index: int, *rest: Any, kept: Any = getattr(hooks._Sink, name)) -> Any:
+    def noting(kept: Any) -> Any:
+        def seen(self: Any, index: int, *rest: Any) -> Any:
             reached.append(index)
             return kept(self, index, *rest)
 
-        monkeypatch.setattr(hooks._Sink, name, seen)
+        return seen
+
+    for name in ("record", "record_and_scale"):
+        monkeypatch.setattr(hooks._Sink, name, noting(getattr(hooks._Sink, name)))
     Gaia(model, layers={"gaia-a": ["layer4"]}, engine="hooks")(x)
     maps = len(GaiaZ(model).plan(x).maps)
     counts = np.bincount(reached, minlength=maps)

@@ -71,7 +71,10 @@ def test_one_detector_of_several_scores_reads_each_image_once_and_evaluates_the_
     model: nn.Module, sources: tuple[ImageSource, dict[str, ImageSource]]
 ) -> None:
     id_source, ood = first(sources[0], 40), {name: first(each, 20) for name, each in list(sources[1].items())[:2]}
-    detectors = {"gaia-a": GaiaA(model, layers=["layer4"], p=3.0), "gaia-z": GaiaZ(model, p=3.0)}
+    detectors: dict[str, GaiaA | GaiaZ] = {
+        "gaia-a": GaiaA(model, layers=["layer4"], p=3.0),
+        "gaia-z": GaiaZ(model, p=3.0),
+    }
     joint = Gaia(model, scores=("gaia-a", "gaia-z"), layers={"gaia-a": ["layer4"]}, p=3.0)
     apart = image_sets.evaluate(detectors, id_source, ood, 16, by_layers=True)
     calls: list[int] = []
