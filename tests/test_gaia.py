@@ -223,6 +223,20 @@ def test_what_means_nothing_is_refused(options: dict[str, Any]) -> None:
         detector(zoo.images(2))
 
 
+@pytest.mark.parametrize("scores", [("gaia-z", "gaia-a"), ("gaia-a", "gaia-z")], ids=str)
+@pytest.mark.parametrize("runtime", ["eager", "native"])
+def test_a_prepared_program_checks_every_score(runtime: str, scores: tuple[str, ...]) -> None:
+    """A blank image has equal logits, so that GAIA-A has nothing to divide by."""
+    torch.manual_seed(0)
+    model = zoo.Pooled(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()), 8).eval()
+    nn.init.zeros_(model.get_parameter("fc.bias"))
+    x = zoo.images(3)
+    detector = Gaia(model, scores=scores, engine="compiled", runtime=runtime).prepare(x)
+    assert detector(x)["gaia-a"].isfinite().all()
+    with pytest.raises(NonFiniteError, match="output component of images 3 "):
+        detector(torch.cat([x, torch.zeros_like(x[:1])]))
+
+
 def test_a_changed_model_is_scored_as_it_is() -> None:
     model: Any = zoo.build("strided_shortcut")
     detector, x = Gaia(model, **EAGER).prepare(zoo.images(3)), zoo.images(3)
