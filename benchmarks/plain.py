@@ -19,4 +19,4 @@ def plain(model: nn.Module, runtime: str, x: Tensor) -> Runner:
         if node.target is aten.pad.default:
             node.target, node.args = aten.constant_pad_nd.default, node.args[:2]
     run_passes(CAPTURED, captured.graph)
-    return make_runner(runtime, Program(captured.graph, ("logits",), ()), x, captured.dynamic, tune=Tune.default())
+    return make_runner(runtime, Program(captured.graph, ("logits",), (), ()), x, captured.dynamic, tune=Tune.default())

@@ -6,11 +6,14 @@ from gaia_fast.compiler.package.metadata import read_metadata
 from gaia_fast.compiler.package.reading import load
 from gaia_fast.detector import GaiaA, GaiaOutput, GaiaZ
 from gaia_fast.errors import GaiaError
+from gaia_fast.gaia import Gaia, GaiaScores
 
 __all__ = [
+    "Gaia",
     "GaiaA",
     "GaiaError",
     "GaiaOutput",
+    "GaiaScores",
     "GaiaZ",
     "__version__",
     "backends",

@@ -1,7 +1,6 @@
-"""GaiaA and GaiaZ: what a user touches."""
+"""GaiaA and GaiaZ, of one score each: what a user touches, beside `Gaia`, of several."""
 
 import json
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,16 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from gaia_fast import backends, calibration
-from gaia_fast._version import __version__
-from gaia_fast.compiler.preparation import Prepared
-from gaia_fast.engines import Subject, export_program, make_engine
-from gaia_fast.errors import CalibrationError, InputError
-from gaia_fast.inspection import checks, guards, layers, stages
-from gaia_fast.inspection.feature_maps import feature_maps
-from gaia_fast.inspection.forward_hooks import in_grad_mode
+from gaia_fast import calibration
+from gaia_fast.detector_base import Detector, Options
+from gaia_fast.errors import CalibrationError
+from gaia_fast.inspection.requests import SCORE
 from gaia_fast.method import Method
-from gaia_fast.options import EngineName, Measure, Runtime, Tune
+from gaia_fast.options import Measure
 from gaia_fast.plan import Plan
 
 
@@ -42,35 +37,16 @@ class GaiaOutput:
         yield self.score
 
 
-@dataclass(frozen=True)
-class _Options:
-    """What was asked of a detector."""
-
-    layers: str | Sequence[str] | None
-    head: str | nn.Module | None
-    engine: str
-    backend: str
-    runtime: str
+ScorerT = TypeVar("ScorerT", bound="_OneScore")
 
 
-DetectorT = TypeVar("DetectorT", bound="_Detector")
+class _OneScore(Detector):
+    """What GaiaA and GaiaZ share: one score, and its threshold."""
 
-
-class _Detector:
-    """What GaiaA and GaiaZ share: checks of what is given, an engine, and the threshold."""
-
-    def __init__(self, model: nn.Module, method: Method, options: _Options) -> None:
-        EngineName.check_or_auto(options.engine, "engine")
-        Runtime.check_or_auto(options.runtime, "runtime")
-        self.model = checks.unwrap(model)
+    def __init__(self, model: nn.Module, method: Method, options: Options) -> None:
         self.method = method
         self.threshold: float | None = None
-        self._options = options
-        self._lock = threading.RLock()
-        self._stage_layers: list[str] | None = None  # once they are known, whatever images come
-        self._resolve()
-        first = next(self.model.parameters(), torch.empty(0))
-        backends.choose(options.backend, first.device, first.dtype)  # a forced backend that cannot run says so at once
+        super().__init__(model, {SCORE: method}, options)
 
     def score(self, x: Tensor, *, return_matrix: bool = False) -> GaiaOutput:
         """Predicts and scores a batch in one call.
@@ -95,15 +71,9 @@ class _Detector:
             >>> bool(accuracy > 0.9)
             True
         """
-        checks.check_form(x)
-        measured = self._engine.score_prepared(x) if x.shape[0] > 0 and not self._pending else None
-        if measured is None:
-            self._check(x)
-            if x.shape[0] == 0:
-                nothing = self._score_nothing(x)
-                return nothing if return_matrix else GaiaOutput(nothing.logits, nothing.score)
-            measured = self._engine.score(x)
-        return GaiaOutput(measured.logits, measured.score, measured.matrix() if return_matrix else None)
+        measured = self._measure(x)
+        (result,) = measured.results
+        return GaiaOutput(measured.logits, result.score, result.matrix() if return_matrix else None)
 
     def predict(self, x: Tensor) -> Tensor:
         """Returns the (N,) float32 scores alone; larger = more out of distribution. See `score`.
@@ -121,61 +91,6 @@ class _Detector:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.predict(x)
-
-    def prepare(self: DetectorT, example: Tensor, tune: str | None = None) -> DetectorT:
-        """Compiles the model for images like `example`: same size, dtype and device. Seconds, in some runtimes minutes.
-
-        With engine="compiled" the first call does it unasked; it is done once for each size of image, and again where
-        a weight has changed. With engine="auto" it is what makes the engine "compiled", where the model allows: where
-        it does not, the plan says why, and hooks score as before.
-
-        Args:
-            example: (N, C, H, W) images, N at least 1, on which the program is compared with the reference: real ones
-                show more than noise. In runtimes that are made for a number of images, N is that number; call again for
-                further ones. A call with another number is filled up to the next, or split.
-            tune: how is settled between a convolution's algorithms in runtime "native", and on the CPU in float32
-                between the runtimes that "auto" can take and are installed, and hooks: "measure" times them here for as
-                many images, once for each processor and build (in $GAIA_FAST_CACHE, else in the user's cache, empty for
-                nowhere), which takes seconds for each; "model" counts operations. None for what $GAIA_FAST_TUNE says,
-                else "measure".
-
-        Returns:
-            The detector itself.
-
-        Raises:
-            ModelError, BackendError: engine="compiled" and the model, or the runtime, cannot do it.
-            ArgumentError: the engine has nothing to prepare.
-
-        Example:
-            >>> from gaia_fast import GaiaZ
-            >>> from gaia_fast.data.digits import held_out_digits
-            >>> from gaia_fast.models import digits_resnet
-            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
-            >>> detector = GaiaZ(model, runtime="eager").prepare(x[:4])
-            >>> detector.plan(x[:4]).engine.name
-            'compiled'
-        """
-        if tune is not None:
-            Tune.parse(tune, "tune")
-        self._check_example(example)
-        self._engine.prepare(example, tune)
-        return self
-
-    def program(self, x: Tensor) -> Prepared | None:
-        """Returns the compiled program for images like `x`; None without one, or where the model has changed since.
-
-        Example:
-            >>> from gaia_fast import GaiaZ
-            >>> from gaia_fast.data.digits import held_out_digits
-            >>> from gaia_fast.models import digits_resnet
-            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
-            >>> detector = GaiaZ(model, runtime="eager")
-            >>> detector.program(x[:4]) is None
-            True
-            >>> detector.prepare(x[:4]).program(x[:4]).program.outputs[:2]
-            ('logits', 'score')
-        """
-        return self._engine.program(x)
 
     def export(self, path: str | Path, example: Tensor) -> Path:
         """Writes prediction and score as one program to a file that runs without this package, and without Python.
@@ -210,17 +125,15 @@ class _Detector:
             True
         """
         self._check_example(example)
-        path = Path(path)
+        (names,) = self._layer_names()
         metadata = {
-            "gaia_fast": __version__,
             "method": json.dumps(asdict(self.method)),
-            "layers": json.dumps([layer.name for layer in self._subject.layers]),
+            "layers": json.dumps(names),
             "threshold": "" if self.threshold is None else repr(float(self.threshold)),
         }
-        export_program(self._subject, path, example, metadata)
-        return path
+        return self._export(path, example, [SCORE], metadata)
 
-    def calibrate(self: DetectorT, loader_or_scores: Iterable[Any], id_tpr: float = 0.95) -> DetectorT:
+    def calibrate(self: ScorerT, loader_or_scores: Iterable[Any], id_tpr: float = 0.95) -> ScorerT:
         """Sets `threshold` so that at least the share `id_tpr` of in-distribution images is accepted.
 
         Args:
@@ -284,99 +197,14 @@ class _Detector:
             >>> len(plan.maps), plan.engine.name
             (12, 'hooks')
         """
-        self._check(x)
-        checks.check_pixels(x)
-        images = x if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
-        head = self._subject.head(images)
-        found = self._engine.plan(images)
-        return Plan(
-            self.method,
-            type(self.model).__name__,
-            tuple(x.shape),
-            feature_maps(self.model, self._subject.layers, images),
-            head.name if head else None,
-            head.last_name if head else None,
-            found.engine,
-            found.backend,
-            found.runtime,
-            found.derivations,
-            found.programs,
-            self._stage or "",
-        )
-
-    def _resolve(self) -> None:
-        """Looks the layers up; again where the model's modules are no longer the same."""
-        with self._lock:
-            checks.check_model(self.model)
-            options, modules = self._options, list(self.model.modules())
-            if isinstance(options.head, str):
-                layers.find_module(self.model, options.head)
-            stage = stages.asked_for(options.layers, self.model) if self.method.needs_maps else None
-            names: str | Sequence[str] | None = options.layers
-            if stage is not None:
-                there = dict(self.model.named_modules())
-                found = self._stage_layers or []
-                names = found if found and all(name in there for name in found) else None
-            inspected = layers.inspected_layers(self.model, names) if self.method.needs_maps else []
-            # What a stage is made of is seen on images: until then nothing may be scored.
-            self._pending = stage is not None and names is None
-            self._stage = stage
-            self._inspect(modules, inspected)
-            self._structure = guards.structure(modules)
-
-    def _inspect(self, modules: list[nn.Module], inspected: list[layers.InspectedLayer]) -> None:
-        options = self._options
-        self._subject = Subject(self.model, modules, self.method, inspected, options.head)
-        self._engine = make_engine(options.engine, self._subject, options.backend, options.runtime)
-
-    def _find_stage(self, x: Tensor) -> None:
-        """Inspects what the stage asked for is made of, as images show it."""
-        with self._lock:
-            if not self._pending or self._stage is None:  # another thread has found it
-                return
-            images = x if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
-            self._stage_layers = stages.found_on(self._stage, self.model, images)
-            self._inspect(self._subject.modules, layers.inspected_layers(self.model, self._stage_layers))
-            self._pending = False
-
-    def _check(self, x: Tensor) -> None:
-        if self._structure != guards.structure(self._subject.modules):
-            self._resolve()
-        checks.check_kind(x, self.model)
-        if self._pending:
-            self._find_stage(x)
-
-    def _check_example(self, example: Tensor) -> None:
-        self._check(example)
-        checks.check_pixels(example)
-        if example.shape[0] == 0:
-            raise InputError("an example of no images shows nothing; give at least one")
-
-    @in_grad_mode(False)
-    def _score_nothing(self, x: Tensor) -> GaiaOutput:
-        """An empty batch. Many models cannot run on one; a blank image tells the number of classes and the maps."""
-        blank = x.new_zeros((1, *x.shape[1:]))
-        logits = checks.logits_of(checks.forward(self.model, blank.clone()), 1)
-        widths = [each.channels for each in feature_maps(self.model, self._subject.layers, blank)] or [1]
-        matrix = torch.zeros(0, len(widths), max(widths), device=logits.device)
-        return GaiaOutput(logits[:0].detach(), torch.zeros(0, device=logits.device), matrix)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What was asked for, and the threshold; what was found out about the model, programs too, is found again."""
-        checks.check_model(self.model)
-        found_out = ("_structure", "_subject", "_engine", "_stage", "_pending", "_lock")
-        return {name: value for name, value in vars(self).items() if name not in found_out}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._lock = threading.RLock()
-        self._resolve()
+        _, (plan,) = self._plans(x)
+        return plan
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, {self.method}, threshold={self.threshold})"
 
 
-class GaiaZ(_Detector):
+class GaiaZ(_OneScore):
     """GAIA-Z: the density of non-zero attribution gradients of the top-1 logit (Eq. 10 and 12).
 
     Args:
@@ -418,10 +246,10 @@ class GaiaZ(_Detector):
         backend: str = "auto",
         runtime: str = "auto",
     ) -> None:
-        super().__init__(model, Method(Measure.GAIA_Z, p=p), _Options(layers, None, engine, backend, runtime))
+        super().__init__(model, Method(Measure.GAIA_Z, p=p), Options((layers,), None, engine, backend, runtime))
 
 
-class GaiaA(_Detector):
+class GaiaA(_OneScore):
     """GAIA-A: the channel-wise average gradient, inner component over output component (Eq. 8, 9, 11 and 12).
 
     Args:
@@ -458,4 +286,4 @@ class GaiaA(_Detector):
         runtime: str = "auto",
     ) -> None:
         method = Method(Measure.GAIA_A, fusion, statistic, p)
-        super().__init__(model, method, _Options(layers, head, engine, backend, runtime))
+        super().__init__(model, method, Options((layers,), head, engine, backend, runtime))

@@ -1,4 +1,4 @@
-"""What an engine hands back: the logits, the score, and the abnormality matrix it was made from."""
+"""What an engine hands back: the logits, and for each method the score and the abnormality matrix it was made from."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,11 +29,10 @@ class FeatureMap:
         return self.name.partition(" (call ")[0]
 
 
-class Measurement(NamedTuple):
-    """One batch, measured.
+class Result(NamedTuple):
+    """What one method makes of a batch.
 
     Attributes:
-        logits: (N, C), in the model's dtype.
         score: (N,) float32.
         maps: the inspected maps, in the order in which the model made them; none where the output component is all.
         packed: (N, sum of K_l): the rows of Lambda without padding, before the division by each map's H_l * W_l; (N, 1)
@@ -41,7 +40,6 @@ class Measurement(NamedTuple):
         output_component: (N,), what each image's row is divided by; None for 1.
     """
 
-    logits: Tensor
     score: Tensor
     maps: tuple[FeatureMap, ...]
     packed: Tensor
@@ -58,6 +56,18 @@ class Measurement(NamedTuple):
     def matrix(self) -> Tensor:
         """Returns the abnormality matrix Lambda of Eq. 12, zero-padded: (N, L, K_max)."""
         return padded_matrix(self.abnormality())
+
+
+class Measurement(NamedTuple):
+    """One batch, measured.
+
+    Attributes:
+        logits: (N, C), in the model's dtype.
+        results: one for each method that was asked for, in that order.
+    """
+
+    logits: Tensor
+    results: tuple[Result, ...]
 
 
 def padded_matrix(abnormality: list[Tensor]) -> Tensor:

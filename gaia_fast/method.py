@@ -44,6 +44,10 @@ class Method:
         return self.name == Measure.GAIA_A and self.fusion in (Fusion.DIVISION, Fusion.INNER)
 
     @property
+    def needs_head(self) -> bool:
+        return self.needs_inner_component or self.needs_output_component
+
+    @property
     def needs_maps(self) -> bool:
         """Whether the gradient at the inspected maps is taken at all."""
         return not (self.name == Measure.GAIA_A and self.fusion == Fusion.OUTPUT)

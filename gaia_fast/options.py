@@ -45,6 +45,14 @@ class Measure(Option):
     GAIA_A = "gaia-a"
 
 
+class LogitScore(Option):
+    """The scores that the logits alone give, for comparison: see `gaia_fast.logit_scores`."""
+
+    MSP = "msp"
+    ENERGY = "energy"
+    MAX_LOGIT = "max_logit"
+
+
 class Fusion(Option):
     """What GAIA-A makes of its two components: the rows of Table 3."""
 

@@ -1,4 +1,4 @@
-"""What a detector will do on a given batch, and why: a value that prints as a table."""
+"""What a detector will do on a given batch, and why: values that print as tables."""
 
 from dataclasses import dataclass
 
@@ -43,16 +43,16 @@ class Plan:
         return sum(each.channels for each in self.maps)
 
     def __str__(self) -> str:
+        head = f"{self._asked}, on {self.model} with images {self.images}"
+        return "\n".join([head, *_engine_lines(self), *self._map_lines()])
+
+    @property
+    def _asked(self) -> str:
         options = f", fusion {self.method.fusion}, statistic {self.method.statistic}" if self.head else ""
-        lines = [
-            f"{self.method.name}{options}, p = {self.method.p:g}, on {self.model} with images {self.images}",
-            f"engine   {self.engine.name}: {self.engine.why}",
-            f"backend  {self.backend.name}: {self.backend.why}",
-        ]
-        if self.layers:
-            lines.append(f"layers   {self.layers}")
-        if self.runtime is not None:
-            lines += [f"runtime  {self.runtime.name}: {self.runtime.why}", f"programs {self.programs}"]
+        return f"{self.method.name}{options}, p = {self.method.p:g}"
+
+    def _map_lines(self) -> list[str]:
+        lines = [f"layers   {self.layers}"] if self.layers else []
         if self.head is not None:
             lines += [f"head     {self.head}: Phi is its input", f"A_last   output of {self.last}"]
         width = max([len(each.name) for each in self.maps] + [len("layer")])
@@ -63,4 +63,38 @@ class Plan:
             for each, derivation in zip(self.maps, derivations, strict=True)
         ]
         lines.append(f"{len(self.maps)} layers, {self.channels} channels")
+        return lines
+
+
+@dataclass(frozen=True)
+class JointPlan:
+    """The plan of a detector of several scores, whose forward pass they share.
+
+    Attributes:
+        model, images, engine, backend, runtime, programs: as in `Plan`.
+        scores: all of them, by name; those that are no keys of `plans` are of the logits alone.
+        plans: of each GAIA score, by its name.
+    """
+
+    model: str
+    images: tuple[int, ...]
+    engine: Choice
+    backend: Choice
+    runtime: Choice | None
+    programs: str
+    scores: tuple[str, ...]
+    plans: dict[str, Plan]
+
+    def __str__(self) -> str:
+        lines = [f"{', '.join(self.scores)} on {self.model} with images {self.images}", *_engine_lines(self)]
+        for score in self.scores:
+            plan = self.plans.get(score)
+            lines += ["", f"{score}: of the logits"] if plan is None else ["", plan._asked, *plan._map_lines()]
         return "\n".join(lines)
+
+
+def _engine_lines(plan: Plan | JointPlan) -> list[str]:
+    lines = [f"engine   {plan.engine.name}: {plan.engine.why}", f"backend  {plan.backend.name}: {plan.backend.why}"]
+    if plan.runtime is not None:
+        lines += [f"runtime  {plan.runtime.name}: {plan.runtime.why}", f"programs {plan.programs}"]
+    return lines

@@ -22,7 +22,7 @@ from gaia_fast.inspection.graph import check_norms
 from gaia_fast.inspection.head import Head, find_head
 from gaia_fast.inspection.kept import undisturbed
 from gaia_fast.inspection.layers import InspectedLayer, MapNames, inspected_layers, is_feature_map
-from gaia_fast.inspection.survey import Passes
+from gaia_fast.inspection.survey import Passes, nothing
 from gaia_fast.method import Method
 from gaia_fast.options import Fusion, Measure, Statistic
 
@@ -123,7 +123,7 @@ def gaia_a(
     """
     method = Method(Measure.GAIA_A, fusion, statistic, p)
     where = None
-    if method.needs_inner_component or method.needs_output_component:
+    if method.needs_head:
         checks.check_model(model)
         checks.check_images(x, model)
         with torch.no_grad():
@@ -174,6 +174,16 @@ def run(
     if method.name == Measure.GAIA_Z:
         return gaia_z(model, x, layers, p=method.p)
     return gaia_a(model, x, layers, head, method.fusion, method.statistic, p=method.p)
+
+
+@in_grad_mode(False)
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Returns what the model says, (N, C), where no method is asked for; raises as `gaia_z` does."""
+    model = checks.unwrap(model)
+    checks.check_model(model)
+    checks.check_images(x, model)
+    output, _, _ = undisturbed(model, lambda: Passes().run(model, x, nothing))
+    return checks.logits_of(output, x.shape[0]).detach()
 
 
 class _Trace:

@@ -8,17 +8,21 @@ from typing import Any
 import pytest
 
 import gaia_fast
-from gaia_fast import GaiaA, GaiaZ, backends, ops, reference
+from gaia_fast import Gaia, GaiaA, GaiaZ, backends, logit_scores, ops, reference
 from gaia_fast.data import surrogate_sources
 from gaia_fast.data.hugging_face import from_hugging_face
 from gaia_fast.evaluation.combinations import max_standardised, rank_average, title
 from gaia_fast.evaluation.metrics import ood_metrics
 
-METHODS = [getattr(GaiaZ, name) for name, _ in inspect.getmembers(GaiaZ, inspect.isfunction) if name[0] != "_"]
+METHODS = dict.fromkeys(
+    method for of in (GaiaZ, Gaia) for name, method in inspect.getmembers(of, inspect.isfunction) if name[0] != "_"
+)
 PUBLIC = [
     GaiaZ,
     GaiaA,
+    Gaia,
     *METHODS,
+    logit_scores.logit_score,
     gaia_fast.load,
     gaia_fast.read_metadata,
     reference.gaia_z,

@@ -110,7 +110,7 @@ def evaluate(
     pictures = _picture_folder(folder, no_plots)
     loaded = model.load()
     prepared = preset.of(loaded)
-    chosen = detectors.build(loaded.model)
+    chosen = detectors.build_joint(loaded.model)
     id_source = load_images(id_path, prepared, max_pixels)
     sources = {name: load_images(path, prepared, max_pixels) for name, path in paths.items()}
     if surrogates:

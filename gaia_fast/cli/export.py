@@ -1,4 +1,4 @@
-"""`gaia-fast export`: prediction and score as one file that needs neither this package nor Python."""
+"""`gaia-fast export`: prediction and scores as one file that needs neither this package nor Python."""
 
 from pathlib import Path
 
@@ -16,10 +16,13 @@ from gaia_fast.cli.options import (
     max_pixels_option,
     model_options,
     preset_options,
+    threshold_option,
+    thresholds_by_method,
 )
 from gaia_fast.compiler.package.writing import FORMATS
 from gaia_fast.data import Preset
-from gaia_fast.evaluation.image_sets import model_input
+from gaia_fast.evaluation.image_sets import METHODS, Detector, model_input
+from gaia_fast.gaia import SCORES, Gaia
 
 
 @click.command()
@@ -27,10 +30,10 @@ from gaia_fast.evaluation.image_sets import model_input
 @model_options
 @preset_options
 @max_pixels_option
-@detector_options(default=("gaia-z",), single=True, engines=False)
+@detector_options(default=("gaia-z",), choices=SCORES, engines=False)
 @click.option("--images", metavar="SOURCE", help="Images to check the program on before it is written; else noise.")
 @click.option("--size", metavar="H[xW]", help="Size of the input, where no images are given.")
-@click.option("--threshold", type=float, help="Put into the file; scores above it are out of distribution.")
+@threshold_option("Put into the file; scores above it are out of distribution. Of several methods: whose it is.")
 def export(
     file: Path,
     model: ModelOptions,
@@ -39,9 +42,11 @@ def export(
     detectors: DetectorOptions,
     images: str | None,
     size: str | None,
-    threshold: float | None,
+    thresholds: tuple[str, ...],
 ) -> None:
-    """Writes FILE, model.onnx or model.pt2: images in, logits and score out, for any number of images.
+    """Writes FILE, model.onnx or model.pt2: images in, logits and scores out, for any number of images.
+
+    One output for each method: "score" where gaia-z or gaia-a is the only one, else "gaia_z", "msp" and so on.
 
     An .onnx file runs in onnxruntime and holds standard operators alone; a .pt2 file is an AOTInductor package, for
     PyTorch's C++ library. Threshold, method and layers are in the file's metadata. The score of an image that the
@@ -54,8 +59,14 @@ def export(
     loaded = model.load()
     network = loaded.model
     x = _example(images, size, preset.of(loaded), max_pixels)
-    (detector,) = detectors.build(network).values()
-    detector.threshold = threshold
+    given = thresholds_by_method(thresholds, detectors.methods)
+    detector: Detector | Gaia
+    if detectors.methods[0] in METHODS and len(detectors.methods) == 1:
+        (detector,) = detectors.build(network).values()
+        detector.threshold = given.get(detectors.methods[0])
+    else:
+        detector = detectors.build_joint(network)
+        detector.thresholds = given
     written = detector.export(file, model_input(network, x))
     output.note(f"checked on {x.shape[0]} {'images' if images else 'images of noise'} of {tuple(x.shape[1:])}")
     click.echo(f"{written}: {written.stat().st_size / 2**20:.1f} MiB")

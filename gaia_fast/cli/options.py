@@ -18,6 +18,7 @@ from gaia_fast.data import MAX_PIXELS, PRESETS, Preset
 from gaia_fast.data.presets import INTERPOLATIONS
 from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation.image_sets import METHODS, Detector, make_detector
+from gaia_fast.gaia import Gaia
 from gaia_fast.models import ARCHITECTURES
 from gaia_fast.options import AUTO, EngineName, Fusion, Runtime, Statistic
 
@@ -237,6 +238,18 @@ class DetectorOptions:
             for method in self.methods
         }
 
+    def build_joint(self, model: nn.Module) -> Gaia:
+        """One detector of all methods, those of the logits among them."""
+        return Gaia(
+            model,
+            scores=self.methods,
+            layers=self.layers,
+            engine=self.engine,
+            backend=self.backend,
+            runtime=self.runtime,
+            **self.gaia_a,
+        )
+
 
 def model_options(command: Command) -> Command:
     """Adds the options that choose the model; the command gets them as `model`, a ModelOptions."""
@@ -281,13 +294,13 @@ def model_options(command: Command) -> Command:
 
 
 def detector_options(
-    *, default: Sequence[str] = METHODS, single: bool = False, engines: bool = True
+    *, default: Sequence[str] = METHODS, choices: Sequence[str] = METHODS, engines: bool = True
 ) -> Callable[[Command], Command]:
     """Adds the options of the methods; the command gets them as `detectors`, a DetectorOptions.
 
     Args:
         default: the methods used unless asked otherwise.
-        single: one method only.
+        choices: the methods that can be asked for.
         engines: whether the engine and backend can be chosen.
     """
 
@@ -295,7 +308,7 @@ def detector_options(
         @functools.wraps(command)
         def wrapped(
             *args: Any,
-            method: str | tuple[str, ...],
+            method: tuple[str, ...],
             layers: tuple[str, ...],
             fusion: str | None,
             statistic: str | None,
@@ -305,22 +318,25 @@ def detector_options(
             runtime: str = "auto",
             **kwargs: Any,
         ) -> Any:
-            methods = (method,) if isinstance(method, str) else tuple(dict.fromkeys(method))
+            methods = tuple(dict.fromkeys(method))
             chosen = {"fusion": fusion, "statistic": statistic, "head": head}
             gaia_a = {name: value for name, value in chosen.items() if value is not None}
             if gaia_a and "gaia-a" not in methods:
                 raise click.UsageError(f"--{next(iter(gaia_a))} belongs to gaia-a, which is not among the methods")
-            options = DetectorOptions(methods, layers_by_method(layers, methods), engine, backend, runtime, gaia_a)
+            inspecting = [each for each in methods if each in METHODS]
+            if layers and not inspecting:
+                raise click.UsageError(f"--layers belongs to {' and '.join(METHODS)}, which are not among the methods")
+            options = DetectorOptions(methods, layers_by_method(layers, inspecting), engine, backend, runtime, gaia_a)
             return command(*args, detectors=options, **kwargs)
 
         options = [
             click.option(
                 "--method",
-                type=click.Choice(METHODS),
-                multiple=not single,
-                default=default[0] if single else list(default),
+                type=click.Choice(choices),
+                multiple=True,
+                default=list(default),
                 show_default=True,
-                help="The measurement." if single else "The measurement; repeatable.",
+                help="The measurement; repeatable.",
             ),
             click.option(
                 "--layers",
@@ -374,3 +390,28 @@ def layers_by_method(values: Sequence[str], methods: Sequence[str]) -> dict[str,
             raise click.UsageError(f"--layers {value!r} names no module")
         (own.setdefault(method, []) if equals else common).extend(names)
     return {method: own.get(method) or common or None for method in methods}
+
+
+def threshold_option(help: str) -> Callable[[Command], Command]:
+    """--threshold [METHOD=]NUMBER."""
+    return click.option("--threshold", "thresholds", multiple=True, metavar="[METHOD=]NUMBER", help=help)
+
+
+def thresholds_by_method(values: Sequence[str], methods: Sequence[str]) -> dict[str, float]:
+    """The threshold of each method that has one.
+
+    Raises:
+        click.UsageError: no number, a method that is not asked for, or of several methods it is not said whose it is.
+    """
+    found = {}
+    for value in values:
+        method, equals, number = value.rpartition("=")
+        if not equals and len(methods) > 1:
+            raise click.UsageError(f"--threshold {value}: say of which method, such as {methods[0]}={value}")
+        if equals and method not in methods:
+            raise click.UsageError(f"--threshold {value}: {method!r} is not among the methods {', '.join(methods)}")
+        try:
+            found[method or methods[0]] = float(number)
+        except ValueError:
+            raise click.UsageError(f"--threshold {value}: {number!r} is not a number") from None
+    return found

@@ -1,6 +1,8 @@
 """`gaia-fast score`: one row per image."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 
@@ -18,13 +20,16 @@ from gaia_fast.cli.options import (
     model_options,
     output_option,
     preset_options,
+    threshold_option,
+    thresholds_by_method,
 )
 from gaia_fast.cli.tables import Row, table
 from gaia_fast.data import load_images
 from gaia_fast.errors import DataError
-from gaia_fast.evaluation.image_sets import score_set, scored_batches
+from gaia_fast.evaluation.image_sets import METHODS, score_set, scored_batches
+from gaia_fast.gaia import SCORES
 
-_COLUMNS = {"image": "string", "predicted": "int64", "score": "float32"}
+_FIRST = {"image": "string", "predicted": "int64"}
 
 
 @click.command()
@@ -32,14 +37,14 @@ _COLUMNS = {"image": "string", "predicted": "int64", "score": "float32"}
 @model_options
 @preset_options
 @max_pixels_option
-@detector_options(default=("gaia-z",), single=True)
+@detector_options(default=("gaia-z",), choices=SCORES)
 @batch_size_option
 @output_option(
     help="Where the rows go: .csv or .parquet (the extra `parquet`), put in place when all are scored: a run that "
     "fails leaves an earlier file as it was. Default: CSV to stdout, each batch as it is scored."
 )
-@click.option("--threshold", type=float, help="Adds the column is_ood: score > threshold.")
-@click.option("--calibrate-on", metavar="PATH", help="In-distribution images to take the threshold from.")
+@threshold_option("Adds the column is_ood: score > threshold. Of several methods: whose it is.")
+@click.option("--calibrate-on", metavar="PATH", help="In-distribution images to take the thresholds from.")
 @click.option(
     "--id-tpr",
     type=click.FloatRange(0, 1, min_open=True),
@@ -54,7 +59,7 @@ def score(
     detectors: DetectorOptions,
     batch_size: int,
     out: Path | None,
-    threshold: float | None,
+    thresholds: tuple[str, ...],
     calibrate_on: str | None,
     id_tpr: float | None,
     json_file: Path | None,
@@ -62,18 +67,21 @@ def score(
     """Scores IMAGES: a folder of images (any depth), one image, or an .npz with x uint8 (N, H, W, 3).
 
     One row per image: image (path or index), predicted (class), score (larger = further out of distribution), and
-    is_ood where a threshold is known. An image that cannot be read is named on stderr and left out; the exit code is
-    then 3.
+    is_ood where a threshold is known. With several methods, which share the pass through the network, there is a column
+    for each, called by its name, and is_ood_NAME. An image that cannot be read is named on stderr and left out; the
+    exit code is then 3.
     """
-    if threshold is not None and calibrate_on is not None:
+    if thresholds and calibrate_on is not None:
         raise click.UsageError("give --threshold or --calibrate-on, not both")
     if id_tpr is not None and calibrate_on is None:
         raise click.UsageError("--id-tpr says how to calibrate; it needs --calibrate-on")
+    methods = detectors.methods
+    decided = thresholds_by_method(thresholds, methods)
     writing = table(out, "--out")
     loaded = model.load()
     prepared = preset.of(loaded)
-    chosen = detectors.build(loaded.model)
-    (method,) = chosen
+    alone = len(methods) == 1 and methods[0] in METHODS
+    chosen = detectors.build(loaded.model) if alone else detectors.build_joint(loaded.model)
     source = load_images(images, prepared, max_pixels)
     unreadable = 0
 
@@ -82,26 +90,29 @@ def score(
         id_source = load_images(calibrate_on, prepared, max_pixels)
         with output.progress("calibrating", len(id_source)) as advance:
             id_set = score_set(chosen, id_source, batch_size, advance)
-        check_informative(id_set.scores[method])
-        threshold = threshold_for(id_set.scores[method], 0.95 if id_tpr is None else id_tpr)
+        for method in methods:
+            check_informative(id_set.scores[method])
+            decided[method] = threshold_for(id_set.scores[method], 0.95 if id_tpr is None else id_tpr)
         output.report_unreadable(id_set.unreadable, f"{calibrate_on}: ")
         unreadable += len(id_set.unreadable)
         calibration = {"images": len(id_set.names), "unreadable": output.unreadable_record(id_set.unreadable)}
 
+    columns = _columns(methods, decided)
     kept: list[Row] = []  # for the JSON alone: a CSV is written as images come
-    count = flagged = 0
-    columns = _COLUMNS if threshold is None else {**_COLUMNS, "is_ood": "bool"}
-    with writing(columns) as write:
+    count, flagged = 0, dict.fromkeys(decided, 0)
+    types = {each.name: "float32" if each.threshold is None else "bool" for each in columns}
+    with writing({**_FIRST, **types}) as write:
         with output.progress("scoring", len(source)) as advance:
             for batch in scored_batches(chosen, source, batch_size):
-                rows = []
-                for name, predicted, value in zip(
-                    batch.names, batch.predicted.tolist(), batch.scores[method].tolist(), strict=True
-                ):
-                    row: Row = {"image": name, "predicted": predicted, "score": value}
-                    if threshold is not None:
-                        row["is_ood"] = value > threshold
-                        flagged += row["is_ood"]
+                rows: list[Row] = []
+                values = {method: batch.scores[method].tolist() for method in methods}
+                for place, (name, predicted) in enumerate(zip(batch.names, batch.predicted.tolist(), strict=True)):
+                    row: Row = {"image": name, "predicted": predicted}
+                    for each in columns:
+                        value = values[each.method][place]
+                        row[each.name] = value if each.threshold is None else value > each.threshold
+                        if each.threshold is not None:
+                            flagged[each.method] += row[each.name]
                     rows.append(row)
                 write(rows)
                 count += len(rows)
@@ -111,15 +122,20 @@ def score(
         if not count and source.unreadable:  # in here, so that a table of nothing replaces no other
             raise DataError(f"none of the {len(source)} images of {images} can be read")
 
-    verdict = "" if threshold is None else f", {flagged} of them OOD at the threshold {threshold:.6g}"
-    output.note(f"{method}: {count} images scored{verdict}")
+    for method in methods:
+        verdict = ""
+        if method in decided:
+            verdict = f", {flagged[method]} of them OOD at the threshold {decided[method]:.6g}"
+        output.note(f"{method}: {count} images scored{verdict}")
     unreadable += len(source.unreadable)
+    asked: dict[str, Any] = {"methods": methods, "thresholds": decided}
+    if len(methods) == 1:
+        asked = {"method": methods[0], "threshold": decided.get(methods[0])}
     output.write_json(
         json_file,
         {
-            "method": method,
+            **asked,
             "preprocessing": described(prepared),
-            "threshold": threshold,
             "calibration": calibration,
             "count": count,
             "images": kept,
@@ -127,3 +143,22 @@ def score(
         },
     )
     output.finish(unreadable)
+
+
+class _Column(NamedTuple):
+    """A method's scores; with a threshold, whether they are above it."""
+
+    name: str
+    method: str
+    threshold: float | None = None
+
+
+def _columns(methods: Sequence[str], thresholds: Mapping[str, float]) -> list[_Column]:
+    """What a row holds beside the image and its class."""
+    alone = len(methods) == 1
+    found = []
+    for method in methods:
+        found.append(_Column("score" if alone else method, method))
+        if method in thresholds:
+            found.append(_Column("is_ood" if alone else f"is_ood_{method}", method, thresholds[method]))
+    return found

@@ -11,6 +11,7 @@ from torch import fx
 
 from gaia_fast.compiler.frontend.pooling_indices import return_pool_indices
 from gaia_fast.compiler.ir.passes import Pass
+from gaia_fast.compiler.ir.results import ResultNames
 from gaia_fast.compiler.native.fusion import fuse
 from gaia_fast.compiler.native.head import use_linear_head
 from gaia_fast.compiler.native.partition import partition
@@ -53,7 +54,7 @@ CAPTURED = (
     FOLD_CONSTANTS,  # the factors and shifts that norms left
     FOLD_PADDING,
 )
-# What was recorded of logits, gradients and score.
+# What was recorded of logits, gradients and scores.
 RECORDED = (
     DROP_IDENTITIES,
     RESHAPE_VIEWS,  # a gradient may lie in memory otherwise than the map that it is of
@@ -81,15 +82,15 @@ ONNX = (
 CUDA = (CHANNELS_LAST,)
 
 
-def native(outputs: Sequence[str] | None = None) -> tuple[Pass, ...]:
+def native(outputs: Sequence[str] | None = None, results: Sequence[ResultNames] = ()) -> tuple[Pass, ...]:
     """Returns the passes of the runtime "native".
 
     Args:
-        outputs: the names of what the program gives, where its results are to be checked: see `check_results`.
+        outputs, results: the names of what the program gives, where its results are to be checked: see `check_results`.
     """
     if outputs is None:
         return (*KERNELS, PARTITION)
-    check = Pass("check results", partial(check_results, outputs=outputs), requires=[SCORE])
+    check = Pass("check results", partial(check_results, outputs=outputs, results=results), requires=[SCORE])
     return (*KERNELS, check, PARTITION)
 
 

@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from gaia_fast.backends import Choice
 from gaia_fast.compiler import runtimes
 from gaia_fast.compiler.frontend.capture import Captured, capture
+from gaia_fast.compiler.ir.results import PRECONDITIONS
 from gaia_fast.compiler.onnx.conversion import Conversion
 from gaia_fast.compiler.pipeline import CAPTURED, run_passes
 from gaia_fast.compiler.program import Program, build
 from gaia_fast.compiler.runtimes import autotuning
 from gaia_fast.compiler.runtimes.checked import Checks
 from gaia_fast.compiler.sparsity import Sparsity, analyse
-from gaia_fast.compiler.verification import Verifier, rounding
+from gaia_fast.compiler.verification import Found, Truth, Verifier, rounding
 from gaia_fast.errors import CompilationError, GaiaError, ModelError, first_line
 from gaia_fast.inspection import guards
 from gaia_fast.inspection.head import Head, find_head
-from gaia_fast.inspection.layers import InspectedLayer, explicit_names, inspected_layers
+from gaia_fast.inspection.requests import Request, all_layers
 from gaia_fast.inspection.survey import Passes, nothing
-from gaia_fast.method import Method
 from gaia_fast.options import AUTO, Measure, Runtime, Tune
-from gaia_fast.reference import Reference, copy_in
+from gaia_fast.reference import copy_in
 
 Run = Callable[[Tensor], Iterable[Tensor]]
 
@@ -39,8 +39,8 @@ class Prepared:
         program, runner, runtime: what runs, and how.
         dtype: what it computes in, and takes images in.
         dynamic: whether it was captured for any number of images.
-        derivations: for each inspected map, how its entries of Lambda come about, and why not otherwise.
-        head: where Phi and A_last are; None where the method needs neither.
+        derivations: of each method, for each map, how its entries of Lambda come about, and why not otherwise.
+        head: where Phi and A_last are; None where no method needs either.
         state: of the model, when it was captured.
         checked: whether the runner gives one output more: (N,), positive where an image's results mean something.
         checked_memory: the device whose memory it compares as well, if any.
@@ -51,7 +51,7 @@ class Prepared:
     runtime: Choice
     dtype: torch.dtype
     dynamic: bool
-    derivations: tuple[str, ...]
+    derivations: tuple[tuple[str, ...], ...]
     head: Head | None
     state: guards.ModelGuard
     checked: bool
@@ -65,16 +65,19 @@ class Source:
     Attributes:
         model: the classifier, checked and in eval mode.
         modules: all of the model's.
-        layers: the modules whose maps are inspected.
-        head: where GAIA-A's components meet; None where the method needs none.
-        method: what to measure.
+        requests: what to measure, each on the layers that it inspects.
+        head: where GAIA-A's components meet; None where no method needs one.
     """
 
     model: nn.Module
     modules: list[nn.Module]
-    layers: list[InspectedLayer]
+    requests: tuple[Request, ...]
     head: Head | None
-    method: Method
+
+    @property
+    def counts(self) -> bool:
+        """Whether non-zeros are counted."""
+        return any(each.method.name == Measure.GAIA_Z for each in self.requests)
 
     def in_dtype(self, dtype: torch.dtype, x: Tensor) -> "Source":
         """Returns a copy of it all in another dtype; ModelError where there can be none."""
@@ -82,16 +85,15 @@ class Source:
         head = None
         if self.head is not None:
             head = find_head(model, x.to(dtype), self.head.name if self.head.explicit else None)
-        layers = inspected_layers(model, explicit_names(self.layers)) if self.layers else []
-        return Source(model, list(model.modules()), layers, head, self.method)
+        return Source(model, list(model.modules()), tuple(each.on(model) for each in self.requests), head)
 
     def verifier(self) -> Verifier:
         """Returns what holds a program to the reference."""
-        return Verifier(self.model, self.method, explicit_names(self.layers), self.head)
+        return Verifier(self.model, self.requests, self.head)
 
     def capture(self, x: Tensor, dynamic: bool) -> Captured:
         """Returns the model as a graph; see `gaia_fast.compiler.frontend.capture`."""
-        return capture(self.model, x, self.layers, self.head, dynamic)
+        return capture(self.model, x, all_layers(self.requests, self.modules), self.head, dynamic)
 
 
 @torch.inference_mode(False)
@@ -147,11 +149,11 @@ class _Preparation:
         self.verifier = source.verifier()
 
     @cached_property
-    def own(self) -> Reference:
+    def own(self) -> Truth:
         return self.verifier.reference(self.x)
 
     @cached_property
-    def others(self) -> list[tuple[Tensor, Reference]]:
+    def others(self) -> list[tuple[Tensor, Truth]]:
         return self.verifier.other_batches(self.x, self.own)
 
     def prepared(self, head: Head | None, state: guards.ModelGuard) -> Prepared:
@@ -164,7 +166,7 @@ class _Preparation:
     def _attempt(self, dynamic: bool, head: Head | None, state: guards.ModelGuard) -> Prepared:
         captured = self.source.capture(self.x, dynamic)
         _ = self.own  # refuses, by name, what cannot be scored at all: a map that nothing reads
-        if captured.saturating and self.source.method.name == Measure.GAIA_Z:
+        if captured.saturating and self.source.counts:
             raise CompilationError(
                 f"{type(self.source.model).__name__} has {', '.join(captured.saturating)}, in place: its gradient is "
                 "zero where its result is rounded to the bound, and a program would count it. Use inplace=False "
@@ -172,11 +174,7 @@ class _Preparation:
             )
         run_passes(CAPTURED, captured.graph)
         chosen = runtimes.choose(self.runtime, self.x, captured.graph)
-        if self.source.method.name == Measure.GAIA_Z:
-            program, derivations = self._counting(captured)
-        else:
-            program = build(captured, self.source.method, self.source.head)
-            derivations = ["adjoint"] * len(captured.maps)
+        program, derivations = self._built(captured)
         if dynamic and chosen.name != Runtime.EAGER:  # before a runtime works on it: Eager runs the graph itself
             self._check(program, program.graph, chosen, self.others)
         runner, chosen = self._runner(program, chosen, dynamic, state)
@@ -187,7 +185,7 @@ class _Preparation:
             chosen,
             self.x.dtype,
             dynamic,
-            tuple(derivations),
+            derivations,
             head,
             now,
             runtimes.checks_results(chosen.name, self.x),
@@ -246,47 +244,66 @@ class _Preparation:
         state: guards.ModelGuard,
         convert: Conversion | None = None,
     ) -> runtimes.Runner:
-        checks = Checks(program.outputs, state) if runtimes.checks_results(chosen.name, self.x) else None
+        checks = (
+            Checks(program.outputs, program.results, state) if runtimes.checks_results(chosen.name, self.x) else None
+        )
         runner = runtimes.make_runner(chosen.name, program, self.x, dynamic, checks, self.tune, convert)
         self._check(program, runner, chosen, [(self.x, self.own), *self.others])
         return runner
 
-    def _counting(self, captured: Captured) -> tuple[Program, list[str]]:
-        """GAIA-Z: counts in the forward pass the maps for which the analysis holds on the example."""
-        found = analyse(captured.graph.graph, self.thorough)
-        derivations = [str(each) if isinstance(each, Sparsity) else f"adjoint, {each}" for each in found]
+    def _built(self, captured: Captured) -> tuple[Program, tuple[tuple[str, ...], ...]]:
+        """The program, and its derivations: counts in the forward pass the maps for which the analysis holds on the
+        example."""
+        requests = self.source.requests
+        counted = [each.method.name == Measure.GAIA_Z for each in requests]
+        found = analyse(captured.graph.graph, self.thorough) if self.source.counts else [""] * len(captured.maps)
+        why = [str(each) if isinstance(each, Sparsity) else f"adjoint, {each}" for each in found]
         sparsity = [each if isinstance(each, Sparsity) else None for each in found]
         while True:
-            program = build(captured, self.source.method, self.source.head, sparsity)
-            outputs = self._outputs(program, program.graph, self.x)
-            wrong = dict(self._wrong(program, outputs, sparsity))
+            program = build(captured, requests, self.source.head, sparsity)
+            wrong: dict[int, str] = {}
+            if any(counted):
+                outputs = self._outputs(program, program.graph, self.x)
+                for index, counts in enumerate(counted):
+                    wrong.update(self._wrong(program, outputs, sparsity, captured, index) if counts else ())
             if not wrong:
-                return program, derivations
-            for index, why in wrong.items():
-                sparsity[index], derivations[index] = None, f"adjoint, {why}"
+                break
+            for place, reason in wrong.items():
+                sparsity[place], why[place] = None, f"adjoint, {reason}"
+        derivations = tuple(
+            tuple(why[place] if counts else "adjoint" for place in each.places(captured.maps))
+            for each, counts in zip(requests, counted, strict=True)
+        )
+        return program, derivations
 
     def _wrong(
-        self, program: Program, outputs: dict[str, Tensor], sparsity: list[Sparsity | None]
+        self,
+        program: Program,
+        outputs: dict[str, Tensor],
+        sparsity: list[Sparsity | None],
+        captured: Captured,
+        index: int,
     ) -> Iterator[tuple[int, str]]:
-        """The maps whose sparsity is another on the example, and why."""
-        preconditions = outputs.get("preconditions")
+        """The captured maps whose sparsity is another on the example, and why, as the method `index` counts them."""
+        preconditions = outputs.get(PRECONDITIONS)
         violated = set()
         if preconditions is not None:
             holds = (preconditions > 0).all(0).tolist()
             violated = {each for each, held in zip(program.preconditions, holds, strict=True) if not held}
-        columns = outputs["packed"].split([each.channels for each in program.maps], dim=1)
+        places, maps = self.source.requests[index].places(captured.maps), program.maps[index]
+        columns = outputs[program.results[index].packed].split([each.channels for each in maps], dim=1)
         flips = min(0.02, 256 * rounding(self.own.logits))  # the share of units that are zero to rounding
-        for index, (each, counts, expected) in enumerate(zip(sparsity, columns, self.own.abnormality, strict=True)):
+        for place, counts, expected, of in zip(places, columns, self.own.abnormality[index], maps, strict=True):
+            each = sparsity[place]
             if each is None:
                 continue
             failed = sorted(str(precondition) for precondition in each.preconditions & violated)
             if failed:
-                yield index, f"the example violates a precondition: {failed[0]}"
+                yield place, f"the example violates a precondition: {failed[0]}"
                 continue
-            area = program.maps[index].area
-            different = float((counts - expected * area).abs().sum())
-            if different > 1 + flips * counts.numel() * area:
-                yield index, "the reference counts differently on the example"
+            different = float((counts - expected * of.area).abs().sum())
+            if different > 1 + flips * counts.numel() * of.area:
+                yield place, "the reference counts differently on the example"
 
     def _outputs(self, program: Program, run: Run, x: Tensor) -> dict[str, Tensor]:
         try:
@@ -299,10 +316,11 @@ class _Preparation:
                 "engine='hooks' scores it as it is"
             ) from error
 
-    def _check(self, program: Program, run: Run, runtime: Choice, batches: list[tuple[Tensor, Reference]]) -> None:
+    def _check(self, program: Program, run: Run, runtime: Choice, batches: list[tuple[Tensor, Truth]]) -> None:
         """Raises ModelError unless what is run agrees with the reference on all batches."""
         for x, own in batches:
-            off, allowed = self.verifier.error(self._outputs(program, run, x), x, own)
+            found = Found.of(self._outputs(program, run, x), program.results)
+            off, allowed = self.verifier.error(found, x, own)
             if not off <= allowed:
                 raise ModelError(
                     f"the program of {type(self.source.model).__name__} under runtime {runtime.name!r} is off by "

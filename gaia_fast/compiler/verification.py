@@ -2,23 +2,53 @@
 
 import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gaia_fast import reference
+from gaia_fast.compiler.ir.results import LOGITS, PRECONDITIONS, ResultNames
 from gaia_fast.errors import CompilationError, GaiaError
 from gaia_fast.inspection.head import Head
-from gaia_fast.method import Method
-from gaia_fast.reference import Reference, copy_in
+from gaia_fast.inspection.requests import Request
+from gaia_fast.reference import copy_in
 
 # PyTorch's exporter takes it that there are two images or more: what becomes of one has to be tried.
 NUMBERS = (1, 2, 3)
 HALVES = (torch.float16, torch.bfloat16)
 DISTURBED = 6  # copies of the model that tell how sensitive an image's results are
+
+
+class Truth(NamedTuple):
+    """What the reference makes of a batch: the logits (N, C), and for each method what it gives."""
+
+    logits: Tensor
+    scores: tuple[Tensor, ...]
+    abnormality: tuple[list[Tensor], ...]
+
+
+class Found(NamedTuple):
+    """What is held to it.
+
+    Attributes:
+        logits: (N, C).
+        scores: of each method, (N,).
+        told: of each method, (N,) bools: for which images the score is to be compared; None for all.
+    """
+
+    logits: Tensor
+    scores: tuple[Tensor, ...]
+    told: tuple[Tensor | None, ...]
+
+    @classmethod
+    def of(cls, outputs: Mapping[str, Tensor], results: Sequence[ResultNames]) -> "Found":
+        """Returns a program's outputs: scores of images that violate a precondition are not the program's."""
+        holds = (outputs[PRECONDITIONS] > 0).all(1) if PRECONDITIONS in outputs else None
+        scores = tuple(outputs[each.score] for each in results)
+        return cls(outputs[LOGITS], scores, tuple(holds if each.counted else None for each in results))
 
 
 class Verifier:
@@ -31,45 +61,41 @@ class Verifier:
 
     Args:
         model: the classifier, in the dtype that is computed in.
-        method: what is measured.
-        names: the inspected layers; None for those that are inspected by default.
-        head: where GAIA-A's components meet; None where the method needs none.
+        requests: what is measured.
+        head: where GAIA-A's components meet; None where no method needs one.
     """
 
-    def __init__(self, model: nn.Module, method: Method, names: list[str] | None, head: Head | None) -> None:
-        self._model, self._method, self._names = model, method, names
+    def __init__(self, model: nn.Module, requests: Sequence[Request], head: Head | None) -> None:
+        self._model, self._requests = model, requests
         self._head = head.name if head else None
 
-    def reference(self, x: Tensor) -> Reference:
+    def reference(self, x: Tensor) -> Truth:
         """Returns what the reference makes of a batch."""
         return self._measure(self._model, x)
 
-    def error(self, found: Mapping[str, Tensor], x: Tensor, own: Reference) -> tuple[float, float]:
-        """Returns how far a program's outputs for a batch are off, and how far they may be, relative to the largest.
+    def error(self, found: Found, x: Tensor, own: Truth) -> tuple[float, float]:
+        """Returns how far results for a batch are off, and how far they may be, relative to the largest.
 
         Args:
-            found: "logits" and "score", with "preconditions" where it is among the outputs: the scores of images that
-                violate one are not the program's.
+            found: the results.
             x: the batch.
             own: what `reference` gives for it.
         """
-        told = torch.ones_like(own.score, dtype=torch.bool)
-        if "preconditions" in found:
-            told = (found["preconditions"] > 0).all(1)
-        errors = _errors(found["logits"], found["score"], own, told)
+        of_own = Found(own.logits, own.scores, found.told)
+        errors = _errors(found, own)
         allowed = torch.full_like(errors, max(1e-3, lost(own.logits)))
         if not bool((errors <= allowed).all()):
             truth = self._exact(x)
-            errors = _errors(found["logits"], found["score"], truth, told)
-            allowed = allowed.maximum(2 * _errors(own.logits, own.score, truth, told))
+            errors = _errors(found, truth)
+            allowed = allowed.maximum(2 * _errors(of_own, truth))
             if not bool((errors <= allowed).all()):
                 allowed = allowed.maximum(2 * self._sensitivity(x, truth, lost(own.logits)))
         worst = (errors / allowed).nan_to_num(torch.inf).argmax()
         return float(errors[worst]), float(allowed[worst])
 
-    def _sensitivity(self, x: Tensor, truth: Reference, size: float) -> Tensor:
+    def _sensitivity(self, x: Tensor, truth: Truth, size: float) -> Tensor:
         """(N,): by how much each image's results change if the weights are off by what arithmetic loses."""
-        found = torch.zeros_like(truth.score, dtype=torch.float64)
+        found = truth.logits.new_zeros(truth.logits.shape[0], dtype=torch.float64)
         for seed in range(DISTURBED):
             random = torch.Generator().manual_seed(seed)
             model = copy.deepcopy(self._wide)
@@ -79,10 +105,10 @@ class Verifier:
                     weight.mul_(1 + min(size, 0.02) * noise)
             with contextlib.suppress(GaiaError):
                 other = self._measure(model, x.double())
-                found = found.maximum(_errors(other.logits, other.score, truth))
+                found = found.maximum(_errors(_all_of(other), truth))
         return found
 
-    def other_batches(self, x: Tensor, own: Reference) -> list[tuple[Tensor, Reference]]:
+    def other_batches(self, x: Tensor, own: Truth) -> list[tuple[Tensor, Truth]]:
         """Returns other batches than the example, of `NUMBERS` images and of as many, each with its reference.
 
         Those that the model itself does not take are left out.
@@ -112,7 +138,7 @@ class Verifier:
             found.append((-x.flip(3), self.reference(-x.flip(3))))
         return found[1:]
 
-    def _agree(self, few: tuple[Tensor, Reference], many: tuple[Tensor, Reference]) -> bool:
+    def _agree(self, few: tuple[Tensor, Truth], many: tuple[Tensor, Truth]) -> bool:
         """Whether the first images of `many` have the same results by themselves, as `few`."""
         alike = _alike(few[1], many[1])
         if alike and few[1].logits.dtype not in HALVES:  # there, rounding hides a brightness that is halved
@@ -122,7 +148,7 @@ class Verifier:
         except GaiaError:  # the model runs in its own dtype alone
             return alike
 
-    def _exact(self, x: Tensor) -> Reference:
+    def _exact(self, x: Tensor) -> Truth:
         return self._measure(self._wide, x.double())
 
     @cached_property
@@ -130,23 +156,33 @@ class Verifier:
         return copy_in(self._model, torch.float64)
 
     @torch.enable_grad()
-    def _measure(self, model: nn.Module, x: Tensor) -> Reference:
-        return reference.run(self._method, model, x, self._names, self._head)
+    def _measure(self, model: nn.Module, x: Tensor) -> Truth:
+        found = [reference.run(each.method, model, x, each.layer_names, self._head) for each in self._requests]
+        logits = found[0].logits if found else reference.logits(model, x)
+        return Truth(logits, tuple(each.score for each in found), tuple(each.abnormality for each in found))
 
 
-def _errors(logits: Tensor, score: Tensor, truth: Reference, told: Tensor | None = None) -> Tensor:
-    """(N,): the larger of each score's relative error, where it is told, and its logits', to the largest of them."""
+def _all_of(truth: Truth) -> Found:
+    return Found(truth.logits, truth.scores, (None,) * len(truth.scores))
+
+
+def _errors(found: Found, truth: Truth) -> Tensor:
+    """(N,): the largest of the relative errors of each score, where it is told, and of the logits, to the largest of
+    them."""
     tiny = torch.finfo(torch.float64).tiny
-    logits, score, true_logits, true_score = (each.double() for each in (logits, score, truth.logits, truth.score))
-    in_logits = (logits - true_logits).abs().amax(1) / true_logits.abs().amax(1).clamp_min(tiny)
-    in_score = (score - true_score).abs() / true_score.abs().clamp_min(tiny)
-    return in_logits.maximum(in_score if told is None else in_score.where(told, 0))
+    expected = truth.logits.double()
+    errors = (found.logits.double() - expected).abs().amax(1) / expected.abs().amax(1).clamp_min(tiny)
+    for score, told, true_score in zip(found.scores, found.told, truth.scores, strict=True):
+        expected = true_score.double()
+        error = (score.double() - expected).abs() / expected.abs().clamp_min(tiny)
+        errors = errors.maximum(error if told is None else error.where(told, 0))
+    return errors
 
 
-def _alike(few: Reference, many: Reference) -> bool:
+def _alike(few: Truth, many: Truth) -> bool:
     images = few.logits.shape[0]
-    first = Reference(many.score[:images], [], many.logits[:images])
-    return bool((_errors(few.logits, few.score, first) <= max(1e-3, lost(few.logits))).all())
+    first = Truth(many.logits[:images], tuple(each[:images] for each in many.scores), ())
+    return bool((_errors(_all_of(few), first) <= max(1e-3, lost(few.logits))).all())
 
 
 def lost(logits: Tensor) -> float:

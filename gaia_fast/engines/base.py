@@ -10,20 +10,18 @@ from gaia_fast.backends import Choice
 from gaia_fast.compiler.preparation import Prepared
 from gaia_fast.inspection import checks
 from gaia_fast.inspection.head import Head, HeadFinder
-from gaia_fast.inspection.layers import InspectedLayer
+from gaia_fast.inspection.requests import Request
 from gaia_fast.inspection.survey import Passes
 from gaia_fast.measurement import Measurement
-from gaia_fast.method import Method
 
 
 class Subject:
-    """What is measured: a model, the maps of it that are inspected, and the method.
+    """What is measured: a model, and what is asked of it.
 
     Args:
         model: the classifier, checked and in eval mode.
         modules: all of the model's.
-        method: what to measure.
-        layers: the modules whose maps are inspected.
+        requests: the methods, each with the layers that it inspects; none for the logits alone.
         head: where GAIA-A's components meet, as the user named it; None to find it.
     """
 
@@ -31,29 +29,31 @@ class Subject:
         self,
         model: nn.Module,
         modules: Sequence[nn.Module],
-        method: Method,
-        layers: Sequence[InspectedLayer],
+        requests: Sequence[Request],
         head: str | nn.Module | None,
     ) -> None:
-        self.model, self.modules, self.method, self.layers = model, list(modules), method, list(layers)
+        self.model, self.modules, self.requests = model, list(modules), tuple(requests)
         self.requested_head = head
         self.passes = Passes()
         self._heads = HeadFinder(model, self.modules, head, self.passes)
 
     def head(self, x: Tensor) -> Head | None:
-        """Returns the head for images like `x`; None where the method needs none."""
-        needed = self.method.needs_inner_component or self.method.needs_output_component
-        return self._heads.find(x) if needed else None
+        """Returns the head for images like `x`; None where no method needs one."""
+        return self._heads.find(x) if any(each.method.needs_head for each in self.requests) else None
 
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """What an engine does on images of one kind, and why; parts of `gaia_fast.plan.Plan`."""
+    """What an engine does on images of one kind, and why; parts of `gaia_fast.plan.Plan`.
+
+    Attributes:
+        derivations: for each request, for each of its maps; empty but in the compiled engine.
+    """
 
     engine: Choice
     backend: Choice
     runtime: Choice | None = None
-    derivations: tuple[str, ...] = ()
+    derivations: tuple[tuple[str, ...], ...] = ()
     programs: str = ""
 
 
@@ -91,5 +91,6 @@ class Engine(Protocol):
 def checked(measured: Measurement) -> Measurement:
     """Returns a measurement; NonFiniteError where a logit or a score is no finite number."""
     checks.check_logits(measured.logits)
-    checks.check_score(measured.score)
+    for each in measured.results:
+        checks.check_score(each.score)
     return measured

@@ -1,7 +1,7 @@
 """The compiled engine: programs made of a model, kept while it is what it was, and run."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,15 +9,17 @@ from torch import Tensor
 
 from gaia_fast.backends import Choice
 from gaia_fast.compiler import runtimes
+from gaia_fast.compiler.ir.results import LOGITS, PRECONDITIONS, ResultNames
 from gaia_fast.compiler.package.checking import check_file
 from gaia_fast.compiler.package.writing import check_format, computes_in, export
 from gaia_fast.compiler.preparation import Prepared, Source, prepare
+from gaia_fast.compiler.program import without_recourse
 from gaia_fast.engines.base import EnginePlan, Subject
 from gaia_fast.engines.hooks import HooksEngine
 from gaia_fast.errors import GaiaError, ModelError, first_line
 from gaia_fast.inspection import checks
 from gaia_fast.inspection.head import Head
-from gaia_fast.measurement import Measurement
+from gaia_fast.measurement import Measurement, Result
 from gaia_fast.ops import result_checks
 from gaia_fast.options import Tune
 from gaia_fast.recent import Recent
@@ -135,43 +137,65 @@ class CompiledEngine:
                 f"the program of {type(self._subject.model).__name__} under runtime {prepared.runtime.name!r} failed "
                 f"on images of shape {tuple(x.shape)}: {first_line(error)}; engine='hooks' scores it as it is"
             ) from error
-        names = prepared.program.outputs
+        program = prepared.program
+        found = dict(zip(program.outputs, outputs, strict=False))
         if prepared.checked:
-            fine.append(result_checks.all_hold(outputs[len(names)]))
-        logits, score, packed = outputs[:3]
-        component = outputs[3] if len(names) > 3 and names[3] == "component" else None
-        if logits.dtype != plain.dtype:
-            logits = logits.to(plain.dtype)
+            fine.append(result_checks.all_hold(outputs[len(program.outputs)]))
+        if found[LOGITS].dtype != plain.dtype:
+            found[LOGITS] = found[LOGITS].to(plain.dtype)
             if prepared.checked:  # what is finite in float32 need not be in half of it
-                fine.append(result_checks.all_finite(logits))
+                fine.append(result_checks.all_finite(found[LOGITS]))
         if not prepared.checked:
-            preconditions = outputs[len(names) - 1] if names[-1] == "preconditions" else None
-            fine.append(result_checks.results_hold(logits, score, preconditions, component))
+            fine += _results_hold(found, program.results)
         if not result_checks.together(fine):
             if guarded and not prepared.state.holds():
                 raise _ChangedError
-            found = {**dict(zip(names, outputs, strict=False)), "logits": logits}
-            self._find_failures(found, plain, prepared.head)
-            score, packed = found["score"], found["packed"]
-        return Measurement(logits, score, prepared.program.maps, packed, component)
+            self._find_failures(found, program.results, plain, prepared.head)
+        results = tuple(
+            Result(found[names.score], maps, found[names.packed], names.component_in(found))
+            for names, maps in zip(program.results, program.maps, strict=True)
+        )
+        return Measurement(found[LOGITS], results)
 
-    def _find_failures(self, found: dict[str, Tensor], x: Tensor, head: Head | None) -> None:
+    def _find_failures(
+        self, found: dict[str, Tensor], results: Sequence[ResultNames], x: Tensor, head: Head | None
+    ) -> None:
         """Raises what `measure` does; has hooks score the images that the program cannot."""
         checks.check_pixels(x)
-        checks.check_logits(found["logits"])
-        preconditions, component = found.get("preconditions"), found.get("component")
+        checks.check_logits(found[LOGITS])
+        preconditions = found.get(PRECONDITIONS)
         if preconditions is not None and not (preconditions > 0).all():
             violating = (~(preconditions > 0)).any(1).nonzero().flatten()
-            exact = self._hooks.measure(x[violating], head)
-            found["score"] = found["score"].index_copy(0, violating, exact.score)
-            found["packed"] = found["packed"].index_copy(0, violating, exact.packed.to(found["packed"]))
-        if component is not None:
-            checks.check_output_component(component, found["logits"])
-        checks.check_score(found["score"])
+            counted = [names for names in results if names.counted]
+            requests = [each for each in self._subject.requests if each.name in {names.score for names in counted}]
+            exact = self._hooks.measure(x[violating], head, requests=requests)
+            for names, result in zip(counted, exact.results, strict=True):
+                found[names.score] = found[names.score].index_copy(0, violating, result.score)
+                packed = found[names.packed]
+                found[names.packed] = packed.index_copy(0, violating, result.packed.to(packed))
+        for names in results:
+            component = names.component_in(found)
+            if component is not None:
+                checks.check_output_component(component, found[LOGITS])
+            checks.check_score(found[names.score])
 
 
-def export_program(subject: Subject, path: Path, x: Tensor, metadata: Mapping[str, str]) -> None:
-    """Writes a program for images like `x` to a file; see `gaia_fast.compiler.package.writing`.
+def _results_hold(found: Mapping[str, Tensor], results: Sequence[ResultNames]) -> list[bool | Tensor]:
+    """Whether each method's results mean something; where there is no method, whether the logits do."""
+    logits = found[LOGITS]
+    return [
+        result_checks.results_hold(
+            logits,
+            found[names.score],
+            found.get(PRECONDITIONS) if names.counted else None,
+            names.component_in(found),
+        )
+        for names in results
+    ] or [result_checks.all_finite(logits)]
+
+
+def export_program(subject: Subject, path: Path, x: Tensor, metadata: Mapping[str, str], scores: Sequence[str]) -> None:
+    """Writes a program for images like `x` to a file, with the scores named; see `gaia_fast.compiler.package.writing`.
 
     Before it takes its name the file is opened and compared with the reference, on other images than `x`.
 
@@ -183,17 +207,19 @@ def export_program(subject: Subject, path: Path, x: Tensor, metadata: Mapping[st
     prepared = prepare(source, x, "eager", thorough=True, dtype=computes_in(path, x.dtype))
     plain = x.detach().as_subclass(Tensor).contiguous()
     export(
-        prepared.program,
+        without_recourse(prepared.program, scores),
         path,
         plain,
         prepared.dynamic,
         metadata,
-        lambda written: check_file(written, path, source.verifier(), plain, prepared.dynamic),
+        lambda written: check_file(
+            written, path, source.verifier(), scores, prepared.program.results, plain, prepared.dynamic
+        ),
     )
 
 
 def _source(subject: Subject, head: Head | None) -> Source:
-    return Source(subject.model, subject.modules, subject.layers, head, subject.method)
+    return Source(subject.model, subject.modules, subject.requests, head)
 
 
 def key(x: Tensor) -> Key:

@@ -3,9 +3,11 @@
 The graph is recorded only from the earliest inspected map on, and the backward pass runs towards the inspected maps
 alone: no weight gradient is computed and nothing upstream runs. Each inspected map is replaced, in the graph, by a tap:
 an identity whose backward reduces the gradient that passes to its channel moments, keeps those and nothing else.
+Several methods share the forward pass; each has a backward pass of its own, as far as its earliest map.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,8 +26,9 @@ from gaia_fast.inspection.graph import NORM_NODES, NORMS, check_norms
 from gaia_fast.inspection.head import Head, shares_memory
 from gaia_fast.inspection.kept import undisturbed
 from gaia_fast.inspection.layers import InspectedLayer, MapNames, is_feature_map
+from gaia_fast.inspection.requests import Request, all_layers
 from gaia_fast.inspection.survey import Passes
-from gaia_fast.measurement import FeatureMap, Measurement
+from gaia_fast.measurement import FeatureMap, Measurement, Result
 from gaia_fast.method import Method
 from gaia_fast.ops import maps
 from gaia_fast.ops.channel_moments import channel_moments
@@ -62,11 +65,14 @@ class HooksEngine:
         checks.check_pixels(x)
         return checked(self.measure(x, self._subject.head(x), backend))
 
-    def measure(self, x: Tensor, head: Head | None, backend: str | None = None) -> Measurement:
-        """Scores checked images, the head being known; no look at the results."""
+    def measure(
+        self, x: Tensor, head: Head | None, backend: str | None = None, requests: Sequence[Request] | None = None
+    ) -> Measurement:
+        """Scores checked images, the head being known; no look at the results. Of the requests, all or those given."""
         subject = self._subject
         backend = self._backend if backend is None else backend
-        return measure(subject.model, x, subject.method, subject.layers, head, backend, subject.passes)
+        requests = subject.requests if requests is None else requests
+        return measure(subject.model, x, requests, head, backend, subject.passes)
 
 
 class _GradModeChangedError(BaseException):  # no Exception: those are for the model to catch
@@ -77,8 +83,7 @@ class _GradModeChangedError(BaseException):  # no Exception: those are for the m
 def measure(
     model: nn.Module,
     x: Tensor,
-    method: Method,
-    layers: list[InspectedLayer],
+    requests: Sequence[Request],
     head: Head | None,
     backend: str,
     passes: Passes | None = None,
@@ -88,9 +93,8 @@ def measure(
     Args:
         model: the classifier, checked and in eval mode.
         x: (N, C, H, W) images, checked, N at least 1.
-        method: what to measure.
-        layers: the modules whose maps are inspected.
-        head: where GAIA-A's components meet; None where the method needs none.
+        requests: what to measure.
+        head: where GAIA-A's components meet; None where no method needs one.
         backend: the kernels to reduce with.
         passes: what is known of the model from earlier calls; None if it is to be looked at anew.
 
@@ -98,25 +102,26 @@ def measure(
         LayerError, ModelError, NonFiniteError: see the messages. The model is left as it was all the same.
     """
     passes = passes or Passes()
+    head = head if any(each.method.needs_head for each in requests) else None
 
     def once(from_the_start: bool) -> Measurement:
         def watch(hooks: ForwardHooks) -> _Recording:
-            recording = _Recording(model, x.shape[0], backend, from_the_start)
-            if method.needs_maps:
-                recording.watch(hooks, layers)
+            recording = _Recording(model, x.shape[0], requests, backend, from_the_start)
+            recording.watch(hooks)
             if head is not None:
                 recording.watch_head(hooks, head)
             return recording
 
         output, recording, ran = passes.run(model, x.detach().as_subclass(Tensor), watch)
         logits = checks.logits_of(output, x.shape[0])
-        if method.needs_maps:
-            recording.names.check_called(layers, ran)
+        for each in requests:
+            if each.method.needs_maps:
+                recording.names.check_called(each.layers, ran)
         if head is not None:
             recording.check_head(head, logits)
         if recording.started and not torch.is_grad_enabled():
             raise _GradModeChangedError
-        return recording.finish(logits, method, head)
+        return recording.finish(logits, head)
 
     def score() -> Measurement:
         try:
@@ -137,35 +142,48 @@ class _Sink:
         self.backend = backend
         self.maps: list[FeatureMap] = []
         self.offsets = [0]
-        self.reached: list[bool] = []
         self.dtype = torch.float32
         self.device = torch.device("cpu")
-        self.moments: Tensor | None = None  # (3, N, sum of K_l) while the backward pass that counts is running
+        # While the backward pass that counts is running: (3, N, sum of K_l), and whose moments are wanted.
+        self.moments: Tensor | None = None
+        self.wanted: dict[int, None] = {}
+        self.reached: set[int] = set()
 
     def add(self, name: str, output: Tensor) -> int:
         self.maps.append(FeatureMap(name, *output.shape[1:]))
         self.offsets.append(self.offsets[-1] + output.shape[1])
-        self.reached.append(False)
         self.dtype = torch.promote_types(self.dtype, maps.accumulator_dtype(output.dtype))
         self.device = output.device
         return len(self.maps) - 1
 
-    def open(self) -> Tensor:
+    def open(self, wanted: Sequence[int]) -> None:
+        """Begins to keep the moments of the gradients at some of the maps."""
+        self.wanted, self.reached = dict.fromkeys(wanted), set()
         self.moments = torch.empty((3, self.images, self.offsets[-1]), dtype=self.dtype, device=self.device)
-        return self.moments
+
+    def close(self) -> Tensor:
+        """Returns the moments of the wanted maps, side by side."""
+        assert self.moments is not None
+        moments, self.moments = self.moments, None
+        if len(self.wanted) == len(self.maps):
+            return moments
+        return torch.cat([moments[:, :, self.offsets[index] : self.offsets[index + 1]] for index in self.wanted], 2)
 
     def record(self, index: int, g: Tensor) -> None:
         """Keeps the moments of `g`, the gradient at map `index`."""
-        if self.moments is not None:
+        if self._keeps(index):
             self._keep(index, channel_moments(g, out=self._columns(index, g), backend=self.backend))
 
     def record_and_scale(self, index: int, g: Tensor, scale: Tensor) -> Tensor:
         """Keeps the moments of `g`, the gradient at the output of a norm; returns the gradient at its input."""
-        out = None if self.moments is None else self._columns(index, g)
+        out = self._columns(index, g) if self._keeps(index) else None
         grad_in, moments = relu_backward_moments(g, None, scale, out=out, backend=self.backend)
-        if self.moments is not None:
+        if self._keeps(index):
             self._keep(index, moments)
         return grad_in
+
+    def _keeps(self, index: int) -> bool:
+        return self.moments is not None and index in self.wanted
 
     def _columns(self, index: int, g: Tensor) -> Tensor | None:
         """The place for the moments of a map; None where they come in another dtype or on another device."""
@@ -176,7 +194,7 @@ class _Sink:
 
     def _keep(self, index: int, moments: Tensor) -> None:
         assert self.moments is not None
-        self.reached[index] = True
+        self.reached.add(index)
         if moments.untyped_storage().data_ptr() != self.moments.untyped_storage().data_ptr():
             self.moments[:, :, self.offsets[index] : self.offsets[index + 1]] = moments
 
@@ -184,28 +202,33 @@ class _Sink:
 class _Recording:
     """One forward pass being recorded, and the backward pass over it."""
 
-    def __init__(self, model: nn.Module, images: int, backend: str, from_the_start: bool) -> None:
-        self.model = model
+    def __init__(
+        self, model: nn.Module, images: int, requests: Sequence[Request], backend: str, from_the_start: bool
+    ) -> None:
+        self.model, self.requests = model, requests
         self.sink = _Sink(images, backend)
         self.names = MapNames()
         self.layers: list[InspectedLayer] = []
         self.calls: Counter[InspectedLayer] = Counter()  # those that left a node in the graph
         self.from_the_start = from_the_start
         self.started = False
+        self.passes_left = 0  # backward passes
         # A norm whose recording was taken over: its module, its input, and its factor for each channel.
         self.norm: tuple[nn.Module, Tensor, Tensor] | None = None
         self.phi: tuple[GradientEdge, Tensor] | None = None  # where it is in the graph, and ones in its shape
         self.head_output: Tensor | None = None
         self.last_seen: GradientEdge | None = None
         self.last: GradientEdge | None = None
-        # Every tap leads to the anchor, so one backward pass towards it reaches them all, whatever branch they are on.
-        self.anchor = torch.zeros((), requires_grad=True)
+        # The taps of a request's maps lead to its anchor, so one backward pass towards it reaches them all, whatever
+        # branch they are on, and goes no further.
+        self.anchors = [torch.zeros((), requires_grad=True) for _ in requests]
+        self.read = [{layer.module for layer in each.layers} for each in requests]
 
     # ---- the forward pass
 
-    def watch(self, hooks: ForwardHooks, layers: list[InspectedLayer]) -> None:
-        self.layers = layers
-        for layer in layers:
+    def watch(self, hooks: ForwardHooks) -> None:
+        self.layers = all_layers([each for each in self.requests if each.method.needs_maps], self.model.modules())
+        for layer in self.layers:
             if not layer.inner and _has_constant_scale(layer.module):
                 hooks.before(layer.module, self._before_norm)
                 hooks.after(layer.module, self._after_norm, also_failed=True)
@@ -249,9 +272,10 @@ class _Recording:
             self._start(output)
         self._refuse_checkpointing(layer)
         index = self.sink.add(self.names.next(layer), output)
+        anchors = [anchor for anchor, read in zip(self.anchors, self.read, strict=True) if layer.module in read]
         if norm is not None and norm[0] is module:
-            return _NormTap.apply(norm[1], output, self.anchor, self.sink, index, norm[2])
-        return _Tap.apply(output if _is_own(layer, output) else output.clone(), self.anchor, self.sink, index)
+            return _NormTap.apply(norm[1], output, self.sink, index, norm[2], *anchors)
+        return _Tap.apply(output if _is_own(layer, output) else output.clone(), self.sink, index, *anchors)
 
     def _after_last(self, module: nn.Module, last: Any) -> Tensor | None:
         if not isinstance(last, Tensor) or last.ndim != 4:
@@ -260,7 +284,7 @@ class _Recording:
         if not (self.started and last.requires_grad):
             if not self.started:
                 self._start(last)
-            last = replaced = _Tap.apply(last.detach().clone(), self.anchor, None, 0)
+            last = replaced = _Tap.apply(last.detach().clone(), None, 0, torch.zeros((), requires_grad=True))
         elif last._is_view():  # its place in the graph is lost where it, or what it is a view of, is written in place
             last = replaced = last.clone()
         self.last_seen = get_gradient_edge(last) if last.requires_grad else None  # it may run under no_grad
@@ -305,59 +329,73 @@ class _Recording:
 
     # ---- the backward pass
 
-    def finish(self, logits: Tensor, method: Method, head: Head | None) -> Measurement:
-        if not logits.requires_grad:
+    def finish(self, logits: Tensor, head: Head | None) -> Measurement:
+        if self.requests and not logits.requires_grad:
             raise LayerError(checks.unreached([each.name for each in self.sink.maps], self.model))
-        if method.needs_maps:
+        if self.layers:
             check_norms(logits, self.layers, self.calls)
+        self.passes_left = sum(each.method.needs_output_component + each.method.needs_maps for each in self.requests)
+        results = tuple(
+            self._measure(logits, request, anchor, head)
+            for request, anchor in zip(self.requests, self.anchors, strict=True)
+        )
+        return Measurement(logits.detach(), results)
+
+    def _measure(self, logits: Tensor, request: Request, anchor: Tensor, head: Head | None) -> Result:
+        method = request.method
         out = None
         if method.needs_output_component:
             assert head is not None
-            out = self._output_component(logits, method, head)
+            out = self._output_component(logits, head)
         if not method.needs_maps:
             assert out is not None
-            return self._result(logits, torch.ones_like(out).unsqueeze(1), out, method)
+            return self._result(torch.ones_like(out).unsqueeze(1), (), out, method)
 
-        moments = self._moments(logits, method)
+        places = request.places(self.sink.maps)
+        moments = self._moments(logits, method, anchor, places)
         checks.check_finite(moments[maps.ABS_SUM], "the gradient", "it overflows; use a wider dtype")
-        return self._result(logits, moments[_moment(method)], out if method.fusion == Fusion.DIVISION else None, method)
+        inspected = tuple(self.sink.maps[place] for place in places)
+        return self._result(
+            moments[_moment(method)], inspected, out if method.fusion == Fusion.DIVISION else None, method
+        )
 
-    def _output_component(self, logits: Tensor, method: Method, head: Head) -> Tensor:
+    def _backward(self, outputs: Any, inputs: Any, cotangents: Any) -> tuple[Tensor | None, ...]:
+        """A backward pass; the graph is let go with the last of them."""
+        self.passes_left -= 1
+        return checks.backward(outputs, inputs, cotangents, retain_graph=self.passes_left > 0)
+
+    def _output_component(self, logits: Tensor, head: Head) -> Tensor:
         with torch.enable_grad():
             log_softmax = torch.log_softmax(logits, dim=1)
         g = None
         if self.last is not None:
-            (g,) = checks.backward(
-                log_softmax, [self.last], torch.ones_like(log_softmax), retain_graph=method.needs_maps
-            )
+            (g,) = self._backward(log_softmax, [self.last], torch.ones_like(log_softmax))
         if g is None or g.shape[0] != self.sink.images:
             raise LayerError(checks.unusable_last(head.last_name, self.model))
         out = g.to(maps.accumulator_dtype(g.dtype)).mean((2, 3)).abs().mean(1).sqrt()
         checks.check_output_component(out, logits)
         return out
 
-    def _moments(self, logits: Tensor, method: Method) -> Tensor:
-        moments = self.sink.open()
+    def _moments(self, logits: Tensor, method: Method, anchor: Tensor, places: Sequence[int]) -> Tensor:
+        self.sink.open(places)
         if not method.needs_inner_component:
             top1 = logits.detach().argmax(dim=1, keepdim=True)
-            checks.backward(logits, self.anchor, torch.zeros_like(logits).scatter_(1, top1, 1))
+            self._backward(logits, anchor, torch.zeros_like(logits).scatter_(1, top1, 1))
         elif self.phi is not None:
             edge, ones = self.phi
-            checks.backward([edge], self.anchor, [ones])
-        self.sink.moments = None
-        if not all(self.sink.reached):
-            missed = [each.name for each, reached in zip(self.sink.maps, self.sink.reached, strict=True) if not reached]
+            self._backward([edge], anchor, [ones])
+        missed = [self.sink.maps[place].name for place in places if place not in self.sink.reached]
+        if missed:
             raise LayerError(checks.unreached(missed, self.model))
-        return moments
+        return self.sink.close()
 
-    def _result(self, logits: Tensor, packed: Tensor, out: Tensor | None, method: Method) -> Measurement:
-        inspected = tuple(self.sink.maps)
+    def _result(self, packed: Tensor, inspected: tuple[FeatureMap, ...], out: Tensor | None, method: Method) -> Result:
         widths = [each.channels for each in inspected] or [1]
         inverse_area = [1.0 / each.area for each in inspected] or [1.0]
         if out is not None:
             out = out.to(packed)
         score = frobenius(packed, widths, inverse_area, out, method.p, backend=self.sink.backend).float()
-        return Measurement(logits.detach(), score, inspected, packed, out)
+        return Result(score, inspected, packed, out)
 
 
 def _moment(method: Method) -> int:
@@ -390,17 +428,17 @@ class _Tap(torch.autograd.Function):
     """Identity; backward records the moments of the gradient that passes."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, output: Tensor, anchor: Tensor, sink: _Sink | None, index: int) -> Tensor:
+    def forward(ctx: FunctionCtx, output: Tensor, sink: _Sink | None, index: int, *anchors: Tensor) -> Tensor:
         ctx.mark_dirty(output)  # taken over, not copied; a ReLU may still change it in place
         ctx.set_materialize_grads(False)
-        ctx.sink, ctx.index = sink, index  # type: ignore[attr-defined]
+        ctx.sink, ctx.index, ctx.anchors = sink, index, len(anchors)  # type: ignore[attr-defined]
         return output
 
     @staticmethod
-    def backward(ctx: FunctionCtx, g: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: FunctionCtx, g: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.sink is not None and g is not None:  # type: ignore[attr-defined]
             ctx.sink.record(ctx.index, g)  # type: ignore[attr-defined]
-        return g, None, None, None
+        return g, None, None, *[None] * ctx.anchors  # type: ignore[attr-defined]
 
 
 class _NormTap(torch.autograd.Function):
@@ -408,15 +446,15 @@ class _NormTap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, norm_input: Tensor, output: Tensor, anchor: Tensor, sink: _Sink, index: int, scale: Tensor
+        ctx: FunctionCtx, norm_input: Tensor, output: Tensor, sink: _Sink, index: int, scale: Tensor, *anchors: Tensor
     ) -> Tensor:
         ctx.mark_dirty(output)
         ctx.set_materialize_grads(False)
-        ctx.sink, ctx.index, ctx.scale = sink, index, scale  # type: ignore[attr-defined]
+        ctx.sink, ctx.index, ctx.scale, ctx.anchors = sink, index, scale, len(anchors)  # type: ignore[attr-defined]
         return output
 
     @staticmethod
-    def backward(ctx: FunctionCtx, g: Tensor | None) -> tuple[Tensor | None, None, None, None, None, None]:
+    def backward(ctx: FunctionCtx, g: Tensor | None) -> tuple[Tensor | None, ...]:
         if g is not None:
             g = ctx.sink.record_and_scale(ctx.index, g, ctx.scale)  # type: ignore[attr-defined]
-        return g, None, None, None, None, None
+        return g, None, None, None, None, *[None] * ctx.anchors  # type: ignore[attr-defined]

@@ -14,8 +14,10 @@ from gaia_fast.errors import ArgumentError, CalibrationError, DataError, NonFini
 from gaia_fast.evaluation import combinations
 from gaia_fast.evaluation.layer_sweep import GroupResult, sweep_layers
 from gaia_fast.evaluation.metrics import Intervals, OodMetrics, average, bootstrap_intervals, ood_metrics
+from gaia_fast.gaia import Gaia, GaiaScores
 
 Detector = GaiaA | GaiaZ
+Detectors = Mapping[str, Detector] | Gaia  # by method; or one of several scores, which reads each image once
 METHODS = ("gaia-a", "gaia-z")
 BASELINE = "msp"  # maximum softmax probability: what the logits alone tell, and no GAIA
 
@@ -164,12 +166,12 @@ def model_input(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def scored_batches(
-    detectors: Mapping[str, Detector], source: ImageSource, batch_size: int = 64, rows: bool = False
+    detectors: Detectors, source: ImageSource, batch_size: int = 64, rows: bool = False
 ) -> Iterator[ScoredBatch]:
     """The readable images of a source with their predictions and scores, batch by batch, in order.
 
     Args:
-        detectors: at least one, by method; all of the same model.
+        detectors: at least one, by method, all of the same model; or one of several scores.
         source: the images. Those that cannot be read are noted in its `unreadable`.
         batch_size: images that go through the network together.
         rows: whether to give the norms of the rows of Lambda, too.
@@ -178,26 +180,42 @@ def scored_batches(
         GaiaError: as `score` of a detector.
     """
     for batch in source.batches(batch_size):
-        scores, by_layer, logits = {}, {}, torch.empty(0)
-        for method, detector in detectors.items():
-            try:
-                found = detector.score(model_input(detector.model, batch.images), return_matrix=rows)
-            except NonFiniteError as error:
-                # The error counts within the batch; the reader knows names.
-                raise NonFiniteError(f"{error} (the batch from {batch.names[0]} to {batch.names[-1]})") from error
-            logits = found.logits
-            scores[method] = found.score.cpu().numpy()
-            if found.matrix is not None:
-                norms = torch.linalg.vector_norm(found.matrix.double(), detector.method.p, dim=2)
-                by_layer[method] = norms.cpu().numpy()
-        logits = logits.double().cpu()
+        try:
+            found = _scored(detectors, batch.images, rows)
+        except NonFiniteError as error:
+            # The error counts within the batch; the reader knows names.
+            raise NonFiniteError(f"{error} (the batch from {batch.names[0]} to {batch.names[-1]})") from error
+        by_layer = {
+            method: torch.linalg.vector_norm(matrix.double(), _order(detectors, method), dim=2).cpu().numpy()
+            for method, matrix in found.matrices.items()
+        }
+        scores = {method: score.cpu().numpy() for method, score in found.scores.items()}
+        logits = found.logits.double().cpu()
         scores[BASELINE] = -torch.softmax(logits, dim=1).max(dim=1).values.numpy()
         labels = None if batch.labels is None else batch.labels.numpy()
         yield ScoredBatch(batch.names, labels, logits.argmax(dim=1).numpy(), scores, by_layer)
 
 
+def _scored(detectors: Detectors, images: Tensor, rows: bool) -> GaiaScores:
+    """What all methods make of a batch, with their matrices where `rows`."""
+    if isinstance(detectors, Gaia):
+        return detectors.score(model_input(detectors.model, images), return_matrix=rows)
+    found = {
+        method: detector.score(model_input(detector.model, images), return_matrix=rows)
+        for method, detector in detectors.items()
+    }
+    matrices = {method: each.matrix for method, each in found.items() if each.matrix is not None}
+    *_, last = found.values()
+    return GaiaScores(last.logits, {method: each.score for method, each in found.items()}, matrices)
+
+
+def _order(detectors: Detectors, method: str) -> float:
+    """The order of the norm that a method aggregates with."""
+    return (detectors.methods[method] if isinstance(detectors, Gaia) else detectors[method].method).p
+
+
 def score_set(
-    detectors: Mapping[str, Detector],
+    detectors: Detectors,
     source: ImageSource,
     batch_size: int = 64,
     advance: Callable[[int], None] = lambda images: None,
@@ -279,7 +297,7 @@ def _combined(id_set: ScoredSet, ood_sets: Mapping[str, ScoredSet], resamples: i
 
 
 def evaluate(
-    detectors: Mapping[str, Detector],
+    detectors: Detectors,
     id_source: ImageSource,
     ood_sources: Mapping[str, ImageSource],
     batch_size: int = 64,
@@ -307,12 +325,15 @@ def evaluate(
         return compared
     example = next(id_source.batches(1)).images
     swept = {}
-    for method, detector in detectors.items():
-        if not detector.method.needs_maps:  # the output component has no layers
+    if isinstance(detectors, Gaia):
+        plans = detectors.plan(model_input(detectors.model, example)).plans
+    else:
+        plans = {method: each.plan(model_input(each.model, example)) for method, each in detectors.items()}
+    for method, plan in plans.items():
+        if not plan.method.needs_maps:  # the output component has no layers
             continue
-        maps = detector.plan(model_input(detector.model, example)).maps
         rows = {name: each.rows[method] for name, each in ood_sets.items()}
-        swept[method] = sweep_layers(maps, id_set.rows[method], rows, detector.method.p)
+        swept[method] = sweep_layers(plan.maps, id_set.rows[method], rows, plan.method.p)
     return replace(compared, by_layers=swept)
 
 

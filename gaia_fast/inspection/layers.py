@@ -141,7 +141,7 @@ class MapNames:
         hidden = [layer.name for layer in layers if layer.name in missed and ran(layer.module)]
         if hidden:
             raise ModelError(around_hooks(hidden))
-        if missed and (not self._calls or any(layer.explicit for layer in layers)):
+        if missed and (len(missed) == len(layers) or any(layer.explicit for layer in layers if layer.name in missed)):
             raise LayerError(
                 f"the layers {listed(missed)} made no feature map of these images: they were not called, or with "
                 "another number of images, or inside compiled code, where hooks do not fire; name others, layers=[...]"

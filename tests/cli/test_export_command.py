@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 from click.testing import Result
 
+from gaia_fast import Gaia
 from gaia_fast.compiler.package.reading import load
 from gaia_fast.compiler.package.writing import read_metadata
 from gaia_fast.data import load_images
@@ -27,6 +29,24 @@ def test_a_file_that_scores(run: Callable[..., Result], digits_npz: Path, tmp_pa
     x = model_input(model, next(load_images(str(digits_npz), "digits").batches(40)).images)
     _, score = load(path)(x)
     torch.testing.assert_close(score, make_detector(method, model, engine="hooks")(x), rtol=1e-4, atol=0)
+
+
+def test_one_file_of_several_methods(run: Callable[..., Result], digits_npz: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    methods = ("--method", "gaia-z", "--method", "gaia-a", "--method", "msp")
+    found = run("export", path, *DIGITS, *methods, "--images", digits_npz, "--threshold", "gaia-a=2.5")
+    assert found.exit_code == 0, found.output
+    described = json.loads(read_metadata(path)["scores"])
+    assert {name: (each["output"], each["threshold"]) for name, each in described.items()} == {
+        "gaia-z": ("gaia_z", None),
+        "gaia-a": ("gaia_a", 2.5),
+        "msp": ("msp", None),
+    }
+    model = digits_resnet(pretrained=True)
+    x = model_input(model, next(load_images(str(digits_npz), "digits").batches(40)).images)
+    _, *scores = load(path)(x)
+    for score, expected in zip(scores, Gaia(model, scores=("gaia-z", "gaia-a", "msp"))(x).values(), strict=True):
+        torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_noise_where_there_are_no_images(run: Callable[..., Result], tmp_path: Path) -> None:

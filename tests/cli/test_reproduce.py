@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from gaia_fast.cli import main
+from gaia_fast.data import PRESETS
 from gaia_fast.data.digits import held_out_pictures, noise_pictures
 from gaia_fast.models import digits_resnet
 from gaia_fast.reproduction import networks
@@ -43,7 +44,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(folder / "cifar10_train.npz", x=enlarged(pictures[100:300]), y=labels[100:300])
     np.savez(folder / "tinyimagenet_crop.npz", x=enlarged(noise_pictures()[:50]))
     save_file(digits_resnet(pretrained=True).state_dict(), folder / "resnet34_cifar10.safetensors")
-    small = replace(networks.NETWORKS["resnet34_cifar10"], make=digits_resnet)
+    small = replace(networks.NETWORKS["resnet34_cifar10"], make=digits_resnet, preset=PRESETS["digits"])
     monkeypatch.setitem(networks.NETWORKS, "resnet34_cifar10", small)
     return folder
 

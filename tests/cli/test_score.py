@@ -320,3 +320,59 @@ def test_model_that_does_not_take_the_images(run: Callable[..., Result], digits_
     assert found.exit_code == 1
     assert found.stderr.count("smaller than the 32x32 crop") >= 1
     assert "none of the 40 images" in found.stderr
+
+
+def test_several_methods_share_a_pass_and_have_a_column_each(
+    run: Callable[..., Result], digits_npz: Path, noise_npz: Path, expected: tuple[np.ndarray, list[int]]
+) -> None:
+    methods = ("--method", "gaia-z", "--method", "msp", "--method", "gaia-a", "--layers", "gaia-a=layer3,layer4")
+    found = run("score", digits_npz, *DIGITS, *methods)
+    assert found.exit_code == 0, found.output
+    rows = rows_of(found.stdout)
+    assert list(rows[0]) == ["image", "predicted", "gaia-z", "msp", "gaia-a"]
+    x, model = held_out_digits()[0][:40], digits_resnet(pretrained=True)
+    columns = {name: np.array([row[name] for row in rows], dtype=np.float32) for name in ("gaia-z", "msp", "gaia-a")}
+    assert np.array_equal(columns["gaia-z"], expected[0])
+    assert np.array_equal(columns["gaia-a"], GaiaA(model, layers=["layer3", "layer4"])(x).numpy())
+    np.testing.assert_allclose(columns["msp"], -model(x).detach().softmax(1).amax(1).numpy(), rtol=1e-6)
+    assert "msp: 40 images scored" in found.stderr
+
+    arguments = ("--calibrate-on", digits_npz, "--id-tpr", "0.5", "--out", "rows.parquet", "--json", "out.json")
+    assert run("score", noise_npz, *DIGITS, *methods, *arguments).exit_code == 0
+    table = parquet.read_table("rows.parquet").to_pydict()
+    assert list(table)[2:] == ["gaia-z", "is_ood_gaia-z", "msp", "is_ood_msp", "gaia-a", "is_ood_gaia-a"]
+    with open("out.json") as file:
+        record = json.load(file)
+    assert record["methods"] == ["gaia-z", "msp", "gaia-a"]
+    for name in record["methods"]:
+        threshold = record["thresholds"][name]
+        assert threshold == pytest.approx(threshold_for(columns[name], 0.5), rel=1e-6)
+        assert table[f"is_ood_{name}"] == [score > threshold for score in table[name]]
+
+
+def test_a_score_of_the_logits_alone(run: Callable[..., Result], digits_npz: Path) -> None:
+    found = run("score", digits_npz, *DIGITS, "--method", "energy", "--threshold", "-9")
+    assert found.exit_code == 0, found.output
+    rows = rows_of(found.stdout)
+    assert list(rows[0]) == ["image", "predicted", "score", "is_ood"]
+    expected = -digits_resnet(pretrained=True)(held_out_digits()[0][:40]).detach().logsumexp(1)
+    np.testing.assert_allclose([float(row["score"]) for row in rows], expected.numpy(), rtol=1e-5)
+    assert [row["is_ood"] for row in rows] == [str(bool(each > -9)).lower() for each in expected]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "odin"), "'odin' is not one of"),
+        (("--method", "msp", "--layers", "layer3"), "--layers belongs to gaia-a and gaia-z"),
+        (("--method", "msp", "--method", "gaia-z", "--layers", "msp=layer3"), "'msp' is not among the methods gaia-z"),
+        (("--method", "msp", "--method", "gaia-z", "--threshold", "1"), "such as msp=1"),
+        (("--threshold", "msp=1"), "'msp' is not among the methods gaia-z"),
+        (("--threshold", "much"), "'much' is not a number"),
+    ],
+    ids=str,
+)
+def test_wrong_methods(run: Callable[..., Result], digits_npz: Path, options: tuple[str, ...], message: str) -> None:
+    found = run("score", digits_npz, *DIGITS, *options)
+    assert found.exit_code == 2
+    assert message in " ".join(found.stderr.replace("│", " ").split())

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gaia_fast.compiler.verification import Verifier, rounding
+from gaia_fast.compiler.verification import Found, Verifier, rounding
+from gaia_fast.inspection.layers import inspected_layers
+from gaia_fast.inspection.requests import Request
 from gaia_fast.method import Method
 
 
@@ -40,15 +42,15 @@ def test_an_image_whose_score_hangs_on_rounding_is_held_to_what_rounding_does() 
     model = Sharp().eval()
     nn.init.constant_(model.norm.bias, -1)
     x = torch.tensor([[[[3.0, 2.0], [1.0 + 1e-7, -5.0]]], [[[3.0, 2.0], [1.5, -5.0]]]])
-    verifier = Verifier(model, Method("gaia-z"), None, None)
+    verifier = Verifier(model, [Request(Method("gaia-z"), tuple(inspected_layers(model)))], None)
     own = verifier.reference(x)
-    assert own.score.tolist() == [0.75, 0.75]
+    (expected,) = own.scores
+    assert expected.tolist() == [0.75, 0.75]
     for image, fine in ((0, True), (1, False)):
-        score = own.score.clone()
+        score = expected.clone()
         score[image] = 0.5
-        off, allowed = verifier.error({"logits": own.logits, "score": score}, x, own)
+        off, allowed = verifier.error(Found(own.logits, (score,), (None,)), x, own)
         assert off == pytest.approx(1 / 3)
         assert (off <= allowed) == fine
-    nan = {"logits": own.logits * torch.nan, "score": own.score}
-    off, allowed = verifier.error(nan, x, own)
+    off, allowed = verifier.error(Found(own.logits * torch.nan, own.scores, (None,)), x, own)
     assert not off <= allowed

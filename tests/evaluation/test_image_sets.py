@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gaia_fast import GaiaA, GaiaZ
+from gaia_fast import Gaia, GaiaA, GaiaZ
 from gaia_fast.data import PRESETS, ImageSource, surrogate_sources
 from gaia_fast.data.digits import digits_sources, held_out_digits
 from gaia_fast.errors import ArgumentError, DataError, NonFiniteError
@@ -66,6 +66,31 @@ def test_score_set_equals_the_detectors(model: nn.Module, sources: tuple[ImageSo
     assert found.accuracy == float((logits.argmax(1) == labels[:13]).double().mean())
     # To float32's rounding: the logits come from batches of another size.
     assert found.scores["msp"] == pytest.approx(-torch.softmax(logits, 1).amax(1).numpy(), rel=1e-5)
+
+
+def test_one_detector_of_several_scores_reads_each_image_once_and_evaluates_the_same(
+    model: nn.Module, sources: tuple[ImageSource, dict[str, ImageSource]]
+) -> None:
+    id_source, ood = first(sources[0], 40), {name: first(each, 20) for name, each in list(sources[1].items())[:2]}
+    detectors: dict[str, GaiaA | GaiaZ] = {
+        "gaia-a": GaiaA(model, layers=["layer4"], p=3.0),
+        "gaia-z": GaiaZ(model, p=3.0),
+    }
+    joint = Gaia(model, scores=("gaia-a", "gaia-z"), layers={"gaia-a": ["layer4"]}, p=3.0)
+    apart = image_sets.evaluate(detectors, id_source, ood, 16, by_layers=True)
+    calls: list[int] = []
+    with model.register_forward_hook(lambda *_: calls.append(1)):
+        score_set(joint, id_source, 16)
+        before = len(calls)
+        score_set(joint, id_source, 16)
+    assert len(calls) - before == 3
+    together = image_sets.evaluate(joint, id_source, ood, 16, by_layers=True)
+    assert list(together.results) == ["gaia-a", "gaia-z", "msp"]
+    assert together.results == apart.results
+    assert together.by_layers == apart.by_layers
+    with_msp = score_set(Gaia(model, scores=("msp", "energy")), id_source)
+    assert sorted(with_msp.scores) == ["energy", "msp"]
+    np.testing.assert_allclose(with_msp.scores["msp"], apart.id_set.scores["msp"], rtol=1e-6)
 
 
 def test_images_follow_the_models_dtype(model: nn.Module, sources: tuple[ImageSource, dict[str, ImageSource]]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiler.ir.constants import constant_value
+from gaia_fast.compiler.ir.results import LOGITS, PRECONDITIONS, ResultNames
 from gaia_fast.compiler.ir.rewriting import alike, call_kernel, calls, only_user, result_of
 from gaia_fast.compiler.native.kernels import Kernel
 from gaia_fast.compiler.native.result_kernels import Columns, FiniteCheck, ResultCheck, Score
@@ -29,25 +30,31 @@ def use_score_kernels(module: fx.GraphModule) -> None:
             _use_score(graph, node)
 
 
-def check_results(module: fx.GraphModule, outputs: Sequence[str]) -> fx.GraphModule:
+def check_results(module: fx.GraphModule, outputs: Sequence[str], results: Sequence[ResultNames]) -> fx.GraphModule:
     """Returns a program with one output more: (N,), positive where an image, and what was found for it, mean something.
 
     Args:
-        outputs: the names of what it gives; see `Program`.
+        outputs, results: the names of what it gives; see `Program`.
     """
     graph = fx.Graph()
-    results = graph.graph_copy(module.graph, {})
-    found = dict(zip(outputs, results, strict=True))
+    copied = graph.graph_copy(module.graph, {})
+    found = dict(zip(outputs, copied, strict=True))
     checked = fx.GraphModule(module, graph)
-    answers = found["score"].meta["val"].new_empty(found["score"].meta["val"].shape, dtype=torch.float32)
+    logits = found[LOGITS].meta["val"]
+    answers = logits.new_empty(logits.shape[:1], dtype=torch.float32)
     images = next(node for node in graph.nodes if node.op == "placeholder")
     with graph.inserting_after(images):  # first of its wave: while other threads wake up
         made = call_kernel(graph, FiniteCheck(), (images,))
     with graph.inserting_after(made):
         finite = result_of(graph, made, 0, answers)
-    given = [_in_float32(graph, found.get(name)) for name in ("logits", "score", "preconditions", "component")]
-    holds = result_of(graph, call_kernel(graph, ResultCheck(), (*given, finite)), 0, answers)
-    graph.output((*results, holds))
+    preconditions = found.get(PRECONDITIONS)
+    # One check after the other, each with the answers of the one before. Without a score, they stand for one.
+    for score, component in [(found[each.score], each.component) for each in results] or [(finite, None)]:
+        read = (found[LOGITS], score, preconditions, None if component is None else found[component])
+        given = [_in_float32(graph, each) for each in read]
+        finite = result_of(graph, call_kernel(graph, ResultCheck(), (*given, finite)), 0, answers)
+        preconditions = None  # one look is enough
+    graph.output((*copied, finite))
     return checked
 
 

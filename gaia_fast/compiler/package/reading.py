@@ -11,7 +11,8 @@ from gaia_fast.errors import ArgumentError, BackendError, first_line
 
 
 def load(path: str | Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Returns a function of images (N, C, H, W), on the CPU for ".onnx", that gives logits and score.
+    """Returns a function of images (N, C, H, W), on the CPU for ".onnx", that gives the logits and
+    each score, in the order in which they were asked for.
 
     A ".pt2" file is a program of machine code: loading it runs it, with all rights of the user. Load only what you
     trust; `read_metadata` is safe for any.
@@ -54,9 +55,7 @@ def _onnx_runner(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda x: tuple(
-        torch.from_numpy(each) for each in session.run(["logits", "score"], {"images": x.cpu().numpy()})
-    )
+    return lambda x: tuple(torch.from_numpy(each) for each in session.run(None, {"images": x.cpu().numpy()}))
 
 
 def _package_runner(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:

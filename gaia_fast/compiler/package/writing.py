@@ -11,7 +11,7 @@ from torch import Tensor
 from gaia_fast.compiler.frontend.example_batch import export_arguments
 from gaia_fast.compiler.onnx.conversion import check_size, missing, to_onnx
 from gaia_fast.compiler.package.metadata import FORMATS, check_ending, read_metadata
-from gaia_fast.compiler.program import Program, with_images_in, without_recourse
+from gaia_fast.compiler.program import Program, with_images_in
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError, GaiaError, first_line
 from gaia_fast.files import replacing
 
@@ -44,10 +44,10 @@ def export(
     metadata: Mapping[str, str],
     check: Callable[[Path], None] = lambda path: None,
 ) -> None:
-    """Writes a program to a file: input "images" (N, C, H, W), outputs "logits" (N, C) and "score" (N,) float32.
+    """Writes a program to a file: input "images" (N, C, H, W), outputs "logits" (N, C) and scores, each (N,) float32.
 
     Args:
-        program: what the file will do.
+        program: what the file will do, standing alone; see `without_recourse`.
         path: checked by `check_format`; ending in ".onnx" (onnxruntime, standard operators alone) or ".pt2" (an
             AOTInductor package, run by PyTorch's C++ library or `torch._inductor.aoti_load_package`).
         example: images, of which the first is enough; where the program computes in another dtype than theirs, the
@@ -60,7 +60,7 @@ def export(
     Raises:
         BackendError: a package is missing. CompilationError: the program does not fit the format.
     """
-    alone = with_images_in(example.dtype, without_recourse(program))
+    alone = with_images_in(example.dtype, program)
     sizes = [None if dynamic else example.shape[0], *example.shape[1:]]
     metadata = {**metadata, "images": json.dumps(sizes), "dtype": str(example.dtype).removeprefix("torch.")}
     write = _write_onnx if path.suffix == ".onnx" else _write_package

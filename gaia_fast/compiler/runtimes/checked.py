@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gaia_fast.compiler.ir.results import LOGITS, PRECONDITIONS, ResultNames
 from gaia_fast.compiler.runtimes.runner import Guard, Runner, no_guard
 from gaia_fast.inspection.guards import ModelGuard
 from gaia_fast.ops import result_checks
@@ -16,11 +17,12 @@ class Checks:
     """What is asked of every batch, on the device: nothing here waits for it.
 
     Attributes:
-        outputs: the names of what the program gives.
+        outputs, results: the names of what the program gives; see `Program`.
         state: of the model, when it was captured.
     """
 
     outputs: tuple[str, ...]
+    results: tuple[ResultNames, ...]
     state: ModelGuard
 
     def before(self, x: Tensor) -> Tensor:
@@ -38,9 +40,14 @@ class Checks:
     def after(self, outputs: Sequence[Tensor]) -> Tensor:
         """Returns (N,) bools: which images' results mean something."""
         found = dict(zip(self.outputs, outputs, strict=True))
-        return result_checks.results_hold_per_image(
-            found["logits"], found["score"], found.get("preconditions"), found.get("component")
-        )
+        logits, fine = found[LOGITS], None
+        for each in self.results:
+            preconditions = found.get(PRECONDITIONS) if each.counted else None
+            holds = result_checks.results_hold_per_image(
+                logits, found[each.score], preconditions, each.component_in(found)
+            )
+            fine = holds if fine is None else fine & holds
+        return result_checks.finite_per_image(logits) if fine is None else fine
 
 
 class Checked:

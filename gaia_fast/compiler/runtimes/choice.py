@@ -147,7 +147,7 @@ def make_runner(
     elif runtime == Runtime.CUDAGRAPH:
         runner = CudaGraph(program.graph, example, checks)
     elif runtime == Runtime.NATIVE:
-        runner = Native(program.graph, example, tune, None if checks is None else checks.outputs)
+        runner = Native(program.graph, example, tune, checks)
     elif runtime == Runtime.ONNXRUNTIME:
         runner = OnnxRuntime(convert or conversion(program, example, dynamic), example)
     elif runtime == Runtime.OPENVINO:

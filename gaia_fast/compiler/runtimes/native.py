@@ -2,7 +2,7 @@
 
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx
@@ -13,6 +13,7 @@ from gaia_fast.compiler.ir.rewriting import calls, copy_of
 from gaia_fast.compiler.native.executable import Executable
 from gaia_fast.compiler.native.kernels import Convolution
 from gaia_fast.compiler.pipeline import run_passes
+from gaia_fast.compiler.runtimes.checked import Checks
 from gaia_fast.compiler.runtimes.runner import Guard, check_float32_on_cpu, no_guard
 from gaia_fast.options import Tune
 
@@ -28,18 +29,19 @@ class Native:
         example: images.
         tune: how algorithms are chosen for as many images as `example` has; for others, by their operations. Where they
             are measured, so is the order: all images layer by layer, or one after the other.
-        outputs: the names of what the program gives, where results are to be checked, for one output more: (N,),
-            positive where what was found for an image means something.
+        checks: where images and results are to be checked, for one output more: (N,), positive where what was found for
+            an image means something.
 
     Raises:
         BackendError: the extension is missing, or other images than float32 on the CPU.
     """
 
     def __init__(
-        self, graph: fx.GraphModule, example: Tensor, tune: str = Tune.MODEL, outputs: Sequence[str] | None = None
+        self, graph: fx.GraphModule, example: Tensor, tune: str = Tune.MODEL, checks: Checks | None = None
     ) -> None:
         check_float32_on_cpu("native", missing(), example)
-        self._graph = run_passes(pipeline.native(outputs), copy_of(graph))
+        passes = pipeline.native() if checks is None else pipeline.native(checks.outputs, checks.results)
+        self._graph = run_passes(passes, copy_of(graph))
         self._alone = _executable_alone(self._graph)
         images = next(node for node in self._graph.graph.nodes if node.op == "placeholder")
         readers = [node for node in images.users if node.op != "call_module"]

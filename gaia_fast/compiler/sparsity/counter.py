@@ -33,8 +33,9 @@ class NonZeroCounter:
         self._needed = set().union(*self._pending.values()) if self._pending else set()
         self._images: Tensor | None = None
 
-    def needs_gradient(self, index: int) -> bool:
-        return self._sparsity[index] is None
+    def counts(self, index: int) -> bool:
+        """Whether the non-zeros of a map are counted, so that its gradient is not needed for them."""
+        return self._sparsity[index] is not None
 
     def see(self, node: fx.Node, value: Any) -> None:
         """Takes note of the value of a node."""

@@ -55,7 +55,7 @@ def test_pixels(value: float) -> None:
     with pytest.raises(InputError, match="images 1 of the batch"):
         detector(bad)
     largest = torch.finfo(torch.float32).max
-    checks = Checks((), guards.ModelGuard([]))
+    checks = Checks((), (), guards.ModelGuard([]))
     assert checks.before(torch.stack([bad[1], x[0].fill_(largest)])).tolist() == [False, True]
 
 

@@ -14,6 +14,7 @@ from gaia_fast.compiler.program import build
 from gaia_fast.compiler.sparsity import Sparsity, analyse
 from gaia_fast.compiler.sparsity.transfer.registry import transfer_rule
 from gaia_fast.inspection import layers
+from gaia_fast.inspection.requests import Request
 from gaia_fast.method import Method
 
 import zoo
@@ -22,10 +23,12 @@ from graphs import fold
 
 def counted(model: nn.Module, x: Tensor, thorough: bool = False) -> tuple[list[Sparsity | str], dict[str, Tensor]]:
     """What the analysis says of each map, and what the program that believes it gives."""
-    found = capture(model, x, layers.inspected_layers(model), None)
+    inspected = layers.inspected_layers(model)
+    found = capture(model, x, inspected, None)
     fold(found.graph)
     sparsity = analyse(found.graph.graph, thorough)
-    program = build(found, Method("gaia-z"), None, [each if isinstance(each, Sparsity) else None for each in sparsity])
+    proven = [each if isinstance(each, Sparsity) else None for each in sparsity]
+    program = build(found, [Request(Method("gaia-z"), tuple(inspected))], None, proven)
     with torch.no_grad():
         return sparsity, dict(zip(program.outputs, program.graph(x), strict=True))
 

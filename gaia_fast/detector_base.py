@@ -1,0 +1,237 @@
+"""What all detectors share: what is given is checked, an engine measures it, whatever was done to the model since."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gaia_fast import backends
+from gaia_fast._version import __version__
+from gaia_fast.compiler.preparation import Prepared
+from gaia_fast.engines import EnginePlan, Subject, export_program, make_engine
+from gaia_fast.errors import InputError
+from gaia_fast.inspection import checks, guards, layers, stages
+from gaia_fast.inspection.feature_maps import feature_maps
+from gaia_fast.inspection.forward_hooks import in_grad_mode
+from gaia_fast.inspection.requests import Request
+from gaia_fast.measurement import Measurement, Result
+from gaia_fast.method import Method
+from gaia_fast.options import EngineName, Runtime, Tune
+from gaia_fast.plan import Plan
+
+Layers = str | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked of a detector, but for its methods; `layers` has an entry for each of these."""
+
+    layers: tuple[Layers, ...]
+    head: str | nn.Module | None
+    engine: str
+    backend: str
+    runtime: str
+
+
+DetectorT = TypeVar("DetectorT", bound="Detector")
+
+
+class Detector:
+    """A model, methods by the names of their scores, and an engine that measures with all of them in one call."""
+
+    def __init__(self, model: nn.Module, methods: Mapping[str, Method], options: Options) -> None:
+        EngineName.check_or_auto(options.engine, "engine")
+        Runtime.check_or_auto(options.runtime, "runtime")
+        self.model = checks.unwrap(model)
+        self._methods = dict(methods)
+        self._options = options
+        self._lock = threading.RLock()
+        # By the stages' names, once they are known, whatever images come.
+        self._stage_layers: dict[str, list[str]] = {}
+        self._resolve()
+        first = next(self.model.parameters(), torch.empty(0))
+        backends.choose(options.backend, first.device, first.dtype)  # a forced backend that cannot run says so at once
+
+    def prepare(self: DetectorT, example: Tensor, tune: str | None = None) -> DetectorT:
+        """Compiles the model for images like `example`: same size, dtype and device. Seconds, in some runtimes minutes.
+
+        With engine="compiled" the first call does it unasked; it is done once for each size of image, and again where
+        a weight has changed. With engine="auto" it is what makes the engine "compiled", where the model allows: where
+        it does not, the plan says why, and hooks score as before.
+
+        Args:
+            example: (N, C, H, W) images, N at least 1, on which the program is compared with the reference: real ones
+                show more than noise. In runtimes that are made for a number of images, N is that number; call again for
+                further ones. A call with another number is filled up to the next, or split.
+            tune: how is settled between a convolution's algorithms in runtime "native", and on the CPU in float32
+                between the runtimes that "auto" can take and are installed, and hooks: "measure" times them here for as
+                many images, once for each processor and build (in $GAIA_FAST_CACHE, else in the user's cache, empty for
+                nowhere), which takes seconds for each; "model" counts operations. None for what $GAIA_FAST_TUNE says,
+                else "measure".
+
+        Returns:
+            The detector itself.
+
+        Raises:
+            ModelError, BackendError: engine="compiled" and the model, or the runtime, cannot do it.
+            ArgumentError: the engine has nothing to prepare.
+
+        Example:
+            >>> from gaia_fast import GaiaZ
+            >>> from gaia_fast.data.digits import held_out_digits
+            >>> from gaia_fast.models import digits_resnet
+            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+            >>> detector = GaiaZ(model, runtime="eager").prepare(x[:4])
+            >>> detector.plan(x[:4]).engine.name
+            'compiled'
+        """
+        if tune is not None:
+            Tune.parse(tune, "tune")
+        self._check_example(example)
+        self._engine.prepare(example, tune)
+        return self
+
+    def program(self, x: Tensor) -> Prepared | None:
+        """Returns the compiled program for images like `x`; None without one, or where the model has changed since.
+
+        Example:
+            >>> from gaia_fast import GaiaZ
+            >>> from gaia_fast.data.digits import held_out_digits
+            >>> from gaia_fast.models import digits_resnet
+            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+            >>> detector = GaiaZ(model, runtime="eager")
+            >>> detector.program(x[:4]) is None
+            True
+            >>> detector.prepare(x[:4]).program(x[:4]).program.outputs[:2]
+            ('logits', 'score')
+        """
+        return self._engine.program(x)
+
+    def _measure(self, x: Tensor) -> Measurement:
+        """Measures a batch of any size; raises what fits. The model is left as it was, whatever happens."""
+        checks.check_form(x)
+        measured = self._engine.score_prepared(x) if x.shape[0] > 0 and not self._pending else None
+        if measured is not None:
+            return measured
+        self._check(x)
+        return self._engine.score(x) if x.shape[0] > 0 else self._measure_nothing(x)
+
+    def _export(self, path: str | Path, example: Tensor, scores: Sequence[str], metadata: Mapping[str, str]) -> Path:
+        """Writes logits and the scores named, in that order, to a file; the example is checked."""
+        path = Path(path)
+        export_program(self._subject, path, example, {"gaia_fast": __version__, **metadata}, scores)
+        return path
+
+    def _layer_names(self) -> list[list[str]]:
+        """The names of the inspected layers, for each method."""
+        return [[layer.name for layer in request.layers] for request in self._subject.requests]
+
+    def _plans(self, x: Tensor) -> tuple[EnginePlan, list[Plan]]:
+        """What the engine does on batches like `x`, and the plan of each method."""
+        self._check(x)
+        checks.check_pixels(x)
+        images = x if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
+        head = self._subject.head(images)
+        found = self._engine.plan(images)
+        plans = []
+        for place, request in enumerate(self._subject.requests):
+            own = head if request.method.needs_head else None
+            plans.append(
+                Plan(
+                    request.method,
+                    type(self.model).__name__,
+                    tuple(x.shape),
+                    feature_maps(self.model, request.layers, images),
+                    own.name if own else None,
+                    own.last_name if own else None,
+                    found.engine,
+                    found.backend,
+                    found.runtime,
+                    found.derivations[place] if found.derivations else (),
+                    found.programs,
+                    self._stages[place] or "",
+                )
+            )
+        return found, plans
+
+    def _resolve(self) -> None:
+        """Looks the layers up; again where the model's modules are no longer the same."""
+        with self._lock:
+            checks.check_model(self.model)
+            options, modules = self._options, list(self.model.modules())
+            if isinstance(options.head, str):
+                layers.find_module(self.model, options.head)
+            self._stages = [
+                stages.asked_for(asked, self.model) if method.needs_maps else None
+                for asked, method in zip(options.layers, self._methods.values(), strict=True)
+            ]
+            there = dict(self.model.named_modules())
+            self._stage_layers = {
+                stage: names for stage, names in self._stage_layers.items() if all(name in there for name in names)
+            }
+            # What a stage is made of is seen on images: until then nothing may be scored.
+            self._pending = any(stage is not None and stage not in self._stage_layers for stage in self._stages)
+            self._inspect(modules)
+            self._structure = guards.structure(modules)
+
+    def _inspect(self, modules: list[nn.Module]) -> None:
+        options = self._options
+        requests = []
+        for (name, method), asked, stage in zip(self._methods.items(), options.layers, self._stages, strict=True):
+            names = asked if stage is None else self._stage_layers.get(stage)
+            inspected = layers.inspected_layers(self.model, names) if method.needs_maps else []
+            requests.append(Request(method, tuple(inspected), name))
+        self._subject = Subject(self.model, modules, requests, options.head)
+        self._engine = make_engine(options.engine, self._subject, options.backend, options.runtime)
+
+    def _find_stages(self, x: Tensor) -> None:
+        """Inspects what the stages asked for are made of, as images show it."""
+        with self._lock:
+            if not self._pending:  # another thread has found them
+                return
+            images = x if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
+            for stage in self._stages:
+                if stage is not None and stage not in self._stage_layers:
+                    self._stage_layers[stage] = stages.found_on(stage, self.model, images)
+            self._inspect(self._subject.modules)
+            self._pending = False
+
+    def _check(self, x: Tensor) -> None:
+        if self._structure != guards.structure(self._subject.modules):
+            self._resolve()
+        checks.check_kind(x, self.model)
+        if self._pending:
+            self._find_stages(x)
+
+    def _check_example(self, example: Tensor) -> None:
+        self._check(example)
+        checks.check_pixels(example)
+        if example.shape[0] == 0:
+            raise InputError("an example of no images shows nothing; give at least one")
+
+    @in_grad_mode(False)
+    def _measure_nothing(self, x: Tensor) -> Measurement:
+        """An empty batch. Many models cannot run on one; a blank image tells the number of classes and the maps."""
+        blank = x.new_zeros((1, *x.shape[1:]))
+        logits = checks.logits_of(checks.forward(self.model, blank.clone()), 1)
+        results = []
+        for request in self._subject.requests:
+            maps = feature_maps(self.model, request.layers, blank)
+            packed = torch.zeros(0, sum(each.channels for each in maps) or 1, device=logits.device)
+            results.append(Result(torch.zeros(0, device=logits.device), maps, packed))
+        return Measurement(logits[:0].detach(), tuple(results))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was asked for, and thresholds; what was found out about the model, programs too, is found again."""
+        checks.check_model(self.model)
+        found_out = ("_structure", "_subject", "_engine", "_stages", "_pending", "_lock")
+        return {name: value for name, value in vars(self).items() if name not in found_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.RLock()
+        self._resolve()
