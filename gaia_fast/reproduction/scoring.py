@@ -110,6 +110,7 @@ class NetworkScores:
         self._digest = model_digest(model)
         self._detectors: dict[tuple[str, str], GaiaA | GaiaZ] = {}
         self._scorers: dict[str, Scorer] = {}
+        self._known: dict[tuple[str, str, str], Arrays] = {}
 
     @cached_property
     def split(self) -> SplitNetwork:
@@ -254,6 +255,9 @@ class NetworkScores:
         code: Sequence[str] = _BASELINES_CODE,
     ) -> Arrays:
         """What `compute` gives for all images of a source, part by part, each kept in the cache."""
+        asked = (what, repr(options), source.digest())
+        if asked in self._known:
+            return self._known[asked]
         found = []
         for start in range(0, len(source), _PART):
             part = source.part(start, start + _PART)
@@ -266,7 +270,8 @@ class NetworkScores:
             self.advance(len(part))
         if not found:
             raise DataError(f"none of the {len(source)} images can be read")
-        return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+        self._known[asked] = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+        return self._known[asked]
 
     def _timed(self, part: ImageSource, compute: Callable[[Iterable[Batch]], Arrays]) -> Arrays:
         start, others = time.perf_counter(), sum(self.seconds.values())
