@@ -10,11 +10,12 @@ from torch import Tensor
 from gaia_fast.baselines import BASELINES
 from gaia_fast.data import ImageSource
 from gaia_fast.errors import GaiaError
+from gaia_fast.evaluation.combinations import COMBINATIONS, cross_fitted
 from gaia_fast.evaluation.image_sets import model_input
 from gaia_fast.evaluation.metrics import OodMetrics, average, ood_metrics
 from gaia_fast.reproduction.paper import AVERAGE, Figure
 from gaia_fast.reproduction.scoring import GaiaScore, NetworkScores
-from gaia_fast.reproduction.tables import Row, Table
+from gaia_fast.reproduction.tables import Combined, Row, Table
 
 _ALONE, _BATCH = 16, 32  # images that are timed, one by one and together
 _ROUNDS = 3
@@ -94,7 +95,10 @@ class TableResult:
 def passes(rows: Sequence[Row]) -> tuple[int, bool]:
     """How often the images go through the network for rows, and whether images to fit on do, too."""
     of_images = {row.score for row in rows if isinstance(row.score, str) and BASELINES[row.score].of_images}
-    gaia = {(row.score.method, row.score.fusion) for row in rows if isinstance(row.score, GaiaScore)}
+    scores = [
+        each for row in rows for each in (row.score.of.values() if isinstance(row.score, Combined) else [row.score])
+    ]
+    gaia = {(each.method, each.fusion) for each in scores if isinstance(each, GaiaScore)}
     fitted = any(isinstance(row.score, str) and BASELINES[row.score].fitted for row in rows)
     return len(of_images) + len(gaia) + 1, fitted
 
@@ -122,8 +126,8 @@ def compute(
     results = []
     for row in rows:
         try:
-            inside = _scores(scores, row, id_source)
-            metrics = {name: ood_metrics(inside, _scores(scores, row, each)) for name, each in ood_sources.items()}
+            inside, outside = _scores(scores, row, id_source, ood_sources)
+            metrics = {name: ood_metrics(inside, each) for name, each in outside.items()}
             speed = _speed(scores, row, id_source) if table.speed else None
             results.append(RowResult(row, metrics, speed=speed))
         except GaiaError as error:
@@ -142,8 +146,21 @@ def compute(
     )
 
 
-def _scores(scores: NetworkScores, row: Row, source: ImageSource) -> np.ndarray:
-    return scores.baseline(row.score, source) if isinstance(row.score, str) else scores.gaia(row.score, source)
+def _scores(
+    scores: NetworkScores, row: Row, id_source: ImageSource, ood: Mapping[str, ImageSource]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Scores of the ID set and of each OOD set."""
+
+    def of(score: str | GaiaScore, source: ImageSource) -> np.ndarray:
+        return scores.baseline(score, source) if isinstance(score, str) else scores.gaia(score, source)
+
+    if not isinstance(row.score, Combined):
+        score = row.score
+        return of(score, id_source), {name: of(score, source) for name, source in ood.items()}
+    single = row.score.of
+    inside = {method: of(score, id_source) for method, score in single.items()}
+    outside = {name: {m: of(score, source) for m, score in single.items()} for name, source in ood.items()}
+    return cross_fitted(COMBINATIONS[row.score.combination], inside, outside)
 
 
 def _speed(scores: NetworkScores, row: Row, source: ImageSource) -> Speed:
@@ -151,6 +168,7 @@ def _speed(scores: NetworkScores, row: Row, source: ImageSource) -> Speed:
     images = next(source.part(0, _BATCH).batches(_BATCH)).images
     images = model_input(scores.model, images)
     score: Callable[[Tensor], object]
+    assert not isinstance(row.score, Combined)  # no such row is timed
     score = scores.on_images(row.score) if isinstance(row.score, str) else scores.detector_of(row.score, images).predict
     one = [images[index : index + 1] for index in range(min(_ALONE, len(images)))]
     score(one[0]), score(images)

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gaia_fast.baselines import BASELINES
+from gaia_fast.evaluation.combinations import COMBINATIONS
+from gaia_fast.evaluation.combinations import title as title_of
 from gaia_fast.inspection.stages import stages
 from gaia_fast.measurement import FeatureMap
 from gaia_fast.reproduction import paper
 from gaia_fast.reproduction.networks import Network
-from gaia_fast.reproduction.paper import AVERAGE, Figure
+from gaia_fast.reproduction.paper import Figure
 from gaia_fast.reproduction.scoring import GaiaScore
 
 _GAIA = {"gaia-z": "GAIA-Z", "gaia-a": "GAIA-A"}
@@ -23,19 +25,32 @@ _FUSIONS = {
 
 
 @dataclass(frozen=True)
+class Combined:
+    """Several scores made into one, which the paper does not do.
+
+    Attributes:
+        combination: a name in `COMBINATIONS`.
+        of: the scores by method.
+    """
+
+    combination: str
+    of: Mapping[str, GaiaScore]
+
+
+@dataclass(frozen=True)
 class Row:
     """A row of a table.
 
     Attributes:
         key: as in results.
         title: in the table.
-        score: a baseline's name, or one of GAIA's scores.
-        paper: the paper's figures by OOD set (or for `AVERAGE` alone).
+        score: a baseline's name, one of GAIA's scores, or a combination of these.
+        paper: the paper's figures by OOD set (or for the average alone).
     """
 
     key: str
     title: str
-    score: str | GaiaScore
+    score: str | GaiaScore | Combined
     paper: Mapping[str, Figure]
 
 
@@ -77,6 +92,10 @@ def _main_rows(figures: Callable[[Network], paper.Figures]) -> Callable[[Network
             other = None if network.gaia_layers[method] is not None else ("last_stage",)
             key = f"{method}, {'all layers' if other is None else _words(other)}"
             found.append(Row(key, f"{title}, {_words(other)}", GaiaScore(method, layers=other), {}))
+        both = {method: GaiaScore(method, layers=network.gaia_layers[method]) for method in _GAIA}
+        for name in COMBINATIONS:
+            words = f"{title_of(name, list(_GAIA.values()))}, not in the paper"
+            found.append(Row(name.replace("_", "-"), words[0].upper() + words[1:], Combined(name, both), {}))
         return found
 
     return rows
@@ -152,5 +171,3 @@ TABLES: dict[str, Table] = {
         Table("table5", "Methods that use gradients", _ALL, _IMAGENET, _gradient_rows, speed=True),
     )
 }
-
-__all__ = ["AVERAGE", "TABLES", "Row", "Table", "blocks_of"]

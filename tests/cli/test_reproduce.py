@@ -135,6 +135,15 @@ def test_the_reference_gives_the_same_tables(reproduce: Callable[..., Result]) -
                 assert metrics[each] == pytest.approx(compiled[method][name][each], abs=1e-3)
 
 
+def test_combinations_are_marked(reproduce: Callable[..., Result]) -> None:
+    assert reproduce("table1", *NETWORK, "--method", "rank-average", "--method", "max-standardised").exit_code == 0
+    record = read()
+    assert set(record["results"]) == {"rank-average", "max-standardised"}
+    assert record["paper"] == {"rank-average": {}, "max-standardised": {}}
+    assert reproduce("table1", *NETWORK, "--method", "rank-average", "--out", "t.md").exit_code == 0
+    assert "| Rank average of GAIA-Z and GAIA-A, not in the paper | " in Path("t.md").read_text()
+
+
 def test_table_3_and_4_are_of_one_pass_each(reproduce: Callable[..., Result], data: Path) -> None:
     assert reproduce("table3", *NETWORK).exit_code == 0
     assert set(read()["results"]) == {f"gaia-a, {fusion}" for fusion in ("top1", "output", "inner", "division")}
