@@ -13,7 +13,7 @@ the sample of `gaia_fast.inspection.memory` as it was.
 import functools
 import sys
 import types
-from collections import OrderedDict, UserDict, deque
+from collections import OrderedDict, UserDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from operator import is_
 from typing import Any, TypeAlias
@@ -52,7 +52,7 @@ _UNIMPORTANT = (
 _STANDARD = frozenset(sys.stdlib_module_names)
 _HOLDERS = (types.SimpleNamespace, UserDict)  # of the standard library, for what a user puts in
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
-_CONTAINERS = frozenset({list, dict, OrderedDict, set, frozenset, deque, tuple, torch.Size})
+_CONTAINERS = frozenset({list, dict, OrderedDict, defaultdict, set, frozenset, deque, tuple, torch.Size})
 
 # What may change: an object's id, and the name of what it holds; None for all of it.
 Place: TypeAlias = tuple[int, Any]
@@ -491,7 +491,9 @@ def _same(a: Any, b: Any, depth: int = _DEPTH + 1) -> bool:
         return repr(a) == repr(b)
     if kind in _PLAIN:
         return bool(a == b)
-    if depth == 0 or kind not in _CONTAINERS or len(a) != len(b):
+    if depth == 0 or not (kind in _CONTAINERS or _is_named_tuple(kind)) or len(a) != len(b):
+        return False
+    if kind is defaultdict and a.default_factory is not b.default_factory:
         return False
     if kind in (set, frozenset):
         return _members(a) == _members(b)
@@ -502,6 +504,11 @@ def _same(a: Any, b: Any, depth: int = _DEPTH + 1) -> bool:
             for x, y in zip(*pair, strict=True)
         )
     return all(_same(x, y, depth - 1) for x, y in zip(a, b, strict=True))
+
+
+def _is_named_tuple(kind: type) -> bool:
+    """Whether objects of the class are tuples with names, and have no attributes besides."""
+    return issubclass(kind, tuple) and hasattr(kind, "_fields") and not kind.__dictoffset__
 
 
 def _members(held: Iterable[Any]) -> set[Any]:

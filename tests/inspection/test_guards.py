@@ -6,12 +6,12 @@ import gc
 import logging
 import threading
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -563,6 +563,35 @@ def test_a_container_may_be_replaced_by_its_equal() -> None:
     assert not before.holds()
     assert not renewed.holds()
     assert before.renewed() is before
+
+
+class Named(NamedTuple):
+    size: int
+    steps: list[int]
+
+
+class NamedAndMore(Named):
+    """With attributes that its fields do not tell of."""
+
+
+def test_a_named_tuple_may_be_replaced_by_its_equal() -> None:
+    model: Any = nn.Module()
+    model.named, model.table = Named(1, [2]), defaultdict(list, a=[1])
+    before = look(model)
+    model.named, model.table = Named(1, [2]), defaultdict(list, a=[1])
+    assert before.holds()
+    model.named = Named(1, [3])
+    assert not before.holds()
+    model.named, model.table = Named(1, [2]), defaultdict(set, a=[1])
+    assert not before.holds()
+
+
+def test_a_named_tuple_with_attributes_may_not() -> None:
+    model: Any = nn.Module()
+    model.named = NamedAndMore(1, [2])
+    before = look(model)
+    model.named = NamedAndMore(1, [2])
+    assert not before.holds()
 
 
 def test_what_was_replaced_by_its_equal_is_compared_by_identity_again(asked_by: str) -> None:

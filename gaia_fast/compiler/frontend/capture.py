@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from gaia_fast.compiler.frontend.attributes import put_back
 from gaia_fast.compiler.frontend.example_batch import export_arguments
 from gaia_fast.compiler.frontend.functionalization import functional
 from gaia_fast.compiler.ir.marks import LAST, MAP, MARK, PHI
@@ -132,7 +133,7 @@ def _export(model: nn.Module, x: Tensor, dynamic: bool, layers: list[InspectedLa
     marker = _Marker(layers, head)
     arguments, sizes = export_arguments(x, dynamic)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), put_back(model):
             warnings.simplefilter("ignore")
             exported = torch.export.export(_Marked(model, marker).eval(), arguments, dynamic_shapes=sizes)
             saturating = tuple({str(n.target) for n in exported.graph.nodes if n.target in _SATURATING})
