@@ -1,6 +1,7 @@
 """`gaia-fast reproduce`: the paper's tables and figures on what is at hand, beside the paper's own figures."""
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -27,6 +28,7 @@ from gaia_fast.reproduction.scoring import NetworkScores
 from gaia_fast.reproduction.tables import TABLES, Row
 
 _PLOTS = Path("gaia-reproduce")
+_FIGURES_HANG_ON = ("networks", "limit", "resolution", "methods", "fit_images", "engine", "device")
 _LEAST = 50  # images that methods are fitted on, where these have to be taken from the ID set
 
 
@@ -209,7 +211,7 @@ def _table(
         found = compute(table, rows, scores, setting.id_source, setting.ood)
     prepared = described(setting.network.preset)
     return (
-        report.markdown(found, setting.absent, origin, prepared),
+        report.markdown(found, setting.absent, origin, prepared, _command()),
         report.record(found, setting.absent, origin, prepared),
     )
 
@@ -245,6 +247,20 @@ def _asked_for(rows: Sequence[Row], methods: Sequence[str]) -> list[Row]:
             raise click.BadParameter(f"there is no row {name!r}; choose from {', '.join(keys)}", param_hint="--method")
     wanted = [row for row in rows if not methods or row.key in methods or row.key.partition(",")[0] in methods]
     return wanted or [row for row in rows if any(row.key.startswith(f"{name} ") for name in methods)]
+
+
+def _command() -> str:
+    """The command, with what decides its figures."""
+    ctx = click.get_current_context()
+    words = [str(ctx.params["what"]), "--data", "DATA"]
+    for parameter in ctx.command.params:
+        value = ctx.params[parameter.name] if parameter.name else None
+        given = value not in (None, ()) and value != parameter.get_default(ctx)
+        if parameter.name not in _FIGURES_HANG_ON or not given:
+            continue
+        each = value if isinstance(value, (list, tuple)) else [value]
+        words += [word for one in each for word in (parameter.opts[0], str(one))]
+    return f"gaia-fast reproduce {shlex.join(words)}"
 
 
 def _progress(network: Network, scores: NetworkScores, images: int) -> ExitStack:

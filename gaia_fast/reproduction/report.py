@@ -1,8 +1,12 @@
 """A computed table as Markdown and as a record for JSON: our figures, the paper's, and the difference."""
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from gaia_fast.reproduction.networks import NETWORKS, Network
 from gaia_fast.reproduction.paper import AVERAGE, TAKE_BATCHES, Figure
@@ -11,7 +15,7 @@ from gaia_fast.reproduction.run import RowResult, TableResult
 _NOTHING = "-"  # where there is no figure
 
 
-def markdown(result: TableResult, absent: Mapping[str, str], weights: str, described: str) -> str:
+def markdown(result: TableResult, absent: Mapping[str, str], weights: str, described: str, command: str = "") -> str:
     """The table, with what it was computed on.
 
     Args:
@@ -19,11 +23,14 @@ def markdown(result: TableResult, absent: Mapping[str, str], weights: str, descr
         absent: why a set of the paper is not in it, by name.
         weights: where the network's are from.
         described: how images were prepared.
+        command: that makes it.
     """
     network = result.scores.network
     sets = list(result.n_ood)
     columns = [AVERAGE] if result.table.averages else [*sets, AVERAGE]
     lines = [f"### {result.table.title}: {network.title}", ""]
+    if command:
+        lines += [f"    {command}", ""]
     accuracy = "" if result.accuracy is None else f", accuracy {result.accuracy:.1%}"
     images = ", ".join(f"{name} {count}" for name, count in result.n_ood.items())
     lines.append(f"In distribution {result.n_id} images of {network.id_set}{accuracy}; OOD images: {images}.")
@@ -58,7 +65,7 @@ def markdown(result: TableResult, absent: Mapping[str, str], weights: str, descr
         lines.append(_line(cells))
     if unscored:
         lines += ["", "Without figures:", "", *unscored]
-    lines += ["", f"Time: {_times(result.seconds)}.", ""]
+    lines += ["", f"Time on {processor()}, {torch.get_num_threads()} threads: {_times(result.seconds)}.", ""]
     return "\n".join(lines)
 
 
@@ -106,6 +113,16 @@ def record(result: TableResult, absent: Mapping[str, str], weights: str, describ
         "seconds": dict(result.seconds),
         "unreadable": list(result.scores.unreadable),
     }
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or "an unnamed processor"
 
 
 def _whose_figures(result: TableResult, network: Network) -> str:

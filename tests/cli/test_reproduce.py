@@ -78,6 +78,7 @@ def test_a_table_with_the_papers_figures_beside_ours(reproduce: Callable[..., Re
     assert set(record["absent_networks"]) == {"wrn_40_2_cifar10", "resnet34_cifar100", "wrn_40_2_cifar100"}
     assert record["id_accuracy"] > 0.5
     text = Path("table.md").read_text()
+    assert " reproduce table1 --data DATA --method msp --method gaia-z --method gaia-a\n" in text
     assert "| GAIA-Z, all layers | " in text
     assert f"{100 * ours['auroc']:.1f} (98.6, {100 * ours['auroc'] - 98.63:+.1f})" in text
     assert "Not there, and so not in the averages: svhn, lsun, places, textures." in text
