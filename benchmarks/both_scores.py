@@ -18,8 +18,6 @@ from runtimes import create
 
 from gaia_fast import Gaia
 
-import torchvision_schemas  # noqa: F401  (before torchvision)
-
 SIDES = {"wrn_40_2": 32, "resnet50": 224}
 SCORES = {
     "prediction": ("msp",),
