@@ -1,6 +1,7 @@
 """Gaia: several scores of a batch from one program."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from gaia_fast import calibration
 from gaia_fast.detector_base import Detector, Layers, Options
 from gaia_fast.errors import ArgumentError, CalibrationError
+from gaia_fast.inspection import checks
 from gaia_fast.logit_scores import logit_score
 from gaia_fast.method import Method
 from gaia_fast.options import Fusion, LogitScore, Measure, Statistic
@@ -143,6 +145,8 @@ class Gaia(Detector):
         for name in self.scores:
             result = results.get(_output_name(name))
             scores[name] = logit_score(name, measured.logits) if result is None else result.score
+            if result is None and measured.logits.dtype == torch.float64:  # finite there, and perhaps not in float32
+                checks.check_score(scores[name])
         matrices = {}
         if return_matrix:
             matrices = {method.name: results[name].matrix() for name, method in self._methods.items()}
@@ -198,7 +202,7 @@ class Gaia(Detector):
         described: dict[str, dict[str, Any]] = {}
         for name in self.scores:
             output = _output_name(name)
-            described[name] = {"output": output, "threshold": self.thresholds.get(name)}
+            described[name] = {"output": output, "threshold": _threshold(name, self.thresholds.get(name))}
             if output in self._methods:
                 described[name] |= {"method": asdict(self._methods[output]), "layers": of_layers[output]}
         outputs = [_output_name(name) for name in self.scores]
@@ -307,7 +311,18 @@ def _output_name(score: str) -> str:
     return score.replace("-", "_")
 
 
+def _threshold(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    threshold = float(value)
+    if not math.isfinite(threshold):
+        raise ArgumentError(f"the threshold of {name!r} is {threshold}, which no file can hold; give a finite one")
+    return threshold
+
+
 def _parsed(scores: Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(scores, Iterable):
+        raise ArgumentError(f"scores={scores!r} names no scores; choose from {SCORES}")
     names = (scores,) if isinstance(scores, str) else tuple(scores)
     for name in names:
         if name not in SCORES:

@@ -198,6 +198,71 @@ def test_images_that_violate_a_precondition_are_scored_again_for_gaia_z_alone(
             torch.testing.assert_close(out.matrices[score][:, index], expected, rtol=1e-4, atol=1e-6)
 
 
+class TwoNorms(nn.Module):
+    """The second norm's maps are too sparse for the first one's gradients to be told from its own units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.b1 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.second, self.b2 = nn.Conv2d(4, 2, 3, padding=1), nn.BatchNorm2d(2)
+        self.fc = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.b1(self.first(x)))
+        return self.fc(torch.relu(self.b2(self.second(x))).mean((2, 3)))
+
+
+def test_gaia_z_hangs_on_no_precondition_of_layers_that_another_score_inspects(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TwoNorms().eval()
+    x = torch.randn(4, 3, 12, 12)
+    with torch.no_grad():
+        before = model.second(torch.relu(model.b1(model.first(x)))).transpose(0, 1).flatten(1)
+        model.b2.bias.copy_(-before.quantile(0.85, dim=1))
+    alone = GaiaZ(model, layers=["b2"], **EAGER).prepare(x)
+    both = Gaia(model, layers={"gaia-z": ["b2"]}, **EAGER).prepare(x)
+    kept = [each.program(x) for each in (alone, both)]
+    assert all(each is not None for each in kept)
+    assert len(kept[1].program.preconditions) == len(kept[0].program.preconditions)  # type: ignore[union-attr]
+    _, gaia_z, _ = load(both.export(tmp_path / "model.onnx", x))(x)
+    torch.testing.assert_close(gaia_z, alone(x))
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_in_a_file_an_image_without_finite_logits_has_no_score(tmp_path: Path, ending: str) -> None:
+    model, x = zoo.build("strided_shortcut"), zoo.images(4)
+    run = load(Gaia(model, scores=ALL).export(tmp_path / f"model{ending}", x))
+    bad = x.clone()
+    bad[1] = torch.nan
+    bad[2] *= 1e38
+    logits, *scores = run(bad)
+    lost = (~logits.isfinite()).any(1)
+    assert lost.any()
+    assert not lost.all()
+    for score in scores:
+        assert torch.equal(score.isnan(), lost)
+
+
+def test_a_score_of_the_logits_that_float32_cannot_hold_is_refused() -> None:
+    model, x = zoo.build("strided_shortcut").double(), zoo.images(2).double()
+    with torch.no_grad():
+        for parameter in list(model.parameters())[-1:]:
+            parameter.add_(1e39)
+    with pytest.raises(NonFiniteError):
+        Gaia(model, scores=("max_logit",), engine="hooks").score(x)
+
+
+@pytest.mark.parametrize("threshold", [torch.tensor(-0.5), np.float32(-0.5)])
+def test_a_threshold_of_any_kind_of_number_goes_into_a_file(tmp_path: Path, threshold: Any) -> None:
+    detector = Gaia(zoo.build("strided_shortcut"), scores=("msp",), engine="compiled", runtime="eager")
+    detector.thresholds["msp"] = threshold
+    path = detector.export(tmp_path / "model.onnx", zoo.images(2))
+    assert json.loads(read_metadata(path)["scores"])["msp"]["threshold"] == -0.5
+    detector.thresholds["msp"] = float("inf")
+    with pytest.raises(ArgumentError, match="finite"):
+        detector.export(tmp_path / "other.onnx", zoo.images(2))
+
+
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
 def test_in_a_file_such_an_image_has_no_gaia_z_and_all_other_scores(tmp_path: Path, ending: str) -> None:
     model, good, bad = zoo.sometimes_closed()
@@ -297,12 +362,20 @@ def test_half_precision_is_widened_for_the_scores_of_the_logits() -> None:
         ({"fusion": "none"}, "fusion='none' does not exist"),
         ({"p": 0.5}, "gives no norm"),
         ({"engine": "fast"}, "engine='fast' does not exist"),
+        ({"scores": None}, "names no scores"),
+        ({"scores": 7}, "names no scores"),
     ],
     ids=str,
 )
 def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         Gaia(zoo.build("strided_shortcut"), **options)
+
+
+@pytest.mark.parametrize("layers", [5, {"gaia-z": 5}, iter(["stem.1"])])
+def test_layers_of_another_kind(layers: Any) -> None:
+    with pytest.raises(LayerError, match="names no modules"):
+        Gaia(zoo.build("strided_shortcut"), layers=layers)
 
 
 def test_a_layer_that_does_not_exist_or_gives_no_map() -> None:

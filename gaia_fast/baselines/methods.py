@@ -1,22 +1,23 @@
 """The baselines by name: how each is made, and fitted where it needs that."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from gaia_fast.baselines.exgrad import exgrad
 from gaia_fast.baselines.pytorch_ood import detectors
 from gaia_fast.baselines.split import Representation, SplitNetwork
 from gaia_fast.data import ImageSource
-from gaia_fast.errors import DataError
+from gaia_fast.errors import BackendError, DataError, GaiaError, first_line
 
 Scorer = Callable[[Any], Tensor]  # of a Representation, or of images (N, C, H, W): scores (N,), larger = more OOD
 
 _NAC_IMAGES = 5000  # of which each is sent through the network, forwards and backwards
+_NAC_BATCH = 50
 _GRADIENT_BYTES = 2**29  # of one batch of gradients by image
 
 
@@ -82,7 +83,23 @@ class Baseline:
         """
         if self.fitted and fit is None:
             raise DataError(f"{self.name} has to be fitted, and there are no images to fit it on")
-        return self.make(network, options, fit)
+        with self._own_errors():
+            scorer = self.make(network, options, fit)
+
+        def score(found: Any) -> Tensor:
+            with self._own_errors():
+                return scorer(found).detach().cpu()
+
+        return score
+
+    @contextlib.contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except GaiaError:
+            raise
+        except Exception as error:  # whatever another library trips over
+            raise BackendError(f"{self.name} failed, {type(error).__name__}: {first_line(error)}") from error
 
 
 def _on_logits(score: Callable[[Any, Hyperparameters], Callable[[Tensor], Tensor]]) -> Any:
@@ -187,7 +204,8 @@ def _rankfeat(network: SplitNetwork, options: Hyperparameters, fit: FitImages | 
 
 
 def _odin(network: SplitNetwork, options: Hyperparameters, fit: FitImages | None) -> Scorer:
-    return detectors().ODIN(network.model, eps=0.0014, temperature=1000.0, norm_std=list(options.pixel_std)).predict
+    std = list(options.pixel_std)
+    return detectors().ODIN(network.classifier, eps=0.0014, temperature=1000.0, norm_std=std).predict
 
 
 def _gradnorm(network: SplitNetwork, options: Hyperparameters, fit: FitImages | None) -> Scorer:
@@ -197,7 +215,7 @@ def _gradnorm(network: SplitNetwork, options: Hyperparameters, fit: FitImages | 
 
 
 def _lee_alregib(network: SplitNetwork, options: Hyperparameters, fit: FitImages | None) -> Scorer:
-    detector = detectors().GradUncertainty(network.model)
+    detector = detectors().GradUncertainty(network.classifier)
     bytes_an_image = sum(each.numel() * each.element_size() for each in network.model.parameters())
     at_once = max(1, _GRADIENT_BYTES // bytes_an_image)
     return lambda images: torch.cat([detector.predict(part) for part in images.split(at_once)])
@@ -208,13 +226,37 @@ def _nac(network: SplitNetwork, options: Hyperparameters, fit: FitImages | None)
     if not options.nac_layers:
         raise DataError("nac needs to be told the layers that it looks at")
     layers = [network.model.get_submodule(name) for name in options.nac_layers]
-    detector = detectors().NACUE(network.model, layers)
-    device = next(network.model.parameters()).device
-    batches = DataLoader(
-        fit.source.part(0, _NAC_IMAGES), batch_size=50, collate_fn=lambda images: torch.stack(images).to(device)
-    )
-    detector.fit(batches)
-    return detector.predict
+    detector = detectors().NACUE(network.classifier, layers)
+    with _without_hooks(detector):
+        detector.fit(_Batches(fit.source.part(0, _NAC_IMAGES), next(network.model.parameters()).device))
+
+    def score(images: Tensor) -> Tensor:
+        with _without_hooks(detector):
+            return detector.predict(images)
+
+    return score
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Batches of a source's readable images, as often as they are asked for."""
+
+    source: ImageSource
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.source.batches(_NAC_BATCH):
+            yield batch.images.to(self.device)
+
+
+@contextlib.contextmanager
+def _without_hooks(detector: Any) -> Iterator[None]:
+    """Takes off what the detector has put on the model, also where it raises: it does so itself where all goes well."""
+    try:
+        yield
+    finally:
+        detector._remove_hooks()
+        detector._captured.clear()
 
 
 BASELINES: dict[str, Baseline] = {

@@ -17,8 +17,8 @@ class Representation(NamedTuple):
     """What the end of a network says of images.
 
     Attributes:
-        logits: (N, C) float32.
-        features: (N, D) float32, what the head reads.
+        logits: (N, C) float32, on the CPU.
+        features: (N, D) float32, on the CPU: what the head reads.
     """
 
     logits: Tensor
@@ -43,7 +43,8 @@ class SplitNetwork:
 
     Attributes:
         model: as given.
-        head: a linear module of the head's weights (C, D) and bias (C,); zeros where it has none.
+        classifier: the same, where it returns the logits alone; else a module that does.
+        head: a linear module of the head's weights (C, D) and bias (C,), zeros where it has none; on the CPU.
 
     Raises:
         LayerError: no head is found, or it reads no single vector an image.
@@ -64,11 +65,13 @@ class SplitNetwork:
         with torch.no_grad():
             found = find_head(model, example, head)
         self._head_module, self._name = found.module, found.name
-        weight = found.module.weight.detach().flatten(1).float()  # type: ignore[operator]
+        weight = found.module.weight.detach().flatten(1).float().cpu()  # type: ignore[operator]
         bias = getattr(found.module, "bias", None)
-        self.head = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device).requires_grad_(False)
+        self.head = nn.Linear(weight.shape[1], weight.shape[0]).requires_grad_(False)
         self.head.weight.copy_(weight)
         self.head.bias.copy_(torch.zeros_like(self.head.bias) if bias is None else bias.detach())
+        with torch.no_grad():
+            self.classifier = model if isinstance(model(example[:1]), Tensor) else _Logits(model)
         self._check(example)
         self._maps = self._find_maps(example)
 
@@ -78,7 +81,7 @@ class SplitNetwork:
         seen: list[Tensor] = []
         with self._head_module.register_forward_pre_hook(lambda _, args: seen.append(args[0])):
             logits = checks.logits_of(self.model(images), images.shape[0])
-        return Representation(logits.float(), seen[-1].flatten(1).float())
+        return Representation(logits.float().cpu(), seen[-1].flatten(1).float().cpu())
 
     @torch.no_grad()
     def feature_maps(self, images: Tensor) -> Tensor:
@@ -99,7 +102,7 @@ class SplitNetwork:
 
     def logits_of_maps(self, maps: Tensor) -> Tensor:
         """The logits (N, C) that follow from maps like those of `feature_maps`."""
-        return self.head(maps.float().mean((2, 3)))
+        return self.head(maps.float().mean((2, 3)).cpu())
 
     def _check(self, example: Tensor) -> None:
         found = self.represent(example)
@@ -125,10 +128,21 @@ class SplitNetwork:
         for place, maps in reversed(seen):
             if maps.shape[:2] != features.shape or maps.shape[2:].numel() == 1:
                 continue
-            means = maps.float().mean((2, 3))
+            means = maps.float().mean((2, 3)).cpu()
             if torch.allclose(means, features, rtol=1e-4, atol=1e-5 * float(features.abs().max())):
                 return place
         return None
+
+
+class _Logits(nn.Module):
+    """The logits of a model that returns an object of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checks.logits_of(self.model(x), x.shape[0])
 
 
 def _watched(place: _Place, see: Callable[[Tensor], Any], channels: int | None = None) -> Any:

@@ -75,17 +75,26 @@ def load_model(
             note(f"no --weights: the model is scored with those that {spec} gave it")
     if weights is not None:
         load_weights(model, weights)
-    try:
-        model = model.to(torch.device(device)).eval()
-    # torch says with either that it was built without a device, or finds none.
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(f"--device {device} cannot be used here: {error}") from error
+    model = on_device(model, device)
     config = getattr(model, "pretrained_cfg", None)  # of timm's models
     if preset is None and isinstance(config, Mapping):
         preset, source = partial(from_timm, config), "the model's own configuration"
     if source and weights is not None:
         source += ", which is right only if --weights were trained so,"
     return Loaded(model, preset, source)
+
+
+def on_device(model: nn.Module, device: str) -> nn.Module:
+    """The model in eval mode on a device.
+
+    Raises:
+        ArgumentError: there is no such device.
+    """
+    try:
+        return model.to(torch.device(device)).eval()
+    # torch says with either that it was built without a device, or finds none.
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"--device {device} cannot be used here: {error}") from error
 
 
 def _built_in(arch: str, num_classes: int | None, without_weights: bool, trained: bool) -> nn.Module:

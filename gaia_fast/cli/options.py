@@ -56,6 +56,9 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 json_option = click.option(
     "--json", "json_file", type=FILE, callback=_new_file, metavar="FILE", help="Also write all results as JSON."
 )
+device_option = click.option(
+    "--device", default="cpu", show_default=True, callback=_device, help="Such as cpu, cuda or cuda:1."
+)
 batch_size_option = click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -277,7 +280,7 @@ def model_options(command: Command) -> Command:
     @click.option(
         "--weights", type=FILE, help="Weights for either: .safetensors, .pt, .pth, .ckpt, .tar, or a BiT .npz."
     )
-    @click.option("--device", default="cpu", show_default=True, callback=_device, help="Such as cpu, cuda or cuda:1.")
+    @device_option
     @functools.wraps(command)
     def wrapped(
         *args: Any,

@@ -12,7 +12,8 @@ import click
 from torch import nn
 
 from gaia_fast.cli import output
-from gaia_fast.cli.options import FILE, FOLDER, described, json_option
+from gaia_fast.cli.loading import on_device
+from gaia_fast.cli.options import FILE, FOLDER, described, device_option, json_option
 from gaia_fast.data import ImageSource
 from gaia_fast.errors import ArgumentError, DataError, GaiaError
 from gaia_fast.evaluation import plots
@@ -69,7 +70,7 @@ _LEAST = 50  # images that methods are fitted on, where these have to be taken f
     help="The first N training images are what methods are fitted on that need it.",
 )
 @click.option("--engine", type=click.Choice((AUTO, *EngineName.values())), default=AUTO, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
+@device_option
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -122,26 +123,25 @@ def reproduce(
             network = replace(network, preset=replace(network.preset, resolution=resolution))
         try:
             model, file = network.load(data, given.get(network.name))
+            setting = _Setting(network, data, limit, fit_images, what in TABLES and TABLES[what].fitted)
+            scores = setting.scores(on_device(model, device), kept, engine, batch_size)
+            if what in TABLES:
+                text, record = _table(what, scores, setting, methods, file.name)
+            else:
+                text, record = _figure(what, scores, setting, folder, file.name)
         except GaiaError as error:
-            if networks:
+            if len(networks) == len(chosen) == 1:
                 raise
             output.note(f"{network.name}: {error}")
             absent[network.name] = str(error)
             continue
-        setting = _Setting(network, data, limit, fit_images)
-        scores = setting.scores(model.to(device), kept, engine, batch_size)
-        origin = file.name
-        if what in TABLES:
-            text, record = _table(what, scores, setting, methods, origin)
-        else:
-            text, record = _figure(what, scores, setting, folder, origin)
         for name in scores.unreadable:
             output.note(f"unreadable: {name}")
         click.echo(text)
         texts.append(text)
         records.append(record)
     if not records:
-        raise DataError(f"no network of {what} has its weights below {data}: {'; '.join(absent.values())}")
+        raise DataError(f"{what} can be made for no network: {'; '.join(absent.values())}")
     if out is not None:
         write_text(out, "\n".join(texts))
     # Of one network the record itself, so that results[METHOD][SET] is there whichever table it is.
@@ -153,10 +153,10 @@ def reproduce(
 class _Setting:
     """The images of a network: its ID set, the OOD sets that are there, and what methods are fitted on."""
 
-    def __init__(self, network: Network, data: Path, limit: int | None, fit_images: int) -> None:
+    def __init__(self, network: Network, data: Path, limit: int | None, fit_images: int, fitted: bool) -> None:
         self.network = network
         every = IMAGE_SETS[network.id_set].load(data, network.preset)
-        self.fit, rest = self._fit(data, every, limit, fit_images)
+        self.fit, rest = self._fit(data, every, limit, fit_images) if fitted else (None, len(every))
         self.id_source = every.part(0, min(rest, limit or rest))
         self.ood: dict[str, ImageSource] = {}
         self.absent: dict[str, str] = {}
@@ -194,10 +194,13 @@ class _Setting:
         return len(self.id_source) + sum(len(each) for each in self.ood.values())
 
     def scores(self, model: nn.Module, cache: ScoreCache, engine: str, batch_size: int | None) -> NetworkScores:
-        example = next(self.id_source.batches(8)).images
+        example = self.id_source.first(8).images
         # More of large images are slower on a CPU: their maps leave the caches, and memory is asked for each time.
         batch_size = batch_size or (50 if example.shape[-1] <= 64 else 8)
-        return NetworkScores(self.network, model, example, self.fit, cache, engine, batch_size)
+        scores = NetworkScores(self.network, model, example, self.fit, cache, engine, batch_size)
+        named = {self.network.id_set: self.id_source, self.network.fit_set: self.fit, **self.ood}
+        scores.set_names = {source.digest(): name for name, source in named.items() if source is not None}
+        return scores
 
 
 def _table(
@@ -241,12 +244,15 @@ def _figure(
 
 def _asked_for(rows: Sequence[Row], methods: Sequence[str]) -> list[Row]:
     """The rows of the methods that are asked for; all where none is."""
-    keys = [row.key for row in rows]
+
+    def is_of(row: Row, name: str) -> bool:
+        return row.key == name or row.key.startswith((f"{name},", f"{name} "))
+
     for name in methods:
-        if not any(key == name or key.startswith((f"{name},", f"{name} ")) for key in keys):
-            raise click.BadParameter(f"there is no row {name!r}; choose from {', '.join(keys)}", param_hint="--method")
-    wanted = [row for row in rows if not methods or row.key in methods or row.key.partition(",")[0] in methods]
-    return wanted or [row for row in rows if any(row.key.startswith(f"{name} ") for name in methods)]
+        if not any(is_of(row, name) for row in rows):
+            keys = ", ".join(row.key for row in rows)
+            raise ArgumentError(f"--method {name}: there is no row of that; choose from {keys}")
+    return [row for row in rows if not methods or any(is_of(row, name) for name in methods)]
 
 
 def _command() -> str:

@@ -254,11 +254,15 @@ class _Preparation:
     def _built(self, captured: Captured) -> tuple[Program, tuple[tuple[str, ...], ...]]:
         """The program, and its derivations: counts in the forward pass the maps for which the analysis holds on the
         example."""
-        requests = self.source.requests
+        requests, maps = self.source.requests, captured.maps
         counted = [each.method.name == Measure.GAIA_Z for each in requests]
         found = analyse(captured.graph.graph, self.thorough) if self.source.counts else [""] * len(captured.maps)
         why = [str(each) if isinstance(each, Sparsity) else f"adjoint, {each}" for each in found]
-        sparsity = [each if isinstance(each, Sparsity) else None for each in found]
+        # Maps that other methods alone inspect are counted by nobody: what their counts need is asked of no image.
+        of_counts = {
+            place for each, counts in zip(requests, counted, strict=True) if counts for place in each.places(maps)
+        }
+        sparsity = [each if isinstance(each, Sparsity) and at in of_counts else None for at, each in enumerate(found)]
         while True:
             program = build(captured, requests, self.source.head, sparsity)
             wrong: dict[int, str] = {}

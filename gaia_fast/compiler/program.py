@@ -105,7 +105,8 @@ def without_recourse(program: Program, scores: Sequence[str] | None = None) -> P
     """The program as it stands alone, where nothing can score an image again: logits and scores, nothing else.
 
     A score that counts non-zeros is NaN for an image that violates a precondition: no number is better than a wrong
-    one. So is an infinite score, of an image whose output component is zero, which a detector refuses.
+    one. So is an infinite score, of an image whose output component is zero, which a detector refuses, and every score
+    of an image whose logits are not finite.
 
     Args:
         program: all of it.
@@ -117,26 +118,38 @@ def without_recourse(program: Program, scores: Sequence[str] | None = None) -> P
     found = dict(zip(program.outputs, copied, strict=True))
     given = dict(zip(program.outputs, program.graph.graph.output_node().args[0], strict=True))
     results: dict[str, fx.Node] = {}
+    logits = found[LOGITS]
+    # What is not finite leaves NaN behind when it is taken from itself, and NaN is no zero.
+    rest = graph.call_function(aten.sum.dim_IntList, (graph.call_function(aten.sub.Tensor, (logits, logits)), [1]))
+    lost = graph.call_function(aten.ne.Scalar, (rest, 0))
+
+    def known(score: fx.Node, unknown: fx.Node, value: Tensor) -> fx.Node:
+        nan = graph.call_function(
+            aten.scalar_tensor.default, (float("nan"),), {"dtype": value.dtype, "device": value.device}
+        )
+        node = graph.call_function(aten.where.self, (unknown, nan, score))
+        node.meta["val"] = value
+        return node
+
     for each in program.results:
         score = found[each.score]
         value = given[each.score].meta["val"]
         unknown = graph.call_function(aten.eq.Scalar, (graph.call_function(aten.abs.default, (score,)), float("inf")))
         if each.counted and PRECONDITIONS in found:
             worst = graph.call_function(aten.amin.default, (found[PRECONDITIONS], [1]))
-            violated = graph.call_function(aten.le.Scalar, (worst, 0))
+            holds = graph.call_function(aten.gt.Scalar, (worst, 0))
+            violated = graph.call_function(aten.logical_not.default, (holds,))
             unknown = graph.call_function(aten.logical_or.default, (violated, unknown))
-        nan = graph.call_function(
-            aten.scalar_tensor.default, (float("nan"),), {"dtype": value.dtype, "device": value.device}
-        )
-        results[each.score] = graph.call_function(aten.where.self, (unknown, nan, score))
-        results[each.score].meta["val"] = value
+        unknown = graph.call_function(aten.logical_or.default, (lost, unknown))
+        results[each.score] = known(score, unknown, value)
     names = [each.score for each in program.results] if scores is None else list(scores)
     for name in [name for name in names if name not in results]:
         traced = make_fx(partial(logit_score, name), tracing_mode="symbolic", _allow_non_fake_inputs=True)(
             given[LOGITS].meta["val"]
         )
         (placeholder,) = (node for node in traced.graph.nodes if node.op == "placeholder")
-        results[name] = graph.graph_copy(traced.graph, {placeholder: found[LOGITS]})
+        score = graph.graph_copy(traced.graph, {placeholder: logits})
+        results[name] = known(score, lost, score.meta["val"])
     graph.output((found[LOGITS], *(results[name] for name in names)))
     module = FOLD_CONSTANTS(fx.GraphModule(program.graph, graph))
     return Program(module, (LOGITS, *names), program.results, program.maps)

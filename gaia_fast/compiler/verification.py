@@ -91,11 +91,11 @@ class Verifier:
             if not bool((errors <= allowed).all()):
                 allowed = allowed.maximum(2 * self._sensitivity(x, truth, lost(own.logits)))
         worst = (errors / allowed).nan_to_num(torch.inf).argmax()
-        return float(errors[worst]), float(allowed[worst])
+        return float(errors.flatten()[worst]), float(allowed.flatten()[worst])
 
     def _sensitivity(self, x: Tensor, truth: Truth, size: float) -> Tensor:
-        """(N,): by how much each image's results change if the weights are off by what arithmetic loses."""
-        found = truth.logits.new_zeros(truth.logits.shape[0], dtype=torch.float64)
+        """As `_errors`: by how much each image's results change if the weights are off by what arithmetic loses."""
+        found = torch.zeros_like(_errors(_all_of(truth), truth))
         for seed in range(DISTURBED):
             random = torch.Generator().manual_seed(seed)
             model = copy.deepcopy(self._wide)
@@ -167,16 +167,20 @@ def _all_of(truth: Truth) -> Found:
 
 
 def _errors(found: Found, truth: Truth) -> Tensor:
-    """(N,): the largest of the relative errors of each score, where it is told, and of the logits, to the largest of
-    them."""
+    """(M, N): for each of M scores the larger of its relative error, where it is told, and of the logits', to the
+    largest of them; without scores the logits' alone, (1, N).
+
+    Each score by itself: what one of them loses to rounding is no leave for another.
+    """
     tiny = torch.finfo(torch.float64).tiny
     expected = truth.logits.double()
-    errors = (found.logits.double() - expected).abs().amax(1) / expected.abs().amax(1).clamp_min(tiny)
+    of_logits = (found.logits.double() - expected).abs().amax(1) / expected.abs().amax(1).clamp_min(tiny)
+    errors = []
     for score, told, true_score in zip(found.scores, found.told, truth.scores, strict=True):
         expected = true_score.double()
         error = (score.double() - expected).abs() / expected.abs().clamp_min(tiny)
-        errors = errors.maximum(error if told is None else error.where(told, 0))
-    return errors
+        errors.append(of_logits.maximum(error if told is None else error.where(told, 0)))
+    return torch.stack(errors or [of_logits])
 
 
 def _alike(few: Truth, many: Truth) -> bool:

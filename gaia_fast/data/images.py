@@ -95,6 +95,27 @@ class ImageSource(Dataset[Tensor]):
         """(name, reason) of each image that `batches` has left out so far, in order."""
         return [(self.names[index], reason) for index, reason in sorted(self._unreadable.items())]
 
+    def take(self, indices: Sequence[int]) -> "ImageSource":
+        """These images, in this order, as a source of its own."""
+        labels = None if self.labels is None else self.labels[list(indices)]
+        if isinstance(self._pictures, np.ndarray):
+            pictures: Sequence[Path | bytes] | np.ndarray = self._pictures[list(indices)]
+        else:
+            pictures = [self._pictures[index] for index in indices]
+        return ImageSource([self.names[index] for index in indices], pictures, self.preset, labels, self.max_pixels)
+
+    def first(self, count: int) -> Batch:
+        """The first images that can be read and go through a network together, at most `count`.
+
+        Raises:
+            DataError: none can be read.
+        """
+        batch = next(self.batches(count), None)
+        if batch is None:
+            reason = self.unreadable[0][1] if self.unreadable else "there are none"
+            raise DataError(f"none of the {len(self)} images can be read ({reason})")
+        return batch
+
     def part(self, start: int, stop: int) -> "ImageSource":
         """The images from `start` to before `stop`, as a source of its own; fewer where there are no more."""
         start, stop, _ = slice(start, stop).indices(len(self))
@@ -107,10 +128,7 @@ class ImageSource(Dataset[Tensor]):
         of = hashlib.sha256(repr((self.preset, self.max_pixels)).encode())
         for picture in self._pictures:
             if isinstance(picture, Path):
-                state = picture.stat()
-                of.update(
-                    f"{picture.absolute()} {state.st_size} {state.st_mtime_ns}\n".encode(errors="surrogateescape")
-                )
+                of.update(f"{picture.absolute()} {_state(picture)}\n".encode(errors="surrogateescape"))
             else:
                 of.update(len(picture).to_bytes(8, "little"))
                 of.update(picture.tobytes() if isinstance(picture, np.ndarray) else picture)
@@ -206,7 +224,7 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
 def load_class_folders(path: str | os.PathLike[str], preset: str | Preset, max_pixels: int = MAX_PIXELS) -> ImageSource:
     """The images of a folder that has a folder for each class, as ImageNet's do.
 
-    Labels are the places of the classes' folders in their sorted order.
+    Labels are the places of the classes' folders, empty ones too, in their sorted order.
 
     Raises:
         DataError: an image lies outside of these folders. Else as `load_images`.
@@ -217,9 +235,19 @@ def load_class_folders(path: str | os.PathLike[str], preset: str | Preset, max_p
         raise DataError(
             f"{path} holds {found.names[folders.index('')]} outside of the classes' folders; move it into one."
         )
-    classes = {name: index for index, name in enumerate(sorted(set(folders)))}
+    there = sorted(each.name for each in Path(path).iterdir() if each.is_dir())
+    classes = {name: index for index, name in enumerate(there)}
     found.labels = torch.tensor([classes[name] for name in folders])
     return found
+
+
+def _state(path: Path) -> str:
+    """Size and time of the last change of a file, or why they are not known."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        return str(error.strerror)
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 def _reason(error: BaseException) -> str:

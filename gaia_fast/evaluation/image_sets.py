@@ -191,7 +191,8 @@ def scored_batches(
         }
         scores = {method: score.cpu().numpy() for method, score in found.scores.items()}
         logits = found.logits.double().cpu()
-        scores[BASELINE] = -torch.softmax(logits, dim=1).max(dim=1).values.numpy()
+        if BASELINE not in scores:  # else as asked for, so that a threshold is of the numbers that it is compared with
+            scores[BASELINE] = -torch.softmax(logits, dim=1).max(dim=1).values.numpy()
         labels = None if batch.labels is None else batch.labels.numpy()
         yield ScoredBatch(batch.names, labels, logits.argmax(dim=1).numpy(), scores, by_layer)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from gaia_fast.errors import LayerError
 from gaia_fast.inspection.feature_maps import feature_maps
 from gaia_fast.inspection.layers import inspected_layers
 from gaia_fast.measurement import FeatureMap
@@ -28,6 +29,8 @@ def stages(maps: Sequence[FeatureMap]) -> list[tuple[str, tuple[int, ...]]]:
 
 def asked_for(layers: str | Sequence[str] | None, model: nn.Module) -> str | None:
     """Returns the name in `LAST` that `layers` is, alone, unless the model has a module of that name."""
+    if layers is not None and not isinstance(layers, Sequence):
+        raise LayerError(f"layers={layers!r} names no modules; give a list of names, one name, or None for all norms")
     names = [layers] if isinstance(layers, str) else list(layers or ())
     if len(names) != 1 or not isinstance(names[0], str) or names[0] not in LAST:
         return None

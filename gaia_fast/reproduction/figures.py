@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast.data import ImageSource
+from gaia_fast.errors import DataError
 from gaia_fast.evaluation.image_sets import model_input
 from gaia_fast.evaluation.metrics import ood_metrics
 from gaia_fast.evaluation.plots import ID_COLOR, OOD_COLOR, new_figure
@@ -79,7 +80,7 @@ def _densities(scores: NetworkScores, id_source: ImageSource, ood: Sources, path
     left = outer[0].subgridspec(1 + len(ood), channels // 2)
     layer = scores.maps[places_of(scores.maps, blocks_of(scores.network, scores.maps)[_single(scores)[-1]])[-1]].layer
     for row, (name, source) in enumerate({"id": id_source, **ood}.items()):
-        image = model_input(scores.model, next(source.part(0, 1).batches(1)).images)
+        image = model_input(scores.model, source.first(1).images)
         gradient = attribution_gradient(scores.model, scores.model.get_submodule(layer), image)[0]
         largest = gradient.abs().amax((1, 2)).topk(channels // 2).indices
         for place, channel in enumerate(largest.tolist()):
@@ -116,7 +117,8 @@ def _norms(scores: NetworkScores, id_source: ImageSource, ood: Sources, path: Pa
         for p in NORMS:
             score = GaiaScore(method, layers=scores.network.gaia_layers[method], p=p)
             inside = scores.gaia(score, id_source)
-            found = [ood_metrics(inside, scores.gaia(score, source)) for source in ood.values()]
+            averaged = [ood[name] for name in scores.network.paper_sets if name in ood] or list(ood.values())
+            found = [ood_metrics(inside, scores.gaia(score, source)) for source in averaged]
             numbers[method][f"{p:g}"] = {
                 "auroc": float(np.mean([each.auroc for each in found])),
                 "fpr95_id_positive": float(np.mean([each.fpr95_id_positive for each in found])),
@@ -194,6 +196,8 @@ def _channels(
         batches: list[Sequence[np.ndarray]] = []
         for batch in source.part(0, _LOOKED_AT).batches(50):
             batches.append(scores.abnormality(score, model_input(scores.model, batch.images)))
+        if not batches:
+            raise DataError(f"none of the first {_LOOKED_AT} images of {name} can be read")
         for block, place in last.items():
             found[block][name] = np.concatenate([each[place] for each in batches])
     return found

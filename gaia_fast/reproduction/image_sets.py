@@ -1,6 +1,7 @@
 """The image sets of the paper, where users have them: torchvision's layouts, folders of images, archives."""
 
 import importlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,17 +51,35 @@ class ImageSet:
         """
         for place in self.places:
             if (data / place.path).exists():
-                return place.load(data / place.path, preset)
+                return spread(place.load(data / place.path, preset))
         expected = " or ".join(str(data / place.path) for place in self.places)
         raise DataError(f"{self.name} ({self.title}) is not there: {expected} is expected")
 
 
-def _torchvision(dataset: str, root: str = ".", **options: object) -> Load:
-    """By torchvision's class of that name, which knows its files; `root` is relative to where they lie."""
+def spread(source: ImageSource) -> ImageSource:
+    """The images with those of different folders in turn, so that the first ones are of all: of all classes, for one.
+
+    Example:
+        >>> from gaia_fast.data import PRESETS
+        >>> pictures = np.zeros((3, 4, 4, 3), dtype=np.uint8)
+        >>> spread(ImageSource(["a/1", "a/2", "b/1"], pictures, PRESETS["none"])).names
+        ['a/1', 'b/1', 'a/2']
+    """
+    seen: Counter[str] = Counter()
+    places = []
+    for index, name in enumerate(source.names):
+        folder = name.rpartition("/")[0]
+        places.append((seen[folder], index))
+        seen[folder] += 1
+    return source if len(seen) <= 1 else source.take([index for _, index in sorted(places)])
+
+
+def _torchvision(dataset: str, **options: object) -> Load:
+    """By torchvision's class of that name, which knows its files, from the folder that they lie in."""
 
     def load(path: Path, preset: Preset) -> ImageSource:
         try:
-            found = getattr(importlib.import_module("torchvision.datasets"), dataset)(str(path / root), **options)
+            found = getattr(importlib.import_module("torchvision.datasets"), dataset)(str(path.parent), **options)
         # torchvision's own checks, unpicklers and readers each raise in their own way; and it may not import at all.
         except Exception as error:
             raise DataError(f"{path} cannot be read as torchvision's {dataset}: {first_line(error)}") from error
@@ -84,27 +103,27 @@ IMAGE_SETS: dict[str, ImageSet] = {
             "cifar10",
             "CIFAR-10, test images",
             "cifar10_test.npz",
-            Place("cifar-10-batches-py", _torchvision("CIFAR10", "..", train=False)),
+            Place("cifar-10-batches-py", _torchvision("CIFAR10", train=False)),
         ),
         _set(
             "cifar10_train",
             "CIFAR-10, training images",
             "cifar10_train.npz",
             "cifar10_train_jpeg.npz",
-            Place("cifar-10-batches-py", _torchvision("CIFAR10", "..", train=True)),
+            Place("cifar-10-batches-py", _torchvision("CIFAR10", train=True)),
         ),
         _set(
             "cifar100",
             "CIFAR-100, test images",
             "cifar100_test.npz",
-            Place("cifar-100-python", _torchvision("CIFAR100", "..", train=False)),
+            Place("cifar-100-python", _torchvision("CIFAR100", train=False)),
         ),
         _set(
             "cifar100_train",
             "CIFAR-100, training images",
             "cifar100_train.npz",
             "cifar100_train_jpeg.npz",
-            Place("cifar-100-python", _torchvision("CIFAR100", "..", train=True)),
+            Place("cifar-100-python", _torchvision("CIFAR100", train=True)),
         ),
         _set(
             "imagenet",
@@ -121,7 +140,7 @@ IMAGE_SETS: dict[str, ImageSet] = {
 SMALL_OOD_SETS: dict[str, ImageSet] = {
     each.name: each
     for each in (
-        _set("svhn", "SVHN", "svhn.npz", Place("test_32x32.mat", _torchvision("SVHN", "..", split="test")), "svhn"),
+        _set("svhn", "SVHN", "svhn.npz", Place("test_32x32.mat", _torchvision("SVHN", split="test")), "svhn"),
         _set(
             "tinyimagenet",
             "TinyImageNet",

@@ -35,7 +35,7 @@ class Network:
             stage's "HxW".
         hyperparameters: of the other methods.
         weights: where its weights are, if they come with an installed package.
-        same_as: the network of the paper whose figures stand beside its own; "" for itself.
+        same_as: the network of the paper whose figures stand beside its own; "" for itself, where the paper has it.
     """
 
     name: str
@@ -123,7 +123,6 @@ def _cifar(classes: int, architecture: str) -> Network:
             f"blocks {len(stages) - 1}+{len(stages)}": tuple(last_two),
         },
         gaia_layers={"gaia-z": None, "gaia-a": tuple(last_two) if resnet else None},
-        same_as="" if resnet else f"resnet34_cifar{classes}",
     )
 
 

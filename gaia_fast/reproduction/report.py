@@ -35,6 +35,8 @@ def markdown(result: TableResult, absent: Mapping[str, str], weights: str, descr
     images = ", ".join(f"{name} {count}" for name, count in result.n_ood.items())
     lines.append(f"In distribution {result.n_id} images of {network.id_set}{accuracy}; OOD images: {images}.")
     lines.append(f"Weights: {weights}; {described}.")
+    if result.unusable:
+        lines.append(f"Left out: {'; '.join(result.unusable)}.")
     if result.fitted_on:
         lines.append(f"Methods that are fitted: on {result.fitted_on} images.")
     if absent:
@@ -80,6 +82,7 @@ def record(result: TableResult, absent: Mapping[str, str], weights: str, describ
         "weights": weights,
         "preprocessing": described,
         "id_set": result.scores.network.id_set,
+        "paper_network": result.scores.network.same_as or result.scores.network.name,
         "images": {"id": result.n_id, "ood": dict(result.n_ood), "fitted_on": result.fitted_on},
         "id_accuracy": result.accuracy,
         "results": {
@@ -110,6 +113,7 @@ def record(result: TableResult, absent: Mapping[str, str], weights: str, describ
         "speed": {row.row.key: asdict(row.speed) for row in result.rows if row.speed},
         "not_computed": {row.row.key: row.missing for row in result.rows if row.missing},
         "absent_sets": dict(absent),
+        "unusable_sets": list(result.unusable),
         "seconds": dict(result.seconds),
         "unreadable": list(result.scores.unreadable),
     }
@@ -126,17 +130,12 @@ def processor() -> str:
 
 
 def _whose_figures(result: TableResult, network: Network) -> str:
-    same = NETWORKS.get(network.same_as)
     whose = ""
     if any(row.row.paper for row in result.rows):
-        own = result.table.name == "table1" or not same
         whose = "In brackets: the paper's figure, and ours less it"
-        whose += "." if own else f"; the paper's are of {_paper_network(result.table.name)}, another network."
+        same = NETWORKS.get(network.same_as)
+        whose += f"; the paper's are of {same.title}, another network." if same else "."
     return f"Per cent; FPR95 is the share of OOD images accepted where 95 % of ID images are. {whose}".strip()
-
-
-def _paper_network(table: str) -> str:
-    return "BiT-S R101x1 on ImageNet" if table != "table4" else "ResNet34 or BiT-S R101x1"
 
 
 def _figures(result: TableResult, row: RowResult, name: str) -> tuple[Figure | None, Figure | None]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gaia_fast.baselines import BASELINES
 from gaia_fast.data import ImageSource
-from gaia_fast.errors import GaiaError
+from gaia_fast.errors import DataError, GaiaError
 from gaia_fast.evaluation.combinations import COMBINATIONS, cross_fitted
 from gaia_fast.evaluation.image_sets import model_input
 from gaia_fast.evaluation.metrics import OodMetrics, average, ood_metrics
@@ -53,12 +53,13 @@ class RowResult:
         return Figure(100 * average(there, "fpr95_id_positive"), 100 * average(there, "auroc"))
 
     def paper(self, where: str, sets: Sequence[str], every: Sequence[str]) -> Figure | None:
-        """The paper's figure on a set; for `AVERAGE`, over `sets`, or its own where these are `every` set it has."""
+        """The paper's figure on a set; for `AVERAGE`, over `sets`. Where it prints an average alone, that is given if
+        these are `every` set it has."""
         of = self.row.paper
         if where != AVERAGE:
             return of.get(where)
         if AVERAGE in of:
-            return of[AVERAGE]
+            return of[AVERAGE] if set(sets) == set(every) else None
         there = [of[name] for name in sets if name in of]
         if not there or len(there) < len(sets):
             return None
@@ -79,6 +80,7 @@ class TableResult:
         accuracy: on the ID images, where they have labels.
         fitted_on: how many images methods were fitted on.
         seconds: by what was done.
+        unusable: sets of which no image can be read, with the reason.
     """
 
     table: Table
@@ -90,6 +92,7 @@ class TableResult:
     accuracy: float | None
     fitted_on: int
     seconds: Mapping[str, float]
+    unusable: Sequence[str] = ()
 
 
 def passes(rows: Sequence[Row]) -> tuple[int, bool]:
@@ -123,27 +126,43 @@ def compute(
     """
     found, labels = scores.representation(id_source)
     accuracy = None if labels is None else float((found.logits.argmax(1).numpy() == labels).mean())
+    there, unusable = {}, []
+    for name, source in ood_sources.items():
+        try:
+            source.first(1)
+            there[name] = source
+        except DataError as error:
+            unusable.append(f"{name}: {error}")
+    if not there:
+        raise DataError(f"no OOD set can be used: {'; '.join(unusable)}")
     results = []
     for row in rows:
-        try:
-            inside, outside = _scores(scores, row, id_source, ood_sources)
-            metrics = {name: ood_metrics(inside, each) for name, each in outside.items()}
-            speed = _speed(scores, row, id_source) if table.speed else None
-            results.append(RowResult(row, metrics, speed=speed))
-        except GaiaError as error:
-            results.append(RowResult(row, missing=str(error)))
-    averaged = [name for name in scores.network.paper_sets if name in ood_sources] or list(ood_sources)
+        results.append(_computed(scores, row, id_source, there, table.speed))
+    averaged = [name for name in scores.network.paper_sets if name in there] or list(there)
+    counts = next((row.metrics for row in results if row.metrics), {})
     return TableResult(
         table,
         scores,
         results,
         len(found.logits),
-        {name: len(each) for name, each in ood_sources.items()},
+        {name: each.n_ood for name, each in counts.items()},
         averaged,
         accuracy,
-        0 if scores.fit is None else len(scores.fit),
+        scores.fitted_on,
         dict(scores.seconds),
+        unusable,
     )
+
+
+def _computed(
+    scores: NetworkScores, row: Row, id_source: ImageSource, ood: Mapping[str, ImageSource], timed: bool
+) -> RowResult:
+    try:
+        inside, outside = _scores(scores, row, id_source, ood)
+        metrics = {name: ood_metrics(inside, each) for name, each in outside.items()}
+        return RowResult(row, metrics, speed=_speed(scores, row, id_source) if timed else None)
+    except GaiaError as error:
+        return RowResult(row, missing=str(error))
 
 
 def _scores(
@@ -165,9 +184,8 @@ def _scores(
 
 def _speed(scores: NetworkScores, row: Row, source: ImageSource) -> Speed:
     """Prediction and score of images, by the fastest of some rounds."""
-    images = next(source.part(0, _BATCH).batches(_BATCH)).images
-    images = model_input(scores.model, images)
-    score: Callable[[Tensor], object]
+    images = model_input(scores.model, source.first(_BATCH).images)
+    score: Callable[[Tensor], Tensor]
     assert not isinstance(row.score, Combined)  # no such row is timed
     score = scores.on_images(row.score) if isinstance(row.score, str) else scores.detector_of(row.score, images).predict
     one = [images[index : index + 1] for index in range(min(_ALONE, len(images)))]
@@ -177,8 +195,8 @@ def _speed(scores: NetworkScores, row: Row, source: ImageSource) -> Speed:
     return Speed(len(one) / alone, len(images) / together)
 
 
-def _time(score: Callable[[Tensor], object], batches: Sequence[Tensor]) -> float:
+def _time(score: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> float:
     start = time.perf_counter()
     for images in batches:
-        score(images)
+        score(images).cpu()
     return time.perf_counter() - start

@@ -1,8 +1,9 @@
 """Scores of a network on image sets, by every method; what was computed before is read from the cache."""
 
+import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -23,7 +24,8 @@ from gaia_fast.reproduction.networks import Network
 from gaia_fast.reproduction.score_cache import Arrays, ScoreCache, model_digest
 
 NORMS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # orders p of the norm of Lambda that are kept (Fig. 4)
-_BASELINES_CODE = ("baselines", "data", "models")  # what decides about scores that are not GAIA's
+_BASELINES_CODE = ("baselines", "data", "models", "inspection")  # what decides about scores that are not GAIA's
+_AT_ONCE = 64  # images whose features are scored together: some methods take a number for each class and feature
 _PART = 500  # images under one key: what is lost when a run is stopped
 
 
@@ -88,7 +90,8 @@ class NetworkScores:
     Attributes:
         advance: called with a number of images whenever these have been through the network, or were in the cache.
         seconds: by what was done, the time that it took when it was computed.
-        unreadable: "name: reason" of each image that was left out.
+        unreadable: "set: name: reason" of each image that was left out.
+        set_names: what sets are called in that, by their digests.
     """
 
     def __init__(
@@ -104,12 +107,15 @@ class NetworkScores:
         self.network, self.model, self.fit = network, model, fit
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.unreadable: dict[str, None] = {}
+        self.set_names: dict[str, str] = {}
         self.advance: Callable[[int], None] = lambda images: None
         self._cache, self._engine, self._batch_size = cache, engine, batch_size
         self._example = model_input(model, example)
         self._digest = model_digest(model)
         self._detectors: dict[tuple[str, str], GaiaA | GaiaZ] = {}
         self._scorers: dict[str, Scorer] = {}
+        self._within = 0.0  # seconds of what was timed in what is being timed
+        self._device = str(self._example.device)
         self._known: dict[tuple[str, str, str], Arrays] = {}
 
     @cached_property
@@ -131,8 +137,8 @@ class NetworkScores:
                 found.append(self.split.represent(model_input(self.model, batch.images)))
                 labels.append(batch.labels)
             arrays = {
-                "logits": torch.cat([each.logits for each in found]).cpu().numpy(),
-                "features": torch.cat([each.features for each in found]).cpu().numpy(),
+                "logits": torch.cat([each.logits for each in found]).numpy(),
+                "features": torch.cat([each.features for each in found]).numpy(),
             }
             if all(each is not None for each in labels):
                 arrays["labels"] = torch.cat([each for each in labels if each is not None]).numpy()
@@ -152,16 +158,14 @@ class NetworkScores:
         if not method.of_images:
             scorer = self._scorer(name)  # before a pass over the images
             found, _ = self.representation(source)
-            start = time.perf_counter()
-            parts = zip(found.logits.split(500), found.features.split(500), strict=True)
-            scores = torch.cat([scorer(Representation(*part)) for part in parts]).double().numpy()
-            self.seconds[name] += time.perf_counter() - start
-            return scores
+            parts = zip(found.logits.split(_AT_ONCE), found.features.split(_AT_ONCE), strict=True)
+            with self._timing(name):
+                return torch.cat([scorer(Representation(*part)) for part in parts]).double().numpy()
 
         def compute(batches: Iterable[Batch]) -> Arrays:
             scorer = self._scorer(name)
-            found = [scorer(model_input(self.model, batch.images)).detach().double() for batch in batches]
-            return {"scores": torch.cat(found).cpu().numpy()}
+            found = [scorer(model_input(self.model, batch.images)).double() for batch in batches]
+            return {"scores": torch.cat(found).numpy()}
 
         options: dict[str, object] = {"options": repr(self.network.hyperparameters)}
         if method.fitted and self.fit is not None:
@@ -189,10 +193,9 @@ class NetworkScores:
         if (method, fusion) not in self._detectors:
             options = {"fusion": fusion} if method == "gaia-a" else {}
             made = make_detector(method, self.model, engine=self._engine, **options)
-            start = time.perf_counter()
             if self._engine in ("auto", "compiled"):
-                made.prepare(self._example, tune="model")  # seconds less; what a score costs is not measured here
-            self.seconds[f"{_named(method, fusion)}, compiling"] += time.perf_counter() - start
+                with self._timing(f"{_named(method, fusion)}, compiling"):
+                    made.prepare(self._example, tune="model")  # seconds less; what a score costs is not measured here
             self._detectors[method, fusion] = made
         return self._detectors[method, fusion]
 
@@ -232,10 +235,15 @@ class NetworkScores:
         if name not in self._scorers:
             method = BASELINES[name]
             fit = self._fit_images if method.fitted else None
-            start = time.perf_counter()
-            self._scorers[name] = method.scorer(self.split, self.network.hyperparameters, fit)
-            self.seconds[f"{name}, fitting"] += time.perf_counter() - start
+            with self._timing(f"{name}, fitting"):
+                self._scorers[name] = method.scorer(self.split, self.network.hyperparameters, fit)
         return self._scorers[name]
+
+    @property
+    def fitted_on(self) -> int:
+        """The number of images that methods were fitted on so far."""
+        fit = self.__dict__.get("_fit_images")
+        return 0 if fit is None else len(fit.labels)
 
     @cached_property
     def _fit_images(self) -> FitImages | None:
@@ -261,10 +269,11 @@ class NetworkScores:
         found = []
         for start in range(0, len(source), _PART):
             part = source.part(start, start + _PART)
-            key = {"what": what, **options, "model": self._digest, "images": part.digest()}
+            key = {"what": what, **options, "model": self._digest, "device": self._device, "images": part.digest()}
             kept = self._cache.get(key, lambda part=part: self._timed(part, compute), code)  # type: ignore[misc]
             self.seconds[what] += float(kept.pop("seconds"))
-            self.unreadable.update(dict.fromkeys(kept.pop("unreadable").tolist()))
+            where = f"{self.set_names[asked[2]]}: " if asked[2] in self.set_names else ""
+            self.unreadable.update(dict.fromkeys(where + each for each in kept.pop("unreadable").tolist()))
             if kept:
                 found.append(kept)
             self.advance(len(part))
@@ -274,14 +283,25 @@ class NetworkScores:
         return self._known[asked]
 
     def _timed(self, part: ImageSource, compute: Callable[[Iterable[Batch]], Arrays]) -> Arrays:
-        start, others = time.perf_counter(), sum(self.seconds.values())
-        batches = part.batches(self._batch_size)
-        first = next(batches, None)  # None: not one image of the part can be read
-        found = {} if first is None else compute(chain([first], batches))
-        # Fitting and compiling, where they were done on the way, have times of their own.
-        seconds = time.perf_counter() - start - (sum(self.seconds.values()) - others)
+        spent: defaultdict[str, float] = defaultdict(float)
+        with self._timing("", spent):
+            batches = part.batches(self._batch_size)
+            first = next(batches, None)  # None: not one image of the part can be read
+            found = {} if first is None else compute(chain([first], batches))
         unreadable = [f"{name}: {reason}" for name, reason in part.unreadable]
-        return {**found, "seconds": np.array(seconds), "unreadable": np.array(unreadable, dtype=np.str_)}
+        return {**found, "seconds": np.array(spent[""]), "unreadable": np.array(unreadable, dtype=np.str_)}
+
+    @contextlib.contextmanager
+    def _timing(self, what: str, into: defaultdict[str, float] | None = None) -> Iterator[None]:
+        """Adds the time that is spent, but for what is timed within: fitting and compiling, passes of other images."""
+        outside, self._within = self._within, 0.0
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            (self.seconds if into is None else into)[what] += spent - self._within
+            self._within = outside + spent
 
 
 def _named(method: str, fusion: str) -> str:

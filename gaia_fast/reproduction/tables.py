@@ -65,6 +65,7 @@ class Table:
         default: names of those that it is made for unless others are asked for.
         rows: of a network and its inspected maps.
         averages: whether only averages over the sets are printed.
+        fitted: whether methods are among the rows that are fitted on images.
         speed: whether images a second are measured, one by one and in batches.
     """
 
@@ -74,6 +75,7 @@ class Table:
     default: Sequence[str]
     rows: Callable[[Network, Sequence[FeatureMap]], list[Row]]
     averages: bool = False
+    fitted: bool = False
     speed: bool = False
 
 
@@ -108,7 +110,7 @@ def _fusion_rows(network: Network, maps: Sequence[FeatureMap]) -> list[Row]:
             f"gaia-a, {fusion}",
             f"GAIA-A, {title}",
             GaiaScore("gaia-a", fusion, layers),
-            paper.TABLE_3[fusion],
+            paper.TABLE_3[fusion] if _of_bit(network) else {},
         )
         for fusion, title in _FUSIONS.items()
     ]
@@ -138,11 +140,17 @@ def _block_rows(network: Network, maps: Sequence[FeatureMap]) -> list[Row]:
 
 
 def _gradient_rows(network: Network, maps: Sequence[FeatureMap]) -> list[Row]:
-    found = [Row(name, BASELINES[name].title, name, paper.TABLE_5[name]) for name in _GRADIENT]
+    figures = paper.TABLE_5 if _of_bit(network) else {}
+    found = [Row(name, BASELINES[name].title, name, figures.get(name, {})) for name in _GRADIENT]
     for method, title in reversed(_GAIA.items()):
         layers = network.gaia_layers[method]
-        found.append(Row(method, title, GaiaScore(method, layers=layers), paper.TABLE_5[method]))
+        found.append(Row(method, title, GaiaScore(method, layers=layers), figures.get(method, {})))
     return found
+
+
+def _of_bit(network: Network) -> bool:
+    """Whether the paper's figures of BiT-S on ImageNet belong beside a network's."""
+    return "bit_s_r101x1" in (network.name, network.same_as)
 
 
 def _words(layers: Sequence[str] | None) -> str:
@@ -164,8 +172,16 @@ TABLES: dict[str, Table] = {
             _CIFAR,
             _CIFAR,
             _main_rows(lambda network: paper.TABLE_1[network.name]),
+            fitted=True,
         ),
-        Table("table2", "Main results on ImageNet-1K", _IMAGENET, _IMAGENET, _main_rows(lambda _: paper.TABLE_2)),
+        Table(
+            "table2",
+            "Main results on ImageNet-1K",
+            _IMAGENET,
+            _IMAGENET,
+            _main_rows(lambda _: paper.TABLE_2),
+            fitted=True,
+        ),
         Table("table3", "What GAIA-A's fusion does", _ALL, _IMAGENET, _fusion_rows),
         Table("table4", "What different blocks do", _ALL, _ALL, _block_rows, averages=True),
         Table("table5", "Methods that use gradients", _ALL, _IMAGENET, _gradient_rows, speed=True),

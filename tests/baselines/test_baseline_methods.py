@@ -3,6 +3,8 @@ import torchvision_schemas  # noqa: F401  isort: skip  before pytorch-ood
 import importlib.util
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -186,3 +188,49 @@ def test_without_pytorch_ood_the_extra_is_named(without: _Blocked, monkeypatch: 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"gaia-fast\[baselines\]"):
         pytorch_ood.detectors()
+
+
+class Damaged(ImageSource):
+    """The second image cannot be read."""
+
+    def picture(self, index: int) -> np.ndarray:
+        if self.names[index] == "1":
+            raise OSError("damaged")
+        found = super().picture(index)
+        assert isinstance(found, np.ndarray)
+        return found
+
+    def part(self, start: int, stop: int) -> ImageSource:
+        return Damaged(self.names[start:stop], self._pictures[start:stop], self.preset)
+
+
+@needs_library
+def test_nac_leaves_damaged_images_out_and_no_hook_behind(network: SplitNetwork, fit: FitImages) -> None:
+    good = source(held_out_pictures()[0][:20])
+    damaged = FitImages(Damaged(good.names, good._pictures, good.preset), fit.labels, fit.found)
+    score = BASELINES["nac"].scorer(network, OPTIONS, damaged)
+    with pytest.raises(BackendError, match="nac failed"):
+        score(torch.rand(2, 5, 32, 32))
+    assert not any(each._forward_hooks for each in network.model.modules())
+
+
+class WithLogits(torch.nn.Module):
+    """As Hugging Face's models do."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> object:
+        return SimpleNamespace(logits=self.model(x))
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["odin", "lee-alregib", "nac"])
+def test_models_that_return_an_object_of_logits(
+    name: str, network: SplitNetwork, fit: FitImages, inside: Tensor
+) -> None:
+    wrapped = SplitNetwork(WithLogits(network.model).eval(), inside[:1])
+    options = replace(OPTIONS, nac_layers=("model.layer4",))
+    found = BASELINES[name].scorer(wrapped, options, fit)(inside[:4])
+    torch.testing.assert_close(found, BASELINES[name].scorer(network, OPTIONS, fit)(inside[:4]))

@@ -54,3 +54,31 @@ def test_an_image_whose_score_hangs_on_rounding_is_held_to_what_rounding_does() 
         assert (off <= allowed) == fine
     off, allowed = verifier.error(Found(own.logits * torch.nan, own.scores, (None,)), x, own)
     assert not off <= allowed
+
+
+class SharpBesideSteady(Sharp):
+    """With a norm beside it all of whose units are active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steady, self.fc = nn.BatchNorm2d(1), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat([self.norm(x), self.steady(x) + 9], dim=1)
+        return self.fc(torch.relu(both).mean((2, 3)))
+
+
+def test_what_one_score_loses_to_rounding_is_no_leave_for_another() -> None:
+    torch.manual_seed(0)
+    model = SharpBesideSteady().eval()
+    nn.init.constant_(model.norm.bias, -1)
+    x = torch.tensor([[[[3.0, 2.0], [1.0 + 1e-7, -5.0]]]])
+    requests = [Request(Method("gaia-z"), tuple(inspected_layers(model, [name]))) for name in ("norm", "steady")]
+    verifier = Verifier(model, requests, None)
+    own = verifier.reference(x)
+    sharp, steady = own.scores
+    off, allowed = verifier.error(Found(own.logits, (sharp * (2 / 3), steady), (None, None)), x, own)
+    assert off <= allowed
+    off, allowed = verifier.error(Found(own.logits, (sharp, steady * 1.2), (None, None)), x, own)
+    assert off == pytest.approx(0.2, rel=1e-3)
+    assert not off <= allowed

@@ -525,3 +525,32 @@ def test_labels_from_the_classes_folders(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "val" / "loose.png")
     with pytest.raises(DataError, match=r"loose\.png outside"):
         load_class_folders(tmp_path / "val", "none")
+
+
+def test_an_empty_class_keeps_its_label(tmp_path: Path) -> None:
+    for name in ("n1", "n2", "n3"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+    for name in ("n1", "n3"):
+        Image.new("RGB", (4, 4)).save(tmp_path / "val" / name / "a.png")
+    source = load_class_folders(tmp_path / "val", "none")
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 2]
+
+
+def test_taken_images_are_a_source_of_their_own(tmp_path: Path) -> None:
+    x = np.arange(5 * 2 * 2 * 3, dtype=np.uint8).reshape(5, 2, 2, 3)
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(5))
+    source = load_images(tmp_path / "a.npz", "none")
+    taken = source.take([4, 1])
+    assert taken.names == ["4", "1"]
+    assert taken.labels is not None
+    assert taken.labels.tolist() == [4, 1]
+    torch.testing.assert_close(taken[0], source[4])
+
+
+def test_the_first_images_that_can_be_read(tmp_path: Path) -> None:
+    good = _file(np.zeros((4, 4, 3), np.uint8))
+    source = load_images(_files(tmp_path / "a.npz", [b"no image", good, good]), "none")
+    assert source.first(1).names == ["1"]
+    with pytest.raises(DataError, match="none of the 1 images can be read"):
+        source.part(0, 1).first(4)

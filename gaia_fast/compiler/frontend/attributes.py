@@ -29,8 +29,11 @@ def put_back(model: nn.Module) -> Iterator[None]:
 def _is_rebuilt(value: Any, found: Any) -> bool:
     if type(value) is not type(found):
         return False
-    leaves, structure = pytree.tree_flatten(value)
-    others, other_structure = pytree.tree_flatten(found)
+    try:
+        leaves, structure = pytree.tree_flatten(value)
+        others, other_structure = pytree.tree_flatten(found)
+    except RecursionError:  # one that contains itself
+        return False
     if len(leaves) == 1 and leaves[0] is value:  # no container
         return False
     same = len(leaves) == len(others) and all(one is other for one, other in zip(leaves, others, strict=True))

@@ -79,3 +79,16 @@ def test_a_tensor_that_was_replaced_stays_replaced() -> None:
     with put_back(model):
         model.table = [other]
     assert model.table[0] is other
+
+
+def test_a_container_that_contains_itself() -> None:
+    model: Any = nn.Module()
+    model.loop, model.sizes = [1], [2]
+    sizes = model.sizes
+    model.loop.append(model.loop)
+    with put_back(model):
+        other: list[Any] = [1]
+        other.append(other)
+        model.loop, model.sizes = other, [2]
+    assert model.loop is other
+    assert model.sizes is sizes
