@@ -17,7 +17,7 @@ from gaia_fast.errors import BackendError, DataError, GaiaError, first_line
 Scorer = Callable[[Any], Tensor]  # of a Representation, or of images (N, C, H, W): scores (N,), larger = more OOD
 
 _NAC_IMAGES = 5000  # of which each is sent through the network, forwards and backwards
-_NAC_BATCH = 50
+_NAC_PIXELS = 2**19  # that go through the network together: all its activations are kept until the backward pass
 _GRADIENT_BYTES = 2**29  # of one batch of gradients by image
 
 
@@ -245,7 +245,8 @@ class _Batches:
     device: torch.device
 
     def __iter__(self) -> Iterator[Tensor]:
-        for batch in self.source.batches(_NAC_BATCH):
+        height, width = self.source.first(1).images.shape[2:]
+        for batch in self.source.batches(max(1, min(50, _NAC_PIXELS // (height * width)))):
             yield batch.images.to(self.device)
 
 

@@ -30,6 +30,7 @@ from gaia_fast.reproduction.tables import TABLES, Row
 
 _PLOTS = Path("gaia-reproduce")
 _FIGURES_HANG_ON = ("networks", "limit", "resolution", "methods", "fit_images", "engine", "device")
+_PIXELS_AT_ONCE = 8 * 224 * 224
 _LEAST = 50  # images that methods are fitted on, where these have to be taken from the ID set
 
 
@@ -74,7 +75,7 @@ _LEAST = 50  # images that methods are fitted on, where these have to be taken f
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    help="Images that go through the network together.  [default: 50 of 32x32 pixels, 8 of ImageNet's]",
+    help="Images that go through the network together.  [default: 50 of 32x32 pixels, 8 of 224x224, fewer of larger ones]",
 )
 @click.option("--out", type=FILE, metavar="FILE", help="Also write the tables as Markdown.")
 @click.option(
@@ -196,7 +197,8 @@ class _Setting:
     def scores(self, model: nn.Module, cache: ScoreCache, engine: str, batch_size: int | None) -> NetworkScores:
         example = self.id_source.first(8).images
         # More of large images are slower on a CPU: their maps leave the caches, and memory is asked for each time.
-        batch_size = batch_size or (50 if example.shape[-1] <= 64 else 8)
+        # Baselines keep the activations of all of them for a backward pass, besides.
+        batch_size = batch_size or max(1, min(50, _PIXELS_AT_ONCE // (example.shape[2] * example.shape[3])))
         scores = NetworkScores(self.network, model, example, self.fit, cache, engine, batch_size)
         named = {self.network.id_set: self.id_source, self.network.fit_set: self.fit, **self.ood}
         scores.set_names = {source.digest(): name for name, source in named.items() if source is not None}
