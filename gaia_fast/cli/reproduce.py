@@ -75,7 +75,7 @@ _LEAST = 50  # images that methods are fitted on, where these have to be taken f
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    help="Images that go through the network together.  [default: 50 of 32x32 pixels, 8 of 224x224, fewer of larger ones]",
+    help="Images that go through the network together.  [default: 50 of 32x32 pixels, 8 of 224x224, fewer of larger]",
 )
 @click.option("--out", type=FILE, metavar="FILE", help="Also write the tables as Markdown.")
 @click.option(
