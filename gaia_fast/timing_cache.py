@@ -3,7 +3,6 @@ decides in the same way, and at once."""
 
 import hashlib
 import json
-import os
 import platform
 import threading
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from gaia_fast import user_cache
 from gaia_fast.backends import kernels
 from gaia_fast.errors import GaiaError
 from gaia_fast.files import write_text
@@ -66,16 +66,8 @@ class TimingCache:
 
     def file(self) -> Path | None:
         """Where the values are kept: in $GAIA_FAST_CACHE, else in the user's cache; None for nowhere."""
-        folder = os.environ.get("GAIA_FAST_CACHE")
-        if folder == "":
-            return None
-        if folder is None:
-            try:
-                cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            except RuntimeError:  # a user without a home
-                return None
-            folder = str(Path(cache) / "gaia_fast")
-        return Path(folder) / f"{self._name}-{machine()}.json"
+        folder = user_cache.folder()
+        return None if folder is None else folder / f"{self._name}-{machine()}.json"
 
     def _load(self) -> None:
         if not self._known:

@@ -181,12 +181,12 @@ def _nnguide(library: Any, network: SplitNetwork, options: Hyperparameters, fit:
     return library.NNGuide(None, network.head, k=10)
 
 
-def _shaped(build: Callable[[Any, SplitNetwork, Hyperparameters], Any], fitted: bool = False) -> Any:
+def _shaped(build: Callable[[Any, SplitNetwork, Hyperparameters], Any]) -> Any:
     """A detector that changes activations; here the pooled ones, as maps of one position."""
 
     def make(network: SplitNetwork, options: Hyperparameters, fit: FitImages | None) -> Scorer:
         detector = build(detectors(), network, options)
-        if fitted:
+        if detector.requires_fit:
             assert fit is not None
             detector.fit_feature_maps(_as_maps(fit.found.features), fit.labels)
         return lambda found: detector.predict_feature_maps(_as_maps(found.features))
@@ -270,7 +270,7 @@ BASELINES: dict[str, Baseline] = {
         Baseline(
             "react",
             "ReAct (Sun et al., 2021)",
-            _shaped(lambda library, network, _: library.ReAct(None, network.logits_of_maps), fitted=True),
+            _shaped(lambda library, network, _: library.ReAct(None, network.logits_of_maps)),
             fitted=True,
         ),
         Baseline("gradnorm", "GradNorm (Huang et al., 2021)", _gradnorm),
@@ -309,7 +309,7 @@ BASELINES: dict[str, Baseline] = {
         Baseline(
             "vra",
             "VRA (Xu et al., 2023)",
-            _shaped(lambda library, network, _: library.VRA(None, network.logits_of_maps), fitted=True),
+            _shaped(lambda library, network, _: library.VRA(None, network.logits_of_maps)),
             fitted=True,
         ),
         Baseline("she", "SHE (Zhang et al., 2023)", _on_features(_she), fitted=True),

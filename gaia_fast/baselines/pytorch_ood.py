@@ -1,7 +1,6 @@
 """pytorch-ood's detectors, imported when they are needed."""
 
 import importlib
-import importlib.metadata
 import importlib.util
 import sys
 from functools import lru_cache
@@ -10,14 +9,6 @@ from types import ModuleType
 from gaia_fast.errors import BackendError, first_line
 
 _PACKAGE = "pytorch_ood"
-
-
-def version() -> str:
-    """The version that is installed; "" for none."""
-    try:
-        return importlib.metadata.version("pytorch-ood")
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 @lru_cache

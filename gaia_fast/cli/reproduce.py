@@ -1,6 +1,5 @@
 """`gaia-fast reproduce`: the paper's tables and figures on what is at hand, beside the paper's own figures."""
 
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ from typing import Any
 import click
 from torch import nn
 
+from gaia_fast import user_cache
 from gaia_fast.cli import output
 from gaia_fast.cli.loading import on_device
 from gaia_fast.cli.options import FILE, FOLDER, described, device_option, json_option
@@ -114,10 +114,11 @@ def reproduce(
         raise ArgumentError(plots.missing())
     if no_cache and cache is not None:
         raise click.UsageError("give --cache or --no-cache, not both")
-    kept = ScoreCache(None if no_cache else cache or _user_cache())
+    users = user_cache.folder()
+    kept = ScoreCache(None if no_cache else cache or (users and users / "scores"))
     of = TABLES[what].networks if what in TABLES else list(NETWORKS)
     default = TABLES[what].default if what in TABLES else of
-    chosen = find_networks(networks, of) if networks else [NETWORKS[name] for name in default]
+    chosen = find_networks(networks, of if networks else default)
     texts, records, absent = [], [], {}
     for network in chosen:
         if resolution is not None:
@@ -201,7 +202,7 @@ class _Setting:
         batch_size = batch_size or max(1, min(50, _PIXELS_AT_ONCE // (example.shape[2] * example.shape[3])))
         scores = NetworkScores(self.network, model, example, self.fit, cache, engine, batch_size)
         named = {self.network.id_set: self.id_source, self.network.fit_set: self.fit, **self.ood}
-        scores.set_names = {source.digest(): name for name, source in named.items() if source is not None}
+        scores.set_names = {source: name for name, source in named.items() if source is not None}
         return scores
 
 
@@ -287,10 +288,3 @@ def _given_weights(values: Sequence[str]) -> dict[str, Path]:
             raise click.UsageError(f"--weights {value}: write NETWORK=FILE, with one of {', '.join(NETWORKS)}")
         found[name] = Path(path)
     return found
-
-
-def _user_cache() -> Path | None:
-    folder = os.environ.get("GAIA_FAST_CACHE")
-    if folder is not None:
-        return Path(folder) / "scores" if folder else None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gaia_fast" / "scores"

@@ -32,13 +32,11 @@ class PaperFigure:
         name: as in the command.
         title: what it shows.
         draw: writes the picture; returns its numbers, for JSON.
-        needs_all: whether all images are scored, rather than the first few.
     """
 
     name: str
     title: str
     draw: Draw
-    needs_all: bool = False
 
 
 def _weights(scores: NetworkScores, id_source: ImageSource, ood: Sources, path: Path) -> dict[str, Any]:
@@ -213,7 +211,7 @@ FIGURES: dict[str, PaperFigure] = {
     for each in (
         PaperFigure("fig2", "Average gradients of channels, by block", _weights),
         PaperFigure("fig3", "Attribution gradients, and how many are not zero", _densities),
-        PaperFigure("fig4", "The order of the norm", _norms, needs_all=True),
-        PaperFigure("fig5", "GAIA-A's components", _components, needs_all=True),
+        PaperFigure("fig4", "The order of the norm", _norms),
+        PaperFigure("fig5", "GAIA-A's components", _components),
     )
 }

@@ -37,8 +37,8 @@ def markdown(result: TableResult, absent: Mapping[str, str], weights: str, descr
     lines.append(f"Weights: {weights}; {described}.")
     if result.unusable:
         lines.append(f"Left out: {'; '.join(result.unusable)}.")
-    if result.fitted_on:
-        lines.append(f"Methods that are fitted: on {result.fitted_on} images.")
+    if result.scores.fitted_on:
+        lines.append(f"Methods that are fitted: on {result.scores.fitted_on} images.")
     if absent:
         lines.append(f"Not there, and so not in the averages: {', '.join(absent)}.")
     others = [name for name in sets if name not in result.averaged]
@@ -67,7 +67,7 @@ def markdown(result: TableResult, absent: Mapping[str, str], weights: str, descr
         lines.append(_line(cells))
     if unscored:
         lines += ["", "Without figures:", "", *unscored]
-    lines += ["", f"Time on {processor()}, {torch.get_num_threads()} threads: {_times(result.seconds)}.", ""]
+    lines += ["", f"Time on {processor()}, {torch.get_num_threads()} threads: {_times(result.scores.seconds)}.", ""]
     return "\n".join(lines)
 
 
@@ -83,7 +83,7 @@ def record(result: TableResult, absent: Mapping[str, str], weights: str, describ
         "preprocessing": described,
         "id_set": result.scores.network.id_set,
         "paper_network": result.scores.network.same_as or result.scores.network.name,
-        "images": {"id": result.n_id, "ood": dict(result.n_ood), "fitted_on": result.fitted_on},
+        "images": {"id": result.n_id, "ood": dict(result.n_ood), "fitted_on": result.scores.fitted_on},
         "id_accuracy": result.accuracy,
         "results": {
             row.row.key: {name: asdict(each) for name, each in row.metrics.items()}
@@ -114,7 +114,7 @@ def record(result: TableResult, absent: Mapping[str, str], weights: str, describ
         "not_computed": {row.row.key: row.missing for row in result.rows if row.missing},
         "absent_sets": dict(absent),
         "unusable_sets": list(result.unusable),
-        "seconds": dict(result.seconds),
+        "seconds": dict(result.scores.seconds),
         "unreadable": list(result.scores.unreadable),
     }
 

@@ -73,13 +73,12 @@ class TableResult:
     """A table for one network.
 
     Attributes:
-        table, network: what it is; the network's name.
+        table: what it is.
+        scores: of its network.
         rows: computed.
         n_id: images of the ID set; n_ood: of each OOD set.
         averaged: the sets that averages are over: those of the paper that are there; all, where there is none.
         accuracy: on the ID images, where they have labels.
-        fitted_on: how many images methods were fitted on.
-        seconds: by what was done.
         unusable: sets of which no image can be read, with the reason.
     """
 
@@ -90,8 +89,6 @@ class TableResult:
     n_ood: Mapping[str, int]
     averaged: Sequence[str]
     accuracy: float | None
-    fitted_on: int
-    seconds: Mapping[str, float]
     unusable: Sequence[str] = ()
 
 
@@ -135,9 +132,7 @@ def compute(
             unusable.append(f"{name}: {error}")
     if not there:
         raise DataError(f"no OOD set can be used: {'; '.join(unusable)}")
-    results = []
-    for row in rows:
-        results.append(_computed(scores, row, id_source, there, table.speed))
+    results = [_computed(scores, row, id_source, there, table.speed) for row in rows]
     averaged = [name for name in scores.network.paper_sets if name in there] or list(there)
     counts = next((row.metrics for row in results if row.metrics), {})
     return TableResult(
@@ -148,8 +143,6 @@ def compute(
         {name: each.n_ood for name, each in counts.items()},
         averaged,
         accuracy,
-        scores.fitted_on,
-        dict(scores.seconds),
         unusable,
     )
 

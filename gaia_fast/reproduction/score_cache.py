@@ -87,7 +87,7 @@ def model_digest(model: nn.Module) -> str:
     of = hashlib.sha256(f"{type(model).__module__}.{type(model).__qualname__}".encode())
     for name, tensor in model.state_dict().items():
         of.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        of.update(tensor.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
+        of.update(tensor.detach().cpu().contiguous().flatten().numpy().tobytes())
     return of.hexdigest()[:32]
 
 

@@ -91,7 +91,7 @@ class NetworkScores:
         advance: called with a number of images whenever these have been through the network, or were in the cache.
         seconds: by what was done, the time that it took when it was computed.
         unreadable: "set: name: reason" of each image that was left out.
-        set_names: what sets are called in that, by their digests.
+        set_names: what sets are called in that.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class NetworkScores:
         self.network, self.model, self.fit = network, model, fit
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.unreadable: dict[str, None] = {}
-        self.set_names: dict[str, str] = {}
+        self.set_names: dict[ImageSource, str] = {}
         self.advance: Callable[[int], None] = lambda images: None
         self._cache, self._engine, self._batch_size = cache, engine, batch_size
         self._example = model_input(model, example)
@@ -116,7 +116,7 @@ class NetworkScores:
         self._scorers: dict[str, Scorer] = {}
         self._within = 0.0  # seconds of what was timed in what is being timed
         self._device = str(self._example.device)
-        self._known: dict[tuple[str, str, str], Arrays] = {}
+        self._known: dict[tuple[str, str, ImageSource], Arrays] = {}
 
     @cached_property
     def split(self) -> SplitNetwork:
@@ -263,7 +263,7 @@ class NetworkScores:
         code: Sequence[str] = _BASELINES_CODE,
     ) -> Arrays:
         """What `compute` gives for all images of a source, part by part, each kept in the cache."""
-        asked = (what, repr(options), source.digest())
+        asked = (what, repr(options), source)
         if asked in self._known:
             return self._known[asked]
         found = []
@@ -272,7 +272,7 @@ class NetworkScores:
             key = {"what": what, **options, "model": self._digest, "device": self._device, "images": part.digest()}
             kept = self._cache.get(key, lambda part=part: self._timed(part, compute), code)  # type: ignore[misc]
             self.seconds[what] += float(kept.pop("seconds"))
-            where = f"{self.set_names[asked[2]]}: " if asked[2] in self.set_names else ""
+            where = f"{self.set_names[source]}: " if source in self.set_names else ""
             self.unreadable.update(dict.fromkeys(where + each for each in kept.pop("unreadable").tolist()))
             if kept:
                 found.append(kept)

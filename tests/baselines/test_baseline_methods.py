@@ -6,29 +6,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from gaia_fast.baselines import BASELINES, Hyperparameters, Representation, SplitNetwork, pytorch_ood
 from gaia_fast.baselines.methods import FitImages
-from gaia_fast.data import PRESETS, ImageSource
+from gaia_fast.data import ImageSource
 from gaia_fast.data.digits import held_out_pictures, noise_pictures
 from gaia_fast.errors import BackendError, DataError
 from gaia_fast.evaluation.metrics import ood_metrics
 from gaia_fast.models import digits_resnet
 
+from digit_sources import Damaged, source
+
 THERE = importlib.util.find_spec("pytorch_ood") is not None
 needs_library = pytest.mark.skipif(not THERE, reason="pytorch-ood is not installed")
 UNABLE = ("exgrad", "gradnorm", "lee-alregib", "nac", "rankfeat", "scale", "vra")  # to tell noise from these digits
 OPTIONS = Hyperparameters(pixel_std=(0.5, 0.5, 0.5), neighbour_share=0.02, nac_layers=("layer4",))
-
-
-def source(pictures: np.ndarray, labels: np.ndarray | None = None) -> ImageSource:
-    x = np.repeat(pictures[..., None], 3, axis=3)
-    names = [str(index) for index in range(len(x))]
-    return ImageSource(names, x, PRESETS["digits"], None if labels is None else torch.from_numpy(labels))
 
 
 def images_of(of: ImageSource) -> Tensor:
@@ -190,24 +185,9 @@ def test_without_pytorch_ood_the_extra_is_named(without: _Blocked, monkeypatch: 
         pytorch_ood.detectors()
 
 
-class Damaged(ImageSource):
-    """The second image cannot be read."""
-
-    def picture(self, index: int) -> np.ndarray:
-        if self.names[index] == "1":
-            raise OSError("damaged")
-        found = super().picture(index)
-        assert isinstance(found, np.ndarray)
-        return found
-
-    def part(self, start: int, stop: int) -> ImageSource:
-        return Damaged(self.names[start:stop], self._pictures[start:stop], self.preset)
-
-
 @needs_library
 def test_nac_leaves_damaged_images_out_and_no_hook_behind(network: SplitNetwork, fit: FitImages) -> None:
-    good = source(held_out_pictures()[0][:20])
-    damaged = FitImages(Damaged(good.names, good._pictures, good.preset), fit.labels, fit.found)
+    damaged = FitImages(Damaged(source(held_out_pictures()[0][:20])), fit.labels, fit.found)
     score = BASELINES["nac"].scorer(network, OPTIONS, damaged)
     with pytest.raises(BackendError, match="nac failed"):
         score(torch.rand(2, 5, 32, 32))

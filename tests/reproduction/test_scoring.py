@@ -15,6 +15,7 @@ from gaia_fast.reproduction.score_cache import ScoreCache
 from gaia_fast.reproduction.scoring import GaiaScore, NetworkScores, places_of
 
 import torchvision_schemas  # noqa: F401  (before pytorch-ood)
+from digit_sources import Damaged, source
 
 DIGITS = replace(NETWORKS["resnet34_cifar10"], make=lambda: digits_resnet(pretrained=True), preset=PRESETS["digits"])
 MAPS = [
@@ -23,12 +24,6 @@ MAPS = [
     FeatureMap("a.bn2", 8, 2, 2),
     FeatureMap("ab", 8, 2, 2),
 ]
-
-
-def source(pictures: np.ndarray, labels: np.ndarray | None = None) -> ImageSource:
-    x = np.repeat(pictures[..., None], 3, axis=3)
-    names = [str(index) for index in range(len(x))]
-    return ImageSource(names, x, PRESETS["digits"], None if labels is None else torch.from_numpy(labels))
 
 
 def scores_of(digits: ImageSource, fit: ImageSource | None = None, engine: str = "hooks") -> NetworkScores:
@@ -81,19 +76,8 @@ def test_unreadable_images_are_left_out_by_name() -> None:
     pictures, labels = held_out_pictures()
     good = source(pictures[:20], labels[:20])
 
-    class Damaged(ImageSource):
-        def picture(self, index: int) -> np.ndarray:
-            if self.names[index] in ("3", "7"):
-                raise OSError("damaged")
-            found = super().picture(index)
-            assert isinstance(found, np.ndarray)
-            return found
-
-        def part(self, start: int, stop: int) -> ImageSource:
-            return Damaged(self.names[start:stop], self._pictures[start:stop], self.preset)
-
-    damaged = Damaged(good.names, good._pictures, good.preset)
     scores = scores_of(good)
+    damaged = Damaged(good)
     found, labels_found = scores.representation(damaged)
     assert found.logits.shape[0] == 18
     assert labels_found is None
