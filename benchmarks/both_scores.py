@@ -17,9 +17,10 @@ from conftest import machine
 from runtimes import create
 
 from gaia_fast import Gaia
+from gaia_fast.options import ScoreOption
 
 SIDES = {"wrn_40_2": 32, "resnet50": 224}
-SCORES = {
+SCORES: dict[str, tuple[ScoreOption, ...]] = {
     "prediction": ("msp",),
     "gaia-z": ("gaia-z",),
     "gaia-a": ("gaia-a",),

@@ -4,9 +4,10 @@ from gaia_fast import backends, errors, ops, reference
 from gaia_fast._version import __version__
 from gaia_fast.compiler.package.metadata import read_metadata
 from gaia_fast.compiler.package.reading import load
-from gaia_fast.detector import GaiaA, GaiaOutput, GaiaZ
+from gaia_fast.detector import GaiaA, GaiaZ
 from gaia_fast.errors import GaiaError
-from gaia_fast.gaia import Gaia, GaiaScores
+from gaia_fast.gaia import Gaia
+from gaia_fast.outputs import GaiaOutput, GaiaScores
 
 __all__ = [
     "Gaia",

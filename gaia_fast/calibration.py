@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gaia_fast.errors import CalibrationError
+from gaia_fast.errors import ArgumentError, CalibrationError
 
 
 def threshold_for(scores: Any, id_tpr: float = 0.95) -> float:
@@ -36,6 +36,17 @@ def threshold_for(scores: Any, id_tpr: float = 0.95) -> float:
     # The small slack keeps 0.95 * 20 at 19 although the product is 19.000000000000004 or so.
     rank = max(math.ceil(id_tpr * values.size - 1e-9), 1)
     return float(np.sort(values)[rank - 1])
+
+
+def checked(threshold: Any) -> float:
+    """Returns a threshold as a number; ArgumentError where it is none that a score could be above or below."""
+    try:
+        value = float(threshold)
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor of several numbers
+        raise ArgumentError(f"a threshold is a number, not {threshold!r}; calibrate(...) finds one") from error
+    if not math.isfinite(value):
+        raise ArgumentError(f"the threshold is {value}, which decides nothing; give a finite number, or None for none")
+    return value
 
 
 def check_informative(scores: Any) -> None:

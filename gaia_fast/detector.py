@@ -1,43 +1,23 @@
 """GaiaA and GaiaZ, of one score each: what a user touches, beside `Gaia`, of several."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from gaia_fast import calibration
 from gaia_fast.detector_base import Detector, Options
 from gaia_fast.errors import CalibrationError
 from gaia_fast.inspection.requests import SCORE
 from gaia_fast.method import Method
-from gaia_fast.options import Measure
+from gaia_fast.options import BackendOption, EngineOption, FusionOption, Measure, RuntimeOption, StatisticOption
+from gaia_fast.outputs import GaiaOutput
 from gaia_fast.plan import Plan
-
-
-@dataclass(frozen=True)
-class GaiaOutput:
-    """The prediction and its score, from one call; unpacks as `logits, score`.
-
-    Attributes:
-        logits: (N, C), detached, in the model's dtype.
-        score: (N,) float32; larger = more out of distribution.
-        matrix: (N, L, K_max), the zero-padded abnormality matrix Lambda, where it was asked for.
-    """
-
-    logits: Tensor
-    score: Tensor
-    matrix: Tensor | None = None
-
-    def __iter__(self) -> Iterator[Tensor]:
-        yield self.logits
-        yield self.score
-
-
-ScorerT = TypeVar("ScorerT", bound="_OneScore")
 
 
 class _OneScore(Detector):
@@ -45,8 +25,17 @@ class _OneScore(Detector):
 
     def __init__(self, model: nn.Module, method: Method, options: Options) -> None:
         self.method = method
-        self.threshold: float | None = None
+        self._threshold: float | None = None
         super().__init__(model, {SCORE: method}, options)
+
+    @property
+    def threshold(self) -> float | None:
+        """Scores above it are out of distribution; None before there is one. To set no finite number: ArgumentError."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        self._threshold = None if value is None else calibration.checked(value)
 
     def score(self, x: Tensor, *, return_matrix: bool = False) -> GaiaOutput:
         """Predicts and scores a batch in one call.
@@ -73,7 +62,7 @@ class _OneScore(Detector):
         """
         measured = self._measure(x)
         (result,) = measured.results
-        return GaiaOutput(measured.logits, result.score, result.matrix() if return_matrix else None)
+        return GaiaOutput(measured.logits, result.score, result.matrix() if return_matrix else None, self.threshold)
 
     def predict(self, x: Tensor) -> Tensor:
         """Returns the (N,) float32 scores alone; larger = more out of distribution. See `score`.
@@ -129,11 +118,11 @@ class _OneScore(Detector):
         metadata = {
             "method": json.dumps(asdict(self.method)),
             "layers": json.dumps(names),
-            "threshold": "" if self.threshold is None else repr(float(self.threshold)),
+            "threshold": "" if self.threshold is None else repr(self.threshold),
         }
         return self._export(path, example, [SCORE], metadata)
 
-    def calibrate(self: ScorerT, loader_or_scores: Iterable[Any], id_tpr: float = 0.95) -> ScorerT:
+    def calibrate(self, loader_or_scores: Iterable[Any], id_tpr: float = 0.95) -> Self:
         """Sets `threshold` so that at least the share `id_tpr` of in-distribution images is accepted.
 
         Args:
@@ -242,9 +231,9 @@ class GaiaZ(_OneScore):
         *,
         layers: str | Sequence[str] | None = None,
         p: float = 2.0,
-        engine: str = "auto",
-        backend: str = "auto",
-        runtime: str = "auto",
+        engine: EngineOption = "auto",
+        backend: BackendOption = "auto",
+        runtime: RuntimeOption = "auto",
     ) -> None:
         super().__init__(model, Method(Measure.GAIA_Z, p=p), Options((layers,), None, engine, backend, runtime))
 
@@ -278,12 +267,12 @@ class GaiaA(_OneScore):
         *,
         layers: str | Sequence[str] | None = None,
         head: str | nn.Module | None = None,
-        fusion: str = "division",
-        statistic: str = "abs_mean",
+        fusion: FusionOption = "division",
+        statistic: StatisticOption = "abs_mean",
         p: float = 2.0,
-        engine: str = "auto",
-        backend: str = "auto",
-        runtime: str = "auto",
+        engine: EngineOption = "auto",
+        backend: BackendOption = "auto",
+        runtime: RuntimeOption = "auto",
     ) -> None:
         method = Method(Measure.GAIA_A, fusion, statistic, p)
         super().__init__(model, method, Options((layers,), head, engine, backend, runtime))

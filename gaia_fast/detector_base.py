@@ -4,10 +4,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from gaia_fast import backends
 from gaia_fast._version import __version__
@@ -20,7 +21,7 @@ from gaia_fast.inspection.forward_hooks import in_grad_mode
 from gaia_fast.inspection.requests import Request
 from gaia_fast.measurement import Measurement, Result
 from gaia_fast.method import Method
-from gaia_fast.options import EngineName, Runtime, Tune
+from gaia_fast.options import EngineName, Runtime, Tune, TuneOption
 from gaia_fast.plan import Plan
 
 Layers = str | Sequence[str] | None
@@ -35,9 +36,6 @@ class Options:
     engine: str
     backend: str
     runtime: str
-
-
-DetectorT = TypeVar("DetectorT", bound="Detector")
 
 
 class Detector:
@@ -56,7 +54,7 @@ class Detector:
         first = next(self.model.parameters(), torch.empty(0))
         backends.choose(options.backend, first.device, first.dtype)  # a forced backend that cannot run says so at once
 
-    def prepare(self: DetectorT, example: Tensor, tune: str | None = None) -> DetectorT:
+    def prepare(self, example: Tensor, tune: TuneOption | None = None) -> Self:
         """Compiles the model for images like `example`: same size, dtype and device. Seconds, in some runtimes minutes.
 
         With engine="compiled" the first call does it unasked; it is done once for each size of image, and again where

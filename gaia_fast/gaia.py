@@ -1,14 +1,14 @@
 """Gaia: several scores of a batch from one program."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from gaia_fast import calibration
 from gaia_fast.detector_base import Detector, Layers, Options
@@ -16,28 +16,22 @@ from gaia_fast.errors import ArgumentError, CalibrationError
 from gaia_fast.inspection import checks
 from gaia_fast.logit_scores import logit_score
 from gaia_fast.method import Method
-from gaia_fast.options import Fusion, LogitScore, Measure, Statistic
+from gaia_fast.options import (
+    BackendOption,
+    EngineOption,
+    Fusion,
+    FusionOption,
+    LogitScore,
+    Measure,
+    RuntimeOption,
+    ScoreOption,
+    Statistic,
+    StatisticOption,
+)
+from gaia_fast.outputs import GaiaScores
 from gaia_fast.plan import JointPlan
 
 SCORES = (*Measure.values(), *LogitScore.values())
-
-
-@dataclass(frozen=True)
-class GaiaScores:
-    """The prediction and its scores, from one call.
-
-    Attributes:
-        logits: (N, C), detached, in the model's dtype.
-        scores: by name, each (N,) float32; larger = more out of distribution.
-        matrices: by GAIA score, (N, L, K_max), the zero-padded abnormality matrix Lambda; empty unless asked for.
-    """
-
-    logits: Tensor
-    scores: dict[str, Tensor]
-    matrices: dict[str, Tensor] = field(default_factory=dict)
-
-
-GaiaT = TypeVar("GaiaT", bound="Gaia")
 
 
 class Gaia(Detector):
@@ -86,15 +80,15 @@ class Gaia(Detector):
         self,
         model: nn.Module,
         *,
-        scores: Sequence[str] = (Measure.GAIA_Z, Measure.GAIA_A),
+        scores: Sequence[ScoreOption] = ("gaia-z", "gaia-a"),
         layers: Layers | Mapping[str, Layers] = None,
         head: str | nn.Module | None = None,
-        fusion: str = Fusion.DIVISION,
-        statistic: str = Statistic.ABS_MEAN,
+        fusion: FusionOption = "division",
+        statistic: StatisticOption = "abs_mean",
         p: float = 2.0,
-        engine: str = "auto",
-        backend: str = "auto",
-        runtime: str = "auto",
+        engine: EngineOption = "auto",
+        backend: BackendOption = "auto",
+        runtime: RuntimeOption = "auto",
     ) -> None:
         self.scores = _parsed(scores)
         self.thresholds: dict[str, float] = {}
@@ -150,7 +144,7 @@ class Gaia(Detector):
         matrices = {}
         if return_matrix:
             matrices = {method.name: results[name].matrix() for name, method in self._methods.items()}
-        return GaiaScores(measured.logits, scores, matrices)
+        return GaiaScores(measured.logits, scores, matrices, self._known_thresholds())
 
     def predict(self, x: Tensor) -> dict[str, Tensor]:
         """Returns the scores alone, by name, each (N,) float32; larger = more out of distribution. See `score`.
@@ -202,13 +196,13 @@ class Gaia(Detector):
         described: dict[str, dict[str, Any]] = {}
         for name in self.scores:
             output = _output_name(name)
-            described[name] = {"output": output, "threshold": _threshold(name, self.thresholds.get(name))}
+            described[name] = {"output": output, "threshold": self._known_thresholds().get(name)}
             if output in self._methods:
                 described[name] |= {"method": asdict(self._methods[output]), "layers": of_layers[output]}
         outputs = [_output_name(name) for name in self.scores]
         return self._export(path, example, outputs, {"scores": json.dumps(described)})
 
-    def calibrate(self: GaiaT, loader_or_scores: Any, id_tpr: float = 0.95) -> GaiaT:
+    def calibrate(self, loader_or_scores: Any, id_tpr: float = 0.95) -> Self:
         """Sets `thresholds` so that at least the share `id_tpr` of in-distribution images is accepted by each score.
 
         Args:
@@ -275,7 +269,17 @@ class Gaia(Detector):
                 f"there is no threshold yet for {', '.join(missing)}: call calibrate(...) with in-distribution images "
                 "or scores, or set .thresholds"
             )
-        return {name: score > self.thresholds[name] for name, score in self.predict(x).items()}
+        return self.score(x).is_ood
+
+    def _known_thresholds(self) -> dict[str, float]:
+        """What a user set may be any kind of number, or none."""
+        found = {}
+        for name, value in self.thresholds.items():
+            try:
+                found[name] = calibration.checked(value)
+            except ArgumentError as error:
+                raise ArgumentError(f"score {name!r}: {error}") from error
+        return found
 
     def plan(self, x: Tensor) -> JointPlan:
         """Returns what will be done on batches like `x`: engine, backend, and each GAIA score's own plan; print it.
@@ -309,15 +313,6 @@ class Gaia(Detector):
 def _output_name(score: str) -> str:
     """What a score is called where "-" means minus."""
     return score.replace("-", "_")
-
-
-def _threshold(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    threshold = float(value)
-    if not math.isfinite(threshold):
-        raise ArgumentError(f"the threshold of {name!r} is {threshold}, which no file can hold; give a finite one")
-    return threshold
 
 
 def _parsed(scores: Iterable[str]) -> tuple[str, ...]:

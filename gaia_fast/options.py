@@ -2,7 +2,7 @@
 
 import os
 from enum import Enum
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from gaia_fast.errors import ArgumentError
 
@@ -89,6 +89,15 @@ class Tune(Option):
         return cls.parse(os.environ.get("GAIA_FAST_TUNE") or cls.MEASURE, "GAIA_FAST_TUNE")
 
 
+class Unprepared(Option):
+    """What engine "auto" does with images that no program was prepared for: score them by hooks, after a warning; or
+    prepare one; or refuse."""
+
+    WARN = "warn"
+    PREPARE = "prepare"
+    ERROR = "error"
+
+
 class Runtime(Option):
     """The ways to run a compiled program, but for "auto"."""
 
@@ -98,3 +107,16 @@ class Runtime(Option):
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
     CUDAGRAPH = "cudagraph"
+
+
+# The same, for signatures: what an editor offers, and a type checker refuses. `tests/test_options.py` keeps them equal.
+ScoreOption: TypeAlias = Literal["gaia-z", "gaia-a", "msp", "energy", "max_logit"] | Measure | LogitScore
+FusionOption: TypeAlias = Literal["division", "inner", "output", "top1"] | Fusion
+StatisticOption: TypeAlias = Literal["abs_mean", "mean_abs"] | Statistic
+EngineOption: TypeAlias = Literal["auto", "reference", "hooks", "compiled"] | EngineName
+RuntimeOption: TypeAlias = (
+    Literal["auto", "eager", "native", "inductor", "onnxruntime", "openvino", "cudagraph"] | Runtime
+)
+BackendOption: TypeAlias = Literal["auto", "cpu", "triton", "cuda", "torch"]
+TuneOption: TypeAlias = Literal["measure", "model"] | Tune
+UnpreparedOption: TypeAlias = Literal["warn", "prepare", "error"] | Unprepared

@@ -21,6 +21,7 @@ from gaia_fast.errors import (
     ModelError,
     NonFiniteError,
 )
+from gaia_fast.options import BackendOption
 
 from zoo import Pooled, build, conv_norm, images
 
@@ -72,7 +73,7 @@ def test_identity_with_the_definition_of_the_authors(detector: Detector) -> None
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
-def test_engines_agree(detector: Detector, backend: str) -> None:
+def test_engines_agree(detector: Detector, backend: BackendOption) -> None:
     model, x = build("vgg_like"), images(3)
     plain = detector(model, engine="reference").score(x, return_matrix=True)
     fast = detector(model, engine="hooks", backend=backend).score(x, return_matrix=True)

@@ -23,10 +23,11 @@ from gaia_fast.errors import (
     NonFiniteError,
 )
 from gaia_fast.logit_scores import logit_score
+from gaia_fast.options import RuntimeOption, ScoreOption
 
 import zoo
 
-ALL = ("gaia-z", "gaia-a", "msp", "energy", "max_logit")
+ALL: tuple[ScoreOption, ...] = ("gaia-z", "gaia-a", "msp", "energy", "max_logit")
 ENGINES: list[dict[str, Any]] = [
     {"engine": "reference"},
     {"engine": "hooks", "backend": "torch"},
@@ -176,7 +177,7 @@ def test_a_backward_pass_goes_no_further_than_its_own_layers(monkeypatch: pytest
 
 @pytest.mark.parametrize("runtime", ["eager", "native"])
 def test_images_that_violate_a_precondition_are_scored_again_for_gaia_z_alone(
-    monkeypatch: pytest.MonkeyPatch, runtime: str
+    monkeypatch: pytest.MonkeyPatch, runtime: RuntimeOption
 ) -> None:
     model, good, bad = zoo.sometimes_closed()
     detector = Gaia(model, scores=ALL, engine="compiled", runtime=runtime).prepare(good)
@@ -290,7 +291,7 @@ def test_what_means_nothing_is_refused(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("scores", [("gaia-z", "gaia-a"), ("gaia-a", "gaia-z")], ids=str)
 @pytest.mark.parametrize("runtime", ["eager", "native"])
-def test_a_prepared_program_checks_every_score(runtime: str, scores: tuple[str, ...]) -> None:
+def test_a_prepared_program_checks_every_score(runtime: RuntimeOption, scores: tuple[ScoreOption, ...]) -> None:
     """A blank image has equal logits, so that GAIA-A has nothing to divide by."""
     torch.manual_seed(0)
     model = zoo.Pooled(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()), 8).eval()
@@ -444,7 +445,7 @@ def test_what_cannot_be_calibrated_on_changes_no_threshold() -> None:
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
 def test_a_file_has_an_output_for_each_score_and_says_which(tmp_path: Path, ending: str) -> None:
     model, x = zoo.build("strided_shortcut"), zoo.images(5)
-    scores = ("max_logit", "gaia-a", "msp", "gaia-z", "energy")
+    scores: tuple[ScoreOption, ...] = ("max_logit", "gaia-a", "msp", "gaia-z", "energy")
     detector = Gaia(model, scores=scores, layers={"gaia-a": ["residual"]})
     detector.thresholds = {"gaia-a": 2.5}
     path = detector.export(tmp_path / f"model{ending}", zoo.images(3))

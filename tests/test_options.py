@@ -1,16 +1,37 @@
 import json
 import re
+from enum import Enum
+from typing import Any, get_args
 
 import pytest
 
-from gaia_fast import GaiaA
+from gaia_fast import GaiaA, backends
 from gaia_fast.errors import ArgumentError
 from gaia_fast.method import Method
-from gaia_fast.options import EngineName, Fusion, Measure, Option, Runtime, Statistic
+from gaia_fast.options import (
+    AUTO,
+    BackendOption,
+    EngineName,
+    EngineOption,
+    Fusion,
+    FusionOption,
+    LogitScore,
+    Measure,
+    Option,
+    Runtime,
+    RuntimeOption,
+    ScoreOption,
+    Statistic,
+    StatisticOption,
+    Tune,
+    TuneOption,
+    Unprepared,
+    UnpreparedOption,
+)
 
 import zoo
 
-EVERY = [Measure, Fusion, Statistic, EngineName, Runtime]
+EVERY = [Measure, LogitScore, Fusion, Statistic, EngineName, Runtime, Tune, Unprepared]
 
 
 @pytest.mark.parametrize("options", EVERY, ids=lambda each: each.__name__)
@@ -37,3 +58,25 @@ def test_methods_take_strings_and_options() -> None:
     with pytest.raises(ArgumentError, match="method='gaia-b' does not exist"):
         Method("gaia-b")
     assert GaiaA(zoo.build("parallel"), fusion=Fusion.INNER, engine=EngineName.HOOKS).method.fusion == "inner"
+
+
+@pytest.mark.parametrize(
+    ("written", "allowed"),
+    [
+        (ScoreOption, [*Measure, *LogitScore]),
+        (FusionOption, [*Fusion]),
+        (StatisticOption, [*Statistic]),
+        (EngineOption, [AUTO, *EngineName]),
+        (RuntimeOption, [AUTO, *Runtime]),
+        (BackendOption, [AUTO, *backends.BACKENDS]),
+        (TuneOption, [*Tune]),
+        (UnpreparedOption, [*Unprepared]),
+    ],
+    ids=["scores", "fusion", "statistic", "engine", "runtime", "backend", "tune", "on_unprepared"],
+)
+def test_what_signatures_offer_is_what_is_allowed(written: Any, allowed: list[str]) -> None:
+    strings: set[str] = set()
+    for part in get_args(written):
+        own = () if isinstance(part, type) and issubclass(part, Enum) else get_args(part) or (part,)
+        strings.update(own)
+    assert strings == set(allowed)

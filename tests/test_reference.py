@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.errors import LayerError
+from gaia_fast.options import EngineOption
 
 from zoo import Dangling, build, images
 
@@ -162,7 +163,7 @@ class Permuting(nn.Module):
 @pytest.mark.parametrize(
     "norm", [lambda: nn.InstanceNorm2d(8, affine=True), Permuting, lambda: nn.Unflatten(1, (8, 1))]
 )
-def test_a_map_that_is_a_view_and_an_activation_in_place(norm: Callable[[], nn.Module], engine: str) -> None:
+def test_a_map_that_is_a_view_and_an_activation_in_place(norm: Callable[[], nn.Module], engine: EngineOption) -> None:
     """The place in the graph of a view changes when it is written, and so would that of A_last."""
 
     class Net(nn.Module):

@@ -33,6 +33,7 @@ from gaia_fast.compiler.runtimes.inductor import Inductor
 from gaia_fast.errors import GaiaError
 from gaia_fast.files import write_text
 from gaia_fast.models import resnet34
+from gaia_fast.options import BackendOption, RuntimeOption
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from plain import plain
@@ -40,7 +41,7 @@ from plain import plain
 from authors import Authors
 from own_kernels import on_own_kernels
 
-BACKENDS = ("torch", "triton", "cuda")
+BACKENDS: tuple[BackendOption, ...] = ("torch", "triton", "cuda")
 # Where the compiler's fusion is timed beside this package's kernels inside a program.
 THOROUGH = ("resnet34", torch.bfloat16, 128)
 
@@ -75,13 +76,13 @@ def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> d
     def authors_way(way: str, layers: list[str] | None) -> Callable[[], object]:
         return bind(getattr(Authors(model, layers, x), way), x)
 
-    def compiled(make: type[GaiaA] | type[GaiaZ], layers: list[str] | None, runtime: str) -> GaiaA | GaiaZ:
+    def compiled(make: type[GaiaA] | type[GaiaZ], layers: list[str] | None, runtime: RuntimeOption) -> GaiaA | GaiaZ:
         made = make(model, layers=layers, engine="compiled", runtime=runtime)
         made.prepare(x)
         return made
 
     def score(
-        make: type[GaiaA] | type[GaiaZ], layers: list[str] | None, runtime: str, kept: list[GaiaA | GaiaZ]
+        make: type[GaiaA] | type[GaiaZ], layers: list[str] | None, runtime: RuntimeOption, kept: list[GaiaA | GaiaZ]
     ) -> Callable[[], object]:
         kept.append(compiled(make, layers, runtime))
         return bind(kept[0].score, x)
@@ -97,7 +98,9 @@ def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> d
     def alone_on_own_kernels(kept: list[GaiaA | GaiaZ], backend: str) -> Callable[[], object]:
         return bind(Inductor(on_own_kernels(program(kept).program.graph, backend)[0], x), x)
 
-    def hooks(make: type[GaiaA] | type[GaiaZ], layers: list[str] | None, backend: str) -> Callable[[], object]:
+    def hooks(
+        make: type[GaiaA] | type[GaiaZ], layers: list[str] | None, backend: BackendOption
+    ) -> Callable[[], object]:
         return bind(make(model, layers=layers, engine="hooks", backend=backend).score, x)
 
     for detector, layers in ((GaiaZ, None), (GaiaA, late)):

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import torch
@@ -20,7 +20,17 @@ from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation.image_sets import METHODS, Detector, make_detector
 from gaia_fast.gaia import Gaia
 from gaia_fast.models import ARCHITECTURES
-from gaia_fast.options import AUTO, EngineName, Fusion, Runtime, Statistic
+from gaia_fast.options import (
+    AUTO,
+    BackendOption,
+    EngineName,
+    EngineOption,
+    Fusion,
+    Runtime,
+    RuntimeOption,
+    ScoreOption,
+    Statistic,
+)
 
 Command = Callable[..., Any]
 
@@ -220,9 +230,9 @@ class DetectorOptions:
 
     methods: tuple[str, ...]
     layers: dict[str, list[str] | None]
-    engine: str
-    backend: str
-    runtime: str
+    engine: EngineOption
+    backend: BackendOption
+    runtime: RuntimeOption
     gaia_a: dict[str, Any]
 
     def build(self, model: nn.Module) -> dict[str, Detector]:
@@ -245,7 +255,7 @@ class DetectorOptions:
         """One detector of all methods, those of the logits among them."""
         return Gaia(
             model,
-            scores=self.methods,
+            scores=cast(tuple[ScoreOption, ...], self.methods),
             layers=self.layers,
             engine=self.engine,
             backend=self.backend,
@@ -316,9 +326,9 @@ def detector_options(
             fusion: str | None,
             statistic: str | None,
             head: str | None,
-            engine: str = "auto",
-            backend: str = "auto",
-            runtime: str = "auto",
+            engine: EngineOption = "auto",
+            backend: BackendOption = "auto",
+            runtime: RuntimeOption = "auto",
             **kwargs: Any,
         ) -> Any:
             methods = tuple(dict.fromkeys(method))

@@ -18,7 +18,7 @@ from gaia_fast.data import ImageSource
 from gaia_fast.errors import ArgumentError, DataError, GaiaError
 from gaia_fast.evaluation import plots
 from gaia_fast.files import write_text
-from gaia_fast.options import AUTO, EngineName
+from gaia_fast.options import AUTO, EngineName, EngineOption
 from gaia_fast.reproduction import report
 from gaia_fast.reproduction.figures import FIGURES
 from gaia_fast.reproduction.image_sets import IMAGE_SETS
@@ -93,7 +93,7 @@ def reproduce(
     resolution: int | None,
     methods: tuple[str, ...],
     fit_images: int,
-    engine: str,
+    engine: EngineOption,
     device: str,
     batch_size: int | None,
     out: Path | None,
@@ -195,7 +195,9 @@ class _Setting:
         """The number of images that are tested."""
         return len(self.id_source) + sum(len(each) for each in self.ood.values())
 
-    def scores(self, model: nn.Module, cache: ScoreCache, engine: str, batch_size: int | None) -> NetworkScores:
+    def scores(
+        self, model: nn.Module, cache: ScoreCache, engine: EngineOption, batch_size: int | None
+    ) -> NetworkScores:
         example = self.id_source.first(8).images
         # More of large images are slower on a CPU: their maps leave the caches, and memory is asked for each time.
         # Baselines keep the activations of all of them for a backward pass, besides.

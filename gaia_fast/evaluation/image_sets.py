@@ -14,7 +14,9 @@ from gaia_fast.errors import ArgumentError, CalibrationError, DataError, NonFini
 from gaia_fast.evaluation import combinations
 from gaia_fast.evaluation.layer_sweep import GroupResult, sweep_layers
 from gaia_fast.evaluation.metrics import Intervals, OodMetrics, average, bootstrap_intervals, ood_metrics
-from gaia_fast.gaia import Gaia, GaiaScores
+from gaia_fast.gaia import Gaia
+from gaia_fast.options import BackendOption, EngineOption, FusionOption, RuntimeOption, StatisticOption
+from gaia_fast.outputs import GaiaScores
 
 Detector = GaiaA | GaiaZ
 Detectors = Mapping[str, Detector] | Gaia  # by method; or one of several scores, which reads each image once
@@ -27,12 +29,12 @@ def make_detector(
     model: nn.Module,
     *,
     layers: Sequence[str] | None = None,
-    engine: str = "auto",
-    backend: str = "auto",
-    runtime: str = "auto",
+    engine: EngineOption = "auto",
+    backend: BackendOption = "auto",
+    runtime: RuntimeOption = "auto",
     head: str | None = None,
-    fusion: str = "division",
-    statistic: str = "abs_mean",
+    fusion: FusionOption = "division",
+    statistic: StatisticOption = "abs_mean",
 ) -> Detector:
     """The detector of a method by its name; `head`, `fusion` and `statistic` are gaia-a's alone.
 

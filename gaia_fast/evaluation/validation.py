@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from gaia_fast import backends, reference
 from gaia_fast.compiler.package.reading import load
 from gaia_fast.compiler.package.writing import FORMATS
-from gaia_fast.detector import GaiaOutput
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError, DataError, GaiaError
 from gaia_fast.evaluation.image_sets import METHODS, Detector, make_detector
 from gaia_fast.inspection import checks, stages
 from gaia_fast.method import Method
 from gaia_fast.options import EngineName, Runtime
+from gaia_fast.outputs import GaiaOutput
 from gaia_fast.reference import Reference, copy_in, relative_error
 
 # Largest relative error of a float32 score. GAIA-Z counts: one activation that is zero to rounding moves its score.
@@ -194,7 +194,8 @@ class _Row:
         if self.exported is None:
             with tempfile.TemporaryDirectory() as folder:
                 self.exported = load(self.detector.export(Path(folder) / f"model{self.backend}", x))
-        return GaiaOutput(*self.exported(x))
+        logits, score = self.exported(x)
+        return GaiaOutput(logits, score)
 
     def check(self, limit: float) -> Check:
         """The result, once all batches were run."""

@@ -15,6 +15,7 @@ from gaia_fast.evaluation.image_sets import model_input
 from gaia_fast.evaluation.metrics import ood_metrics
 from gaia_fast.evaluation.plots import ID_COLOR, OOD_COLOR, new_figure
 from gaia_fast.files import replacing
+from gaia_fast.options import FusionOption
 from gaia_fast.reproduction.scoring import NORMS, GaiaScore, NetworkScores, places_of
 from gaia_fast.reproduction.tables import blocks_of
 
@@ -137,7 +138,11 @@ def _components(scores: NetworkScores, id_source: ImageSource, ood: Sources, pat
     numbers: dict[str, Any] = {}
     figure = new_figure(11, 2.7 * len(ood))
     axes = figure.subplots(len(ood), 3, squeeze=False)
-    titles = {"inner": "inner component", "output": "output component", "division": "both, divided"}
+    titles: dict[FusionOption, str] = {
+        "inner": "inner component",
+        "output": "output component",
+        "division": "both, divided",
+    }
     for column, (fusion, title) in enumerate(titles.items()):
         score = GaiaScore("gaia-a", fusion, layers)
         inside = scores.gaia(score, id_source)

@@ -20,6 +20,7 @@ from gaia_fast.errors import DataError, LayerError
 from gaia_fast.evaluation.image_sets import make_detector, model_input
 from gaia_fast.inspection.stages import LAST, stages
 from gaia_fast.measurement import FeatureMap
+from gaia_fast.options import EngineOption, FusionOption
 from gaia_fast.reproduction.networks import Network
 from gaia_fast.reproduction.score_cache import Arrays, ScoreCache, model_digest
 
@@ -41,7 +42,7 @@ class GaiaScore:
     """
 
     method: str
-    fusion: str = "division"
+    fusion: FusionOption = "division"
     layers: Sequence[str] | None = None
     p: float = 2.0
 
@@ -101,7 +102,7 @@ class NetworkScores:
         example: Tensor,
         fit: ImageSource | None,
         cache: ScoreCache,
-        engine: str = "auto",
+        engine: EngineOption = "auto",
         batch_size: int = 50,
     ) -> None:
         self.network, self.model, self.fit = network, model, fit
@@ -188,11 +189,10 @@ class NetworkScores:
         assert matrix is not None
         return [matrix[:, place, : each.channels].double().cpu().numpy() for place, each in enumerate(self.maps)]
 
-    def detector(self, method: str, fusion: str = "division") -> GaiaA | GaiaZ:
+    def detector(self, method: str, fusion: FusionOption = "division") -> GaiaA | GaiaZ:
         """GAIA over all layers, prepared."""
         if (method, fusion) not in self._detectors:
-            options = {"fusion": fusion} if method == "gaia-a" else {}
-            made = make_detector(method, self.model, engine=self._engine, **options)
+            made = make_detector(method, self.model, engine=self._engine, fusion=fusion)
             if self._engine in ("auto", "compiled"):
                 with self._timing(f"{_named(method, fusion)}, compiling"):
                     made.prepare(self._example, tune="model")  # seconds less; what a score costs is not measured here
@@ -208,8 +208,7 @@ class NetworkScores:
         """GAIA over the layers of a score alone, prepared for images like these and for one of them."""
         places = places_of(self.maps, score.layers)
         layers = None if score.layers is None else list(dict.fromkeys(self.maps[place].layer for place in places))
-        options = {"fusion": score.fusion} if score.method == "gaia-a" else {}
-        made = make_detector(score.method, self.model, layers=layers, engine=self._engine, **options)
+        made = make_detector(score.method, self.model, layers=layers, engine=self._engine, fusion=score.fusion)
         if self._engine in ("auto", "compiled"):
             made.prepare(images).prepare(images[:1])
         return made

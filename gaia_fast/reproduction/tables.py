@@ -8,6 +8,7 @@ from gaia_fast.evaluation.combinations import COMBINATIONS
 from gaia_fast.evaluation.combinations import title as title_of
 from gaia_fast.inspection.stages import stages
 from gaia_fast.measurement import FeatureMap
+from gaia_fast.options import FusionOption
 from gaia_fast.reproduction import paper
 from gaia_fast.reproduction.networks import Network
 from gaia_fast.reproduction.paper import Figure
@@ -16,7 +17,7 @@ from gaia_fast.reproduction.scoring import GaiaScore
 _GAIA = {"gaia-z": "GAIA-Z", "gaia-a": "GAIA-A"}
 _PAPERS = ("msp", "odin", "energy", "mahalanobis", "react", "gradnorm", "knn", "rankfeat", "ash")
 _GRADIENT = ("lee-alregib", "gradnorm", "exgrad")
-_FUSIONS = {
+_FUSIONS: dict[FusionOption, str] = {
     "top1": "top-1 label alone",
     "output": "output component alone",
     "inner": "inner component alone",

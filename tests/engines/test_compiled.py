@@ -13,6 +13,7 @@ from gaia_fast.engines import compiled as engine_module
 from gaia_fast.engines import hooks
 from gaia_fast.errors import ArgumentError, InputError, ModelError, NonFiniteError
 from gaia_fast.inspection import checks
+from gaia_fast.options import RuntimeOption
 
 import zoo
 
@@ -61,7 +62,7 @@ def test_auto_is_hooks_until_prepared() -> None:
 
 
 @pytest.mark.parametrize("runtime", ["eager", "native", "onnxruntime"])
-def test_weights_that_change_are_seen(runtime: str) -> None:
+def test_weights_that_change_are_seen(runtime: RuntimeOption) -> None:
     x = zoo.images(3)
     model: Any = zoo.build("strided_shortcut")
     detector = GaiaA(model, engine="compiled", runtime=runtime)
@@ -136,7 +137,7 @@ def test_preparing_what_has_nothing_to_prepare() -> None:
 @pytest.mark.parametrize("runtime", ["eager", "native"])
 @pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
 def test_a_call_looks_once_and_closer_only_where_something_is_wrong(
-    detector: type[GaiaZ] | type[GaiaA], runtime: str, monkeypatch: pytest.MonkeyPatch
+    detector: type[GaiaZ] | type[GaiaA], runtime: RuntimeOption, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU each look waits for it."""
     looks: list[str] = []
@@ -176,7 +177,7 @@ class Returns(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("runtime", ["eager", "native"])
-def test_logits_of_another_dtype_are_checked_as_they_are(runtime: str, dtype: torch.dtype) -> None:
+def test_logits_of_another_dtype_are_checked_as_they_are(runtime: RuntimeOption, dtype: torch.dtype) -> None:
     x = zoo.images(3)
     compiled = GaiaZ(Returns(dtype).eval(), engine="compiled", runtime=runtime).prepare(x)
     expected = GaiaZ(Returns(dtype).eval(), engine="hooks").score(x)
@@ -189,7 +190,7 @@ def test_logits_of_another_dtype_are_checked_as_they_are(runtime: str, dtype: to
 
 
 @pytest.mark.parametrize("runtime", ["native", "onnxruntime"])
-def test_logits_that_half_precision_does_not_hold_are_refused(runtime: str) -> None:
+def test_logits_that_half_precision_does_not_hold_are_refused(runtime: RuntimeOption) -> None:
     if runtime == "onnxruntime":
         pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     x = zoo.images(3).half()
@@ -258,7 +259,7 @@ def test_a_program_that_fails_is_made_again_only_where_the_model_has_changed() -
 
 @pytest.mark.parametrize("runtime", ["eager", "native"])
 @pytest.mark.parametrize("change", ["training", "replaced"])
-def test_a_model_that_changes_its_structure_is_looked_at_again(change: str, runtime: str) -> None:
+def test_a_model_that_changes_its_structure_is_looked_at_again(change: str, runtime: RuntimeOption) -> None:
     model, x = zoo.build("strided_shortcut"), zoo.images(2)
     compiled = GaiaZ(model, engine="compiled", runtime=runtime).prepare(x)
     name, first = next((name, each) for name, each in model.named_modules() if isinstance(each, nn.BatchNorm2d))
@@ -277,7 +278,7 @@ def test_a_model_that_changes_its_structure_is_looked_at_again(change: str, runt
 
 
 @pytest.mark.parametrize("runtime", ["eager", "native"])
-def test_autocast_around_a_call_changes_nothing(runtime: str) -> None:
+def test_autocast_around_a_call_changes_nothing(runtime: RuntimeOption) -> None:
     model, x = zoo.build("vgg_like"), zoo.images(2)
     compiled = GaiaA(model, engine="compiled", runtime=runtime).prepare(x)
     expected = compiled.score(x)
@@ -289,7 +290,7 @@ def test_autocast_around_a_call_changes_nothing(runtime: str) -> None:
 
 @pytest.mark.parametrize("runtime", ["eager", "native"])
 @pytest.mark.parametrize("images", [1, 3])
-def test_what_is_returned_is_the_callers(images: int, runtime: str) -> None:
+def test_what_is_returned_is_the_callers(images: int, runtime: RuntimeOption) -> None:
     """Even where a score is the same for every image: the gradient of Phi towards the map that is averaged to it."""
     torch.manual_seed(0)
     model = nn.Sequential(

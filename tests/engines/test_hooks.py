@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaError, GaiaZ, reference
 from gaia_fast.errors import LayerError, ModelError
+from gaia_fast.options import BackendOption, FusionOption, StatisticOption
 
 from zoo import ZOO, Dangling, Pooled, build, conv_norm, image_size, images
 
@@ -59,7 +60,9 @@ def relative_error(score: Tensor, truth: Tensor) -> float:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ZOO)
-def test_gaia_z_equals_the_reference(name: str, backend: str, unchanged: Callable[[nn.Module], nn.Module]) -> None:
+def test_gaia_z_equals_the_reference(
+    name: str, backend: BackendOption, unchanged: Callable[[nn.Module], nn.Module]
+) -> None:
     model, x = unchanged(build(name)), images(3, image_size(name))
     out = GaiaZ(model, engine="hooks", backend=backend).score(x, return_matrix=True)
     # Counts are exact: the same forward pass in the same dtype has the same zeros.
@@ -76,7 +79,7 @@ def test_gaia_z_equals_the_reference(name: str, backend: str, unchanged: Callabl
 @pytest.mark.parametrize("statistic", ["abs_mean", "mean_abs"])
 @pytest.mark.parametrize("name", ZOO)
 def test_gaia_a_equals_the_reference(
-    name: str, statistic: str, backend: str, unchanged: Callable[[nn.Module], nn.Module]
+    name: str, statistic: StatisticOption, backend: BackendOption, unchanged: Callable[[nn.Module], nn.Module]
 ) -> None:
     model, x = unchanged(build(name)), images(3, image_size(name))
     out = GaiaA(model, statistic=statistic, engine="hooks", backend=backend).score(x, return_matrix=True)
@@ -93,7 +96,7 @@ def test_gaia_a_equals_the_reference(
 
 @pytest.mark.parametrize("fusion", ["division", "inner", "output", "top1"])
 @pytest.mark.parametrize("name", ["strided_shortcut", "vgg_like", "convolution_head", "norm_act"])
-def test_fusions_equal_the_reference(name: str, fusion: str) -> None:
+def test_fusions_equal_the_reference(name: str, fusion: FusionOption) -> None:
     model, x = build(name), images(3)
     truth = reference.gaia_a(copy.deepcopy(model).double(), x.double(), fusion=fusion).score
     assert relative_error(GaiaA(model, fusion=fusion, engine="hooks")(x), truth) < SCORE_TOLERANCE

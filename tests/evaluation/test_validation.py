@@ -1,4 +1,3 @@
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -94,7 +93,7 @@ def test_a_wrong_score_fails(monkeypatch: pytest.MonkeyPatch, model: nn.Module, 
     def off_in_the_last_image(out: GaiaOutput) -> GaiaOutput:
         score = out.score.clone()
         score[-1] *= 1 + 2e-5
-        return dataclasses.replace(out, score=score)
+        return out._replace(score=score)
 
     distort(monkeypatch, GaiaA, off_in_the_last_image)
     found = validate(model, batches, engines=EAGER)
@@ -110,7 +109,7 @@ def test_a_wrong_count_fails(monkeypatch: pytest.MonkeyPatch, model: nn.Module, 
         assert out.matrix is not None
         matrix = out.matrix.clone()
         matrix[0, 0, 3] += 1 / 1024  # one position of the first layer's 32x32 map
-        return dataclasses.replace(out, matrix=matrix)
+        return out._replace(matrix=matrix)
 
     distort(monkeypatch, GaiaZ, one_more_in_one_channel)
     found = validate(model, batches, methods=("gaia-z",), engines=EAGER)

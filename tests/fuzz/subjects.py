@@ -32,9 +32,10 @@ def silence() -> None:
 def _detector(draw: Draw, engine: str, runtime: str = "auto") -> GaiaA | GaiaZ:
     q = draw.question
     shared: dict[str, Any] = {"layers": q.layers, "p": q.p, "engine": engine, "runtime": runtime}
+    of_gaia_a: dict[str, Any] = {"head": q.head, "fusion": q.fusion, "statistic": q.statistic}
     if q.name == "gaia-z":
         return GaiaZ(draw.model, **shared)
-    return GaiaA(draw.model, head=q.head, fusion=q.fusion, statistic=q.statistic, **shared)
+    return GaiaA(draw.model, **of_gaia_a, **shared)
 
 
 def _by_engine(engine: str, draw: Draw, _: Path) -> Score:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, backends, models, ops
 from gaia_fast.errors import CompilationError, InputError
+from gaia_fast.options import BackendOption, RuntimeOption
 from gaia_fast.reference import copy_in, relative_error
 
 import zoo
@@ -22,7 +23,7 @@ each_backend = pytest.mark.parametrize("backend", BACKENDS)
 WIDTHS, AREAS = [3, 5], [0.5, 0.25]
 
 
-def everything(g: Tensor, backend: str) -> tuple[Tensor, ...]:
+def everything(g: Tensor, backend: BackendOption) -> tuple[Tensor, ...]:
     y, nonzero = ops.relu_forward_count(g, backend=backend)
     grad_in, moments = ops.relu_backward_moments(g, y, backend=backend)
     columns = ops.channel_moments(grad_in, backend=backend)
@@ -40,7 +41,7 @@ def test_both_backends_run_on_the_gpu() -> None:
 
 
 @each_backend
-def test_the_callers_stream_on_the_gpu(backend: str) -> None:
+def test_the_callers_stream_on_the_gpu(backend: BackendOption) -> None:
     """The map is filled late, on a stream of its own: kernels on another stream would read what was there before."""
     g = torch.randn(64, 64, 56, 56, device="cuda")
     expected = everything(g, backend)
@@ -55,7 +56,7 @@ def test_the_callers_stream_on_the_gpu(backend: str) -> None:
 
 
 @each_backend
-def test_captured_in_a_graph_on_the_gpu(backend: str) -> None:
+def test_captured_in_a_graph_on_the_gpu(backend: BackendOption) -> None:
     for shape in ((2, 8, 7, 7), (2, 8, 112, 112)):  # one program a channel, and several
         g = torch.randn(shape, device="cuda")
         everything(g, backend)
@@ -70,7 +71,7 @@ def test_captured_in_a_graph_on_the_gpu(backend: str) -> None:
 
 
 @each_backend
-def test_other_devices_than_the_current_gpu(backend: str) -> None:
+def test_other_devices_than_the_current_gpu(backend: BackendOption) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     g = torch.randn(2, 8, 7, 7, device="cuda:1")
@@ -84,7 +85,7 @@ def test_other_devices_than_the_current_gpu(backend: str) -> None:
 
 @each_backend
 @pytest.mark.parametrize("make", [GaiaZ, GaiaA])
-def test_detectors_on_the_gpu(make: type[GaiaA] | type[GaiaZ], backend: str) -> None:
+def test_detectors_on_the_gpu(make: type[GaiaA] | type[GaiaZ], backend: BackendOption) -> None:
     torch.manual_seed(0)
     model = models.resnet18(num_classes=10).eval().cuda()
     x = torch.randn(4, 3, 32, 32, device="cuda")
@@ -95,7 +96,9 @@ def test_detectors_on_the_gpu(make: type[GaiaA] | type[GaiaZ], backend: str) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("runtime", ["eager", "inductor", "cudagraph", "auto"])
 @pytest.mark.parametrize("make", [GaiaZ, GaiaA])
-def test_compiled_runtimes_on_the_gpu(make: type[GaiaA] | type[GaiaZ], runtime: str, dtype: torch.dtype) -> None:
+def test_compiled_runtimes_on_the_gpu(
+    make: type[GaiaA] | type[GaiaZ], runtime: RuntimeOption, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     model = models.resnet18(num_classes=10).eval().cuda().to(dtype)
     batches = [torch.randn(4, 3, 32, 32, device="cuda", dtype=dtype) for _ in range(3)]
@@ -123,7 +126,7 @@ def test_auto_records_on_the_gpu(make: type[GaiaA] | type[GaiaZ]) -> None:
 
 @each_graph
 @each_detector
-def test_any_number_of_images_on_the_gpu(make: type[GaiaA] | type[GaiaZ], runtime: str) -> None:
+def test_any_number_of_images_on_the_gpu(make: type[GaiaA] | type[GaiaZ], runtime: RuntimeOption) -> None:
     """Filled up, split, and, under "cudagraph", operator by operator."""
     torch.manual_seed(0)
     model = models.resnet18(num_classes=10).eval().cuda().double()
@@ -138,7 +141,7 @@ def test_any_number_of_images_on_the_gpu(make: type[GaiaA] | type[GaiaZ], runtim
 
 @each_graph
 @pytest.mark.parametrize("images", [2, 40])
-def test_a_write_past_pytorch_is_seen_on_the_gpu(runtime: str, images: int) -> None:
+def test_a_write_past_pytorch_is_seen_on_the_gpu(runtime: RuntimeOption, images: int) -> None:
     torch.manual_seed(0)
     model = models.resnet18(num_classes=10).eval().cuda()
     x = torch.randn(images, 3, 32, 32, device="cuda")
@@ -153,7 +156,7 @@ def test_a_write_past_pytorch_is_seen_on_the_gpu(runtime: str, images: int) -> N
 @each_graph
 @pytest.mark.parametrize("images", [3, 40])
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
-def test_pixels_on_the_gpu(value: float, images: int, runtime: str) -> None:
+def test_pixels_on_the_gpu(value: float, images: int, runtime: RuntimeOption) -> None:
     x = torch.randn(images, 3, 16, 16, device="cuda")
     compiled = GaiaZ(zoo.build("strided_shortcut").cuda(), engine="compiled", runtime=runtime).prepare(x[:2])
     x[1, 2, 15, 15] = value
@@ -162,7 +165,7 @@ def test_pixels_on_the_gpu(value: float, images: int, runtime: str) -> None:
 
 
 @each_graph
-def test_closed_windows_on_the_gpu(runtime: str) -> None:
+def test_closed_windows_on_the_gpu(runtime: RuntimeOption) -> None:
     model, good, bad = zoo.sometimes_closed()
     model, good, bad = model.cuda().double(), good.cuda().double(), bad.cuda().double()
     compiled = GaiaZ(model, engine="compiled", runtime=runtime).prepare(good)
@@ -222,7 +225,7 @@ def test_a_graph_on_a_stream_of_the_callers_on_the_gpu() -> None:
 
 @each_graph
 @pytest.mark.parametrize("make", [GaiaZ, GaiaA])
-def test_a_graph_keeps_what_it_reads_on_the_gpu(make: type[GaiaA] | type[GaiaZ], runtime: str) -> None:
+def test_a_graph_keeps_what_it_reads_on_the_gpu(make: type[GaiaA] | type[GaiaZ], runtime: RuntimeOption) -> None:
     """The compiler forgets its programs, and all memory that is free is overwritten: the graph's weights stay."""
     model = models.resnet18(num_classes=10).eval().cuda()
     x = torch.randn(4, 3, 32, 32, device="cuda")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.errors import ModelError
+from gaia_fast.options import EngineOption
 
 # What keeps a graph to itself is either detached by someone, or lost; CI runs a short version of this.
 THREADS, CALLS = 8, 1000
@@ -95,7 +96,7 @@ def test_kept_features_hang_on_no_graph(detector: type) -> None:
 
 
 @pytest.mark.parametrize("engine", ["hooks", "reference"])
-def test_features_kept_by_hooks_of_the_user_hang_on_no_graph(engine: str) -> None:
+def test_features_kept_by_hooks_of_the_user_hang_on_no_graph(engine: EngineOption) -> None:
     for detector in (GaiaZ, GaiaA):
         model, x = prepared(Base), batches(1)[0]
         expected = detector(model, engine=engine)(x)
@@ -116,7 +117,7 @@ def test_features_kept_by_hooks_of_the_user_hang_on_no_graph(engine: str) -> Non
 
 @pytest.mark.parametrize("engine", ["hooks", "reference"])
 @pytest.mark.parametrize("change", [lambda out: out.clamp(max=0.5), lambda out: out.mul_(2), lambda out: out[:]])
-def test_hooks_of_the_user_that_have_a_say(change: Callable[[Tensor], Tensor], engine: str) -> None:
+def test_hooks_of_the_user_that_have_a_say(change: Callable[[Tensor], Tensor], engine: EngineOption) -> None:
     """ReAct and its kin: gradients pass what the hook computes, whatever other hooks keep."""
 
     class Written(Base):
@@ -243,7 +244,7 @@ class Waits(Base):
 
 @pytest.mark.parametrize("engine", ["hooks", "reference"])
 @pytest.mark.parametrize("layers", [None, ["b1"]])
-def test_set_to_training_in_the_middle_of_a_call(engine: str, layers: list[str] | None) -> None:
+def test_set_to_training_in_the_middle_of_a_call(engine: EngineOption, layers: list[str] | None) -> None:
     model, x = prepared(Waits), batches(1)[0]
     scorer = GaiaZ(model, layers=layers, engine=engine)
     before = {name: each.clone() for name, each in model.state_dict().items()}

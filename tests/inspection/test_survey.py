@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.errors import ModelError
+from gaia_fast.options import EngineOption
 
 ENGINES = ["hooks", "reference"]
 
@@ -82,7 +83,9 @@ class Blocks(Base):
         (lambda: Blocks(CompiledBlock), Blocks),
     ],
 )
-def test_compiled_functions_in_a_model_run_as_written(kind: type, plain: type, detector: type, engine: str) -> None:
+def test_compiled_functions_in_a_model_run_as_written(
+    kind: type, plain: type, detector: type, engine: EngineOption
+) -> None:
     torch._dynamo.reset()
     model, x = prepared(kind), images()
     expected = detector(prepared(plain), engine=engine).score(x, return_matrix=True)
@@ -162,7 +165,7 @@ class CalledAndByForward(Base):
 @pytest.mark.parametrize(
     "kind", [OwnThread, OwnThreadFirst, ByForward, ByForwardFirst, GroupsByForward, CalledAndByForward]
 )
-def test_a_norm_that_runs_around_its_hooks_is_named(kind: type, engine: str) -> None:
+def test_a_norm_that_runs_around_its_hooks_is_named(kind: type, engine: EngineOption) -> None:
     model, x = prepared(kind), images()
     scorer = GaiaZ(model, engine=engine)
     name = "b1" if kind.__name__.endswith("First") else "b2"
@@ -172,7 +175,7 @@ def test_a_norm_that_runs_around_its_hooks_is_named(kind: type, engine: str) -> 
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_norms_that_do_not_run_in_eval_mode_are_passed_over(engine: str) -> None:
+def test_norms_that_do_not_run_in_eval_mode_are_passed_over(engine: EngineOption) -> None:
     class Auxiliary(Base):
         def __init__(self) -> None:
             super().__init__()
@@ -217,7 +220,7 @@ def test_predictions_in_other_threads_do_not_disturb() -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_operators_that_take_functions_are_refused(engine: str) -> None:
+def test_operators_that_take_functions_are_refused(engine: EngineOption) -> None:
     class Conditional(Base):
         def mid(self, y: Tensor) -> Tensor:
             return torch.cond(y.sum() > 0, lambda y: y * 2, lambda y: y * 3, (super().mid(y),))
@@ -281,7 +284,7 @@ class ThreadRandom(Base):
         (ThreadRandom, "from torch's generator of cpu, and what it returns differs"),
     ],
 )
-def test_a_model_that_draws_random_numbers_is_refused(kind: type[Base], what: str, engine: str) -> None:
+def test_a_model_that_draws_random_numbers_is_refused(kind: type[Base], what: str, engine: EngineOption) -> None:
     model, x = prepared(kind), images()
     own = [model.generator] if isinstance(model, OwnGenerator) else []
 
@@ -304,7 +307,7 @@ def test_a_model_that_draws_random_numbers_is_refused(kind: type[Base], what: st
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_random_numbers_that_nothing_uses_and_those_of_other_threads_are_no_matter(engine: str) -> None:
+def test_random_numbers_that_nothing_uses_and_those_of_other_threads_are_no_matter(engine: EngineOption) -> None:
     class Idle(Base):
         def mid(self, y: Tensor) -> Tensor:
             random.uniform(0, 1)  # as LayerDrop draws in eval mode, too

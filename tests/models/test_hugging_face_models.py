@@ -9,6 +9,7 @@ from torch import nn
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.errors import ArgumentError, ModelError
 from gaia_fast.models.hugging_face import image_classifier, preprocessing
+from gaia_fast.options import EngineOption
 
 import torchvision_schemas  # noqa: F401  (before transformers, which imports torchvision)
 
@@ -43,7 +44,7 @@ def test_half_precision_is_widened(saved: tuple[Path, Any], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("engine", ["hooks", "compiled"])
-def test_it_is_scored_as_its_logits_alone_are(saved: tuple[Path, Any], engine: str) -> None:
+def test_it_is_scored_as_its_logits_alone_are(saved: tuple[Path, Any], engine: EngineOption) -> None:
     class Logits(nn.Module):
         def __init__(self, model: nn.Module) -> None:
             super().__init__()

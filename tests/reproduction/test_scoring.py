@@ -10,6 +10,7 @@ from gaia_fast.data.digits import held_out_pictures, noise_pictures
 from gaia_fast.errors import DataError, LayerError
 from gaia_fast.measurement import FeatureMap
 from gaia_fast.models import digits_resnet
+from gaia_fast.options import EngineOption
 from gaia_fast.reproduction.networks import NETWORKS
 from gaia_fast.reproduction.score_cache import ScoreCache
 from gaia_fast.reproduction.scoring import GaiaScore, NetworkScores, places_of
@@ -26,7 +27,7 @@ MAPS = [
 ]
 
 
-def scores_of(digits: ImageSource, fit: ImageSource | None = None, engine: str = "hooks") -> NetworkScores:
+def scores_of(digits: ImageSource, fit: ImageSource | None = None, engine: EngineOption = "hooks") -> NetworkScores:
     example = torch.stack([digits[0], digits[1]])
     return NetworkScores(DIGITS, DIGITS.make(), example, fit, ScoreCache(None), engine, batch_size=16)
 

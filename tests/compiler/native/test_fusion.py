@@ -10,6 +10,7 @@ from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.compiler.native.cost import operations
 from gaia_fast.compiler.native.kernels import BoundCheck, Check, Convolution, GateGradient, MeanGradient, Pointwise
 from gaia_fast.ops.convolution.packing import Algorithm
+from gaia_fast.options import StatisticOption
 
 import zoo
 from graphs import captured, fold, fused, targets
@@ -119,7 +120,7 @@ def test_norms_before_convolutions_become_one_kernel() -> None:
 
 
 @pytest.mark.parametrize("statistic", ["abs_mean", "mean_abs"])
-def test_both_statistics_of_gaia_a(statistic: str) -> None:
+def test_both_statistics_of_gaia_a(statistic: StatisticOption) -> None:
     x = zoo.images(2)
     torch.manual_seed(0)
     model = Block().eval()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.compiler.pipeline import EXPAND_POOLING_ARGMAX
+from gaia_fast.options import RuntimeOption
 
 import zoo
 from graphs import rewritten, targets
@@ -64,7 +65,7 @@ def test_it_computes_what_the_indices_do(detector: type[GaiaA] | type[GaiaZ], na
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
-def test_runtimes_score_as_the_reference(detector: type[GaiaA] | type[GaiaZ], runtime: str) -> None:
+def test_runtimes_score_as_the_reference(detector: type[GaiaA] | type[GaiaZ], runtime: RuntimeOption) -> None:
     model, x = Pooled(nn.MaxPool2d(3, 2, 1)).eval(), images(16)
     found = detector(model, engine="compiled", runtime=runtime).score(x)
     expected = detector(model, engine="reference").score(x)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.compiler.passes.padding_folding import fold_padding
+from gaia_fast.options import RuntimeOption
 
 import zoo
 from graphs import captured, targets
@@ -64,7 +65,7 @@ def test_anything_else_is_left(name: str) -> None:
 @pytest.mark.parametrize("name", [*EVEN, *OTHERS])
 @pytest.mark.parametrize("runtime", ["eager", "native"])
 @pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
-def test_scores_are_the_references(detector: type[GaiaA] | type[GaiaZ], runtime: str, name: str) -> None:
+def test_scores_are_the_references(detector: type[GaiaA] | type[GaiaZ], runtime: RuntimeOption, name: str) -> None:
     model, x = Padded({**EVEN, **OTHERS}[name]).eval(), zoo.images(3)
     found = detector(model, engine="compiled", runtime=runtime).score(x)
     torch.testing.assert_close(found.logits, model(x), rtol=1e-4, atol=1e-5)

@@ -46,7 +46,7 @@ def test_a_prepared_detector_measures_for_its_number_of_images(monkeypatch: pyte
         (4, sum(4 * each.weight.numel() for each in model.modules() if isinstance(each, nn.Conv2d | nn.Linear)))
     }
     with pytest.raises(ArgumentError, match="tune='fast' does not exist"):
-        tuned.prepare(x, tune="fast")
+        tuned.prepare(x, tune="fast")  # type: ignore[arg-type]
     measured.ANSWERS.forget()
 
 

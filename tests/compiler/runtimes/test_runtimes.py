@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.compiler.runtimes import FixedSizes, Guard, computes_in, no_guard
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError
-from gaia_fast.options import Runtime
+from gaia_fast.options import Runtime, RuntimeOption
 
 import zoo
 
@@ -20,7 +20,7 @@ HERE = [runtime for runtime in Runtime if runtime != "cudagraph"]
 
 @pytest.mark.parametrize("runtime", HERE)
 @pytest.mark.parametrize("detector", [GaiaZ, GaiaA])
-def test_every_runtime_scores_any_number_of_images(runtime: str, detector: type[GaiaA] | type[GaiaZ]) -> None:
+def test_every_runtime_scores_any_number_of_images(runtime: RuntimeOption, detector: type[GaiaA] | type[GaiaZ]) -> None:
     model = zoo.build("strided_shortcut")
     compiled = detector(model, engine="compiled", runtime=runtime).prepare(zoo.images(4))
     truth = reference.gaia_z if detector is GaiaZ else reference.gaia_a
@@ -37,7 +37,7 @@ def test_every_runtime_scores_any_number_of_images(runtime: str, detector: type[
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("runtime", ["eager", "inductor"])
-def test_half_precision(dtype: torch.dtype, runtime: str) -> None:
+def test_half_precision(dtype: torch.dtype, runtime: RuntimeOption) -> None:
     model, x = zoo.build("strided_shortcut", dtype), zoo.images(4, dtype=dtype)
     truth = reference.gaia_a(zoo.build("strided_shortcut").double(), x.double()).score
     own = (reference.gaia_a(model, x).score / truth - 1).abs().max()
@@ -49,7 +49,9 @@ def test_half_precision(dtype: torch.dtype, runtime: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("runtime", ["native", "onnxruntime", "openvino", "auto"])
 @pytest.mark.parametrize("detector", [GaiaA, GaiaZ])
-def test_half_precision_is_widened(detector: type[GaiaA] | type[GaiaZ], runtime: str, dtype: torch.dtype) -> None:
+def test_half_precision_is_widened(
+    detector: type[GaiaA] | type[GaiaZ], runtime: RuntimeOption, dtype: torch.dtype
+) -> None:
     """The score is that of the same weights and images in float64; nothing is rounded to half precision in between."""
     x = zoo.images(4, dtype=dtype)
     model: Any = zoo.build("strided_shortcut", dtype)
@@ -108,7 +110,7 @@ def test_many_images_in_bfloat16_go_where_there_are_matrix_tiles(monkeypatch: py
 
 
 @pytest.mark.parametrize("runtime", ["eager", "inductor"])
-def test_channels_last(runtime: str) -> None:
+def test_channels_last(runtime: RuntimeOption) -> None:
     model: Any = zoo.build("vgg_like")
     model = model.to(memory_format=torch.channels_last)
     x = zoo.images(3).to(memory_format=torch.channels_last)
@@ -141,7 +143,7 @@ def test_auto_says_why() -> None:
 
 def test_runtimes_that_cannot_run_here_say_why() -> None:
     with pytest.raises(ArgumentError, match=r"runtime='fast' does not exist; choose from \('auto', 'eager'"):
-        GaiaZ(zoo.build("parallel"), runtime="fast")
+        GaiaZ(zoo.build("parallel"), runtime="fast")  # type: ignore[arg-type]
     if not torch.cuda.is_available():
         with pytest.raises(BackendError, match="runtime='cudagraph' needs a CUDA device"):
             GaiaZ(zoo.build("parallel"), engine="compiled", runtime="cudagraph")(zoo.images(2))
@@ -152,7 +154,7 @@ def test_runtimes_that_cannot_run_here_say_why() -> None:
 
 
 @pytest.mark.parametrize("runtime", HERE)
-def test_threads_do_not_disturb_each_other(runtime: str) -> None:
+def test_threads_do_not_disturb_each_other(runtime: RuntimeOption) -> None:
     model = zoo.build("strided_shortcut")
     detector = GaiaA(model, engine="compiled", runtime=runtime).prepare(zoo.images(2))
     batches = [zoo.images(2, seed=seed) for seed in range(6)]
@@ -201,7 +203,7 @@ def test_sizes_are_filled_up_to_the_next_or_split() -> None:
 
 
 @pytest.mark.parametrize("runtime", HERE)
-def test_a_runner_calls_once_meanwhile_and_raises_what_that_does(runtime: str) -> None:
+def test_a_runner_calls_once_meanwhile_and_raises_what_that_does(runtime: RuntimeOption) -> None:
     model, x = zoo.build("strided_shortcut"), zoo.images(3)
     prepared = GaiaZ(model, engine="compiled", runtime=runtime).prepare(x).program(x)
     assert prepared is not None
