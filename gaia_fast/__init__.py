@@ -3,10 +3,10 @@
 from gaia_fast import backends, errors, ops, reference
 from gaia_fast._version import __version__
 from gaia_fast.compiler.package.metadata import read_metadata
-from gaia_fast.compiler.package.reading import load
 from gaia_fast.detector import GaiaA, GaiaZ
 from gaia_fast.errors import GaiaError
 from gaia_fast.gaia import Gaia
+from gaia_fast.loading import load
 from gaia_fast.outputs import GaiaOutput, GaiaScores
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,32 @@ import torch
 from torch import Tensor
 
 from gaia_fast.errors import ArgumentError, CalibrationError
+
+QUANTILES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What a threshold was taken from.
+
+    Attributes:
+        images: how many in-distribution images there were.
+        id_tpr: the share of them that the threshold accepts.
+        quantiles: (1001,) float64: the smallest score, and the smallest that so many thousandths of the scores are not
+            above; each is a score of an image.
+    """
+
+    images: int
+    id_tpr: float
+    quantiles: Tensor
+
+    @classmethod
+    def of(cls, scores: Any, id_tpr: float) -> "Calibration":
+        """Returns the calibration by (N,) in-distribution scores; CalibrationError where there can be none."""
+        threshold_for(scores, id_tpr)
+        values = np.sort(np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64))
+        shares = np.arange(QUANTILES + 1) / QUANTILES
+        return cls(values.size, id_tpr, torch.from_numpy(np.quantile(values, shares, method="inverted_cdf")))
 
 
 def threshold_for(scores: Any, id_tpr: float = 0.95) -> float:

@@ -11,11 +11,21 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from gaia_fast import calibration
+from gaia_fast.calibration import Calibration
 from gaia_fast.detector_base import Detector, Options
+from gaia_fast.detector_file import SavedDetector
 from gaia_fast.errors import CalibrationError
 from gaia_fast.inspection.requests import SCORE
 from gaia_fast.method import Method
-from gaia_fast.options import BackendOption, EngineOption, FusionOption, Measure, RuntimeOption, StatisticOption
+from gaia_fast.options import (
+    BackendOption,
+    EngineOption,
+    FusionOption,
+    Measure,
+    RuntimeOption,
+    StatisticOption,
+    UnpreparedOption,
+)
 from gaia_fast.outputs import GaiaOutput
 from gaia_fast.plan import Plan
 
@@ -26,6 +36,7 @@ class _OneScore(Detector):
     def __init__(self, model: nn.Module, method: Method, options: Options) -> None:
         self.method = method
         self._threshold: float | None = None
+        self.calibration: Calibration | None = None
         super().__init__(model, {SCORE: method}, options)
 
     @property
@@ -150,9 +161,9 @@ class _OneScore(Detector):
         if not calibration.looks_like_scores(loader_or_scores):
             found = [self.predict(images).cpu() for images in calibration.image_batches(loader_or_scores)]
             scores = torch.cat(found) if found else []
-        threshold = calibration.threshold_for(scores, id_tpr)
+        threshold, calibrated = calibration.threshold_for(scores, id_tpr), Calibration.of(scores, id_tpr)
         calibration.check_informative(scores)
-        self.threshold = threshold
+        self.threshold, self.calibration = threshold, calibrated
         return self
 
     def is_ood(self, x: Tensor) -> Tensor:
@@ -189,6 +200,21 @@ class _OneScore(Detector):
         _, (plan,) = self._plans(x)
         return plan
 
+    def _arguments(self) -> dict[str, Any]:
+        (layers,) = self._options.layers
+        asked = list(layers) if layers is not None and not isinstance(layers, str) else layers
+        return {"layers": asked, "p": self.method.p, **super()._arguments()}
+
+    def _saved_thresholds(self) -> dict[str, float]:
+        return {} if self.threshold is None else {SCORE: self.threshold}
+
+    def _saved_calibrations(self) -> dict[str, Calibration]:
+        return {} if self.calibration is None else {SCORE: self.calibration}
+
+    def _restore(self, saved: SavedDetector) -> None:
+        super()._restore(saved)
+        self.threshold, self.calibration = saved.thresholds.get(SCORE), saved.calibrations.get(SCORE)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, {self.method}, threshold={self.threshold})"
 
@@ -207,6 +233,8 @@ class GaiaZ(_OneScore):
         backend: "cpu", "triton", "cuda", "torch", or "auto"; see `gaia_fast.backends`.
         runtime: how a compiled program runs: "eager", "native" (the package's own CPU kernels), "inductor",
             "onnxruntime", "openvino", "cudagraph", or "auto".
+        on_unprepared: what engine "auto" does with images of a size that no program was prepared for, or after the
+            model has changed: "warn", once, and score them by hooks; "prepare" a program; or raise an "error".
 
     Raises:
         LayerError, ModelError, ArgumentError, BackendError: see the messages.
@@ -234,15 +262,18 @@ class GaiaZ(_OneScore):
         engine: EngineOption = "auto",
         backend: BackendOption = "auto",
         runtime: RuntimeOption = "auto",
+        on_unprepared: UnpreparedOption = "warn",
     ) -> None:
-        super().__init__(model, Method(Measure.GAIA_Z, p=p), Options((layers,), None, engine, backend, runtime))
+        super().__init__(
+            model, Method(Measure.GAIA_Z, p=p), Options((layers,), None, engine, backend, runtime, on_unprepared)
+        )
 
 
 class GaiaA(_OneScore):
     """GAIA-A: the channel-wise average gradient, inner component over output component (Eq. 8, 9, 11 and 12).
 
     Args:
-        model, layers, p, engine, backend, runtime: as in `GaiaZ`.
+        model, layers, p, engine, backend, runtime, on_unprepared: as in `GaiaZ`.
         head: the final linear or 1x1-convolution module, or its name; None finds it on the first call.
         fusion: "division", "inner", "output" or "top1" (Table 3).
         statistic: "abs_mean" (Eq. 11) or "mean_abs".
@@ -273,6 +304,12 @@ class GaiaA(_OneScore):
         engine: EngineOption = "auto",
         backend: BackendOption = "auto",
         runtime: RuntimeOption = "auto",
+        on_unprepared: UnpreparedOption = "warn",
     ) -> None:
         method = Method(Measure.GAIA_A, fusion, statistic, p)
-        super().__init__(model, method, Options((layers,), head, engine, backend, runtime))
+        super().__init__(model, method, Options((layers,), head, engine, backend, runtime, on_unprepared))
+
+    def _arguments(self) -> dict[str, Any]:
+        method = self.method
+        own = {"head": self._head_name(), "fusion": str(method.fusion), "statistic": str(method.statistic)}
+        return {**own, **super()._arguments()}

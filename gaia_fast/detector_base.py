@@ -12,16 +12,20 @@ from typing_extensions import Self
 
 from gaia_fast import backends
 from gaia_fast._version import __version__
+from gaia_fast.calibration import Calibration
 from gaia_fast.compiler.preparation import Prepared
+from gaia_fast.compiler.program_cache import ProgramCache
+from gaia_fast.detector_file import SavedDetector
 from gaia_fast.engines import EnginePlan, Subject, export_program, make_engine
 from gaia_fast.errors import InputError
 from gaia_fast.inspection import checks, guards, layers, stages
 from gaia_fast.inspection.feature_maps import feature_maps
+from gaia_fast.inspection.fingerprint import Fingerprint
 from gaia_fast.inspection.forward_hooks import in_grad_mode
 from gaia_fast.inspection.requests import Request
 from gaia_fast.measurement import Measurement, Result
 from gaia_fast.method import Method
-from gaia_fast.options import EngineName, Runtime, Tune, TuneOption
+from gaia_fast.options import EngineName, Runtime, Tune, TuneOption, Unprepared
 from gaia_fast.plan import Plan
 
 Layers = str | Sequence[str] | None
@@ -36,6 +40,7 @@ class Options:
     engine: str
     backend: str
     runtime: str
+    on_unprepared: str
 
 
 class Detector:
@@ -44,6 +49,7 @@ class Detector:
     def __init__(self, model: nn.Module, methods: Mapping[str, Method], options: Options) -> None:
         EngineName.check_or_auto(options.engine, "engine")
         Runtime.check_or_auto(options.runtime, "runtime")
+        Unprepared.parse(options.on_unprepared, "on_unprepared")
         self.model = checks.unwrap(model)
         self._methods = dict(methods)
         self._options = options
@@ -54,12 +60,12 @@ class Detector:
         first = next(self.model.parameters(), torch.empty(0))
         backends.choose(options.backend, first.device, first.dtype)  # a forced backend that cannot run says so at once
 
-    def prepare(self, example: Tensor, tune: TuneOption | None = None) -> Self:
+    def prepare(self, example: Tensor, tune: TuneOption | None = None, cache_dir: str | Path | None = None) -> Self:
         """Compiles the model for images like `example`: same size, dtype and device. Seconds, in some runtimes minutes.
 
         With engine="compiled" the first call does it unasked; it is done once for each size of image, and again where
         a weight has changed. With engine="auto" it is what makes the engine "compiled", where the model allows: where
-        it does not, the plan says why, and hooks score as before.
+        it does not, a warning and the plan say why, and hooks score as before.
 
         Args:
             example: (N, C, H, W) images, N at least 1, on which the program is compared with the reference: real ones
@@ -70,13 +76,18 @@ class Detector:
                 many images, once for each processor and build (in $GAIA_FAST_CACHE, else in the user's cache, empty for
                 nowhere), which takes seconds for each; "model" counts operations. None for what $GAIA_FAST_TUNE says,
                 else "measure".
+            cache_dir: a folder where programs are kept, so that a process that comes later, on a machine of the same
+                kind, need not capture and time them again: it reads what was made for the same weights, code, options
+                and images, compares it with the reference on `example`, and scores as the first does, to the last bit.
+                None for nowhere. Programs under Inductor are compiled anew; PyTorch keeps its own cache of those.
 
         Returns:
             The detector itself.
 
         Raises:
-            ModelError, BackendError: engine="compiled" and the model, or the runtime, cannot do it.
-            ArgumentError: the engine has nothing to prepare.
+            ModelError, BackendError: the model, or the runtime, cannot do it, and engine="compiled", or "auto" with
+                on_unprepared="error".
+            ArgumentError: the engine has nothing to prepare; `cache_dir` is no folder that takes files.
 
         Example:
             >>> from gaia_fast import GaiaZ
@@ -90,7 +101,7 @@ class Detector:
         if tune is not None:
             Tune.parse(tune, "tune")
         self._check_example(example)
-        self._engine.prepare(example, tune)
+        self._engine.prepare(example, tune, None if cache_dir is None else ProgramCache(Path(cache_dir)))
         return self
 
     def program(self, x: Tensor) -> Prepared | None:
@@ -108,6 +119,78 @@ class Detector:
             ('logits', 'score')
         """
         return self._engine.program(x)
+
+    @property
+    def inspected_layers(self) -> dict[str, list[str]]:
+        """By score, the names of the layers that are inspected; of a stage, none before images have shown it."""
+        return {} if self._pending else dict(zip(self._methods, self._layer_names(), strict=True))
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the detector to a file, without its model: options, layers, thresholds, what they were calibrated on.
+
+        `gaia_fast.load(path, model)` makes it again, in any process, for a model with the same modules and weights, and
+        refuses any other. Programs are not in it: `prepare(..., cache_dir=...)` keeps those.
+
+        Args:
+            path: ends in ".gaia".
+
+        Returns:
+            The path.
+
+        Raises:
+            ArgumentError: another ending, or no such folder. ModelError: tensors whose bytes cannot be told.
+
+        Example:
+            >>> from gaia_fast import GaiaZ, load
+            >>> from gaia_fast.data.digits import held_out_digits
+            >>> from gaia_fast.models import digits_resnet
+            >>> from tempfile import TemporaryDirectory
+            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+            >>> detector = GaiaZ(model).calibrate(x[:500])
+            >>> with TemporaryDirectory() as folder:
+            ...     again = load(detector.save(f"{folder}/digits.gaia"), model)
+            >>> again.threshold == detector.threshold
+            True
+        """
+        checks.check_model(self.model)
+        path = Path(path)
+        SavedDetector(
+            type(self).__name__,
+            self._arguments(),
+            self.inspected_layers,
+            self._stage_layers,
+            self._saved_thresholds(),
+            self._saved_calibrations(),
+            Fingerprint.of(self.model),
+        ).write(path)
+        return path
+
+    def _arguments(self) -> dict[str, Any]:
+        """What it was made with, beside the model, as plain data."""
+        options = self._options
+        return {
+            "engine": str(options.engine),
+            "backend": str(options.backend),
+            "runtime": str(options.runtime),
+            "on_unprepared": str(options.on_unprepared),
+        }
+
+    def _head_name(self) -> str | None:
+        head = self._options.head
+        if not isinstance(head, nn.Module):
+            return head
+        return next(name for name, module in self.model.named_modules() if module is head)
+
+    def _saved_thresholds(self) -> dict[str, float]:
+        raise NotImplementedError
+
+    def _saved_calibrations(self) -> dict[str, Calibration]:
+        raise NotImplementedError
+
+    def _restore(self, saved: SavedDetector) -> None:
+        """Takes over what was found out, after it was made."""
+        self._stage_layers = {stage: list(names) for stage, names in saved.stage_layers.items()}
+        self._resolve()
 
     def _measure(self, x: Tensor) -> Measurement:
         """Measures a batch of any size; raises what fits. The model is left as it was, whatever happens."""
@@ -184,7 +267,9 @@ class Detector:
             inspected = layers.inspected_layers(self.model, names) if method.needs_maps else []
             requests.append(Request(method, tuple(inspected), name))
         self._subject = Subject(self.model, modules, requests, options.head)
-        self._engine = make_engine(options.engine, self._subject, options.backend, options.runtime)
+        self._engine = make_engine(
+            options.engine, self._subject, options.backend, options.runtime, options.on_unprepared
+        )
 
     def _find_stages(self, x: Tensor) -> None:
         """Inspects what the stages asked for are made of, as images show it."""

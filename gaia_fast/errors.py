@@ -1,7 +1,7 @@
 """Every exception that gaia_fast raises on purpose.
 
 Each derives from `GaiaError` and from the built-in class that a caller would expect, names the module, tensor or file
-at fault, and says what to do about it.
+at fault, and says what to do about it. Warnings are here, too.
 """
 
 
@@ -27,6 +27,14 @@ class LayerError(GaiaError, ValueError):
 
 class BackendError(GaiaError, RuntimeError):
     """The engine or backend that was forced cannot run here, or a kernel refused its arguments."""
+
+
+class UnpreparedError(GaiaError, RuntimeError):
+    """There is no program for images of this kind, and hooks were not to take them."""
+
+
+class UnpreparedWarning(UserWarning):
+    """Images are scored by hooks, which is slower, where a program could be prepared; said once for each kind."""
 
 
 class NonFiniteError(GaiaError, ArithmeticError):

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from gaia_fast import calibration
+from gaia_fast.calibration import Calibration
 from gaia_fast.detector_base import Detector, Layers, Options
+from gaia_fast.detector_file import SavedDetector
 from gaia_fast.errors import ArgumentError, CalibrationError
 from gaia_fast.inspection import checks
 from gaia_fast.logit_scores import logit_score
@@ -27,6 +29,7 @@ from gaia_fast.options import (
     ScoreOption,
     Statistic,
     StatisticOption,
+    UnpreparedOption,
 )
 from gaia_fast.outputs import GaiaScores
 from gaia_fast.plan import JointPlan
@@ -47,7 +50,7 @@ class Gaia(Detector):
     is zero, say) is refused for all, as `GaiaA` refuses it.
 
     Args:
-        model, p, engine, backend, runtime: as in `GaiaZ`.
+        model, p, engine, backend, runtime, on_unprepared: as in `GaiaZ`.
         scores: at least one of the five, each once.
         layers: as in `GaiaZ`, for each GAIA score; or a mapping of GAIA scores to that, where one that is left out has
             every normalisation layer.
@@ -57,6 +60,7 @@ class Gaia(Detector):
         scores: the scores' names, in order.
         methods: by GAIA score, its options.
         thresholds: by score, once there are any.
+        calibrations: by score, what its threshold was taken from.
 
     Raises:
         ArgumentError: a score that does not exist, none, or one twice; an option of a score that is not asked for.
@@ -89,9 +93,12 @@ class Gaia(Detector):
         engine: EngineOption = "auto",
         backend: BackendOption = "auto",
         runtime: RuntimeOption = "auto",
+        on_unprepared: UnpreparedOption = "warn",
     ) -> None:
         self.scores = _parsed(scores)
         self.thresholds: dict[str, float] = {}
+        self.calibrations: dict[str, Calibration] = {}
+        self._p = p
         measures = [name for name in self.scores if name in Measure.values()]
         of_gaia_a = {"head": head is not None, "fusion": fusion != Fusion.DIVISION}
         of_gaia_a["statistic"] = statistic != Statistic.ABS_MEAN
@@ -103,7 +110,7 @@ class Gaia(Detector):
             for name in measures
         }
         of_layers = _by_measure(layers, measures)
-        super().__init__(model, methods, Options(of_layers, head, engine, backend, runtime))
+        super().__init__(model, methods, Options(of_layers, head, engine, backend, runtime, on_unprepared))
 
     @property
     def methods(self) -> dict[str, Method]:
@@ -225,14 +232,15 @@ class Gaia(Detector):
             >>> sorted(detector.thresholds)
             ['energy', 'gaia-z']
         """
-        thresholds = {}
+        thresholds, calibrations = {}, {}
         for name, scores in self._id_scores(loader_or_scores).items():
             try:
                 thresholds[name] = calibration.threshold_for(scores, id_tpr)
+                calibrations[name] = Calibration.of(scores, id_tpr)
                 calibration.check_informative(scores)
             except CalibrationError as error:
                 raise CalibrationError(f"score {name!r}: {error}") from error
-        self.thresholds = thresholds
+        self.thresholds, self.calibrations = thresholds, calibrations
         return self
 
     def _id_scores(self, source: Any) -> dict[str, Any]:
@@ -304,6 +312,25 @@ class Gaia(Detector):
             self.scores,
             {plan.method.name: plan for plan in plans},
         )
+
+    def _arguments(self) -> dict[str, Any]:
+        asked = zip(self.methods, self._options.layers, strict=True)
+        plain = {name: list(each) if isinstance(each, (list, tuple)) else each for name, each in asked}
+        own: dict[str, Any] = {"scores": list(self.scores), "layers": plain or None, "p": self._p}
+        gaia_a = self.methods.get(Measure.GAIA_A)
+        if gaia_a is not None:
+            own |= {"head": self._head_name(), "fusion": str(gaia_a.fusion), "statistic": str(gaia_a.statistic)}
+        return {**own, **super()._arguments()}
+
+    def _saved_thresholds(self) -> dict[str, float]:
+        return self._known_thresholds()
+
+    def _saved_calibrations(self) -> dict[str, Calibration]:
+        return self.calibrations
+
+    def _restore(self, saved: SavedDetector) -> None:
+        super()._restore(saved)
+        self.thresholds, self.calibrations = dict(saved.thresholds), dict(saved.calibrations)
 
     def __repr__(self) -> str:
         options = [*self._methods.values()]

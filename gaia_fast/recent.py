@@ -25,6 +25,10 @@ class Recent(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def keys(self) -> list[K]:
+        """Returns what something is kept under."""
+        return list(self._values)
+
     def values(self) -> list[V]:
         """Returns all that is kept."""
         return list(self._values.values())

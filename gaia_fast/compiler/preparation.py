@@ -1,27 +1,32 @@
 """A program made of a model: captured, folded, recorded, and compared with the reference before anybody uses it."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 
+from gaia_fast import timing_cache
 from gaia_fast.backends import Choice
 from gaia_fast.compiler import runtimes
 from gaia_fast.compiler.frontend.capture import Captured, capture
 from gaia_fast.compiler.ir.results import PRECONDITIONS
-from gaia_fast.compiler.onnx.conversion import Conversion
+from gaia_fast.compiler.onnx.conversion import Conversion, from_bytes
 from gaia_fast.compiler.pipeline import CAPTURED, run_passes
 from gaia_fast.compiler.program import Program, build
+from gaia_fast.compiler.program_cache import Entry, ProgramCache
 from gaia_fast.compiler.runtimes import autotuning
 from gaia_fast.compiler.runtimes.checked import Checks
 from gaia_fast.compiler.sparsity import Sparsity, analyse
 from gaia_fast.compiler.verification import Found, Truth, Verifier, rounding
 from gaia_fast.errors import CompilationError, GaiaError, ModelError, first_line
 from gaia_fast.inspection import guards
+from gaia_fast.inspection.fingerprint import Fingerprint, code_digest
 from gaia_fast.inspection.head import Head, find_head
 from gaia_fast.inspection.requests import Request, all_layers
 from gaia_fast.inspection.survey import Passes, nothing
@@ -29,6 +34,8 @@ from gaia_fast.options import AUTO, Measure, Runtime, Tune
 from gaia_fast.reference import copy_in
 
 Run = Callable[[Tensor], Iterable[Tensor]]
+
+FROM_ONNX = (Runtime.ONNXRUNTIME, Runtime.OPENVINO)
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,7 @@ def prepare(
     thorough: bool = False,
     dtype: torch.dtype | None = None,
     tune: str = Tune.MODEL,
+    cache: ProgramCache | None = None,
 ) -> Prepared:
     """Makes a program for images like `x`, and compares it with the reference on them.
 
@@ -115,6 +123,7 @@ def prepare(
         thorough: as in `sparsity.analyse`.
         dtype: to compute in; None for what the runtime does.
         tune: of `gaia_fast.options.Tune`.
+        cache: where programs are kept for later processes; None for nowhere.
 
     Raises:
         ModelError: the model cannot be compiled, or what came out does not agree with the reference.
@@ -133,20 +142,24 @@ def prepare(
     if widened != plain.dtype:
         try:
             copied = source.in_dtype(widened, plain)
-            return _Preparation(copied, plain.to(widened), runtime, thorough, tune).prepared(source.head, state)
+            return _Preparation(copied, plain.to(widened), runtime, thorough, tune, cache).prepared(source.head, state)
         except ModelError as error:
             if runtime != AUTO:
                 who = f"runtime={runtime!r}" if dtype is None else "the file"
                 raise CompilationError(
                     f"{who} computes in {widened}, and the model, widened to it, cannot be compiled: {error}"
                 ) from error
-    return _Preparation(source, plain, runtime, thorough, tune).prepared(source.head, state)
+    return _Preparation(source, plain, runtime, thorough, tune, cache).prepared(source.head, state)
 
 
 class _Preparation:
-    def __init__(self, source: Source, x: Tensor, runtime: str, thorough: bool, tune: str) -> None:
+    convert: Conversion  # of the program, once there is one
+
+    def __init__(
+        self, source: Source, x: Tensor, runtime: str, thorough: bool, tune: str, cache: ProgramCache | None
+    ) -> None:
         self.source, self.x, self.runtime, self.thorough, self.tune = source, x, runtime, thorough, tune
-        self.verifier = source.verifier()
+        self.cache, self.verifier = cache, source.verifier()
 
     @cached_property
     def own(self) -> Truth:
@@ -157,6 +170,51 @@ class _Preparation:
         return self.verifier.other_batches(self.x, self.own)
 
     def prepared(self, head: Head | None, state: guards.ModelGuard) -> Prepared:
+        """The program that is kept for such images; else a new one, which is kept from then on."""
+        if self.cache is None:
+            return self._new(head, state)
+        hangs_on = self._hangs_on(head)
+        entry = self.cache.load(hangs_on)
+        if entry is not None:
+            timing_cache.take(entry.timings)
+            # Of another runtime's release, or of a model whose code has changed elsewhere: a new one is made.
+            with contextlib.suppress(Exception):
+                return self._kept(entry, head, state)
+        with timing_cache.recorded() as timings:
+            made = self._new(head, state)
+        onnx = self.convert().SerializeToString() if made.runtime.name in FROM_ONNX else None
+        native = made.runner.to_data() if isinstance(made.runner, runtimes.Native) else None
+        self.cache.store(
+            hangs_on, Entry(made.program, made.dynamic, made.derivations, made.runtime, timings, onnx, native)
+        )
+        return made
+
+    def _hangs_on(self, head: Head | None) -> list[Any]:
+        """All that a program hangs on, but for releases and the machine."""
+        model, x = self.source.model, self.x
+        asked = [
+            [asdict(each.method), *(layer.name for layer in each.layers), each.name] for each in self.source.requests
+        ]
+        versions = [runtimes.version(name) for name in Runtime.values()]
+        threads = [torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "")]
+        images = [list(x.shape), str(x.dtype), str(x.device)]
+        options = [self.runtime, self.thorough, self.tune, *([head.name, head.last_name] if head else [])]
+        return [Fingerprint.of(model).digest(), code_digest(model), asked, images, options, versions, threads]
+
+    def _kept(self, entry: Entry, head: Head | None, state: guards.ModelGuard) -> Prepared:
+        """A program that was read from a file, held to the reference on the example."""
+        program, chosen, dynamic = entry.program, entry.runtime, entry.dynamic
+        batches = [(self.x, self.own)]
+        if entry.native is not None:
+            runner: runtimes.Runner = runtimes.Native.from_data(*entry.native, self.x)
+            self._check(program, runner, chosen, batches)
+        else:
+            kept = entry.onnx
+            self.convert = runtimes.conversion(program, self.x, dynamic) if kept is None else partial(from_bytes, kept)
+            runner = self._checked_runner(program, chosen, dynamic, state, batches)
+        return self._prepared(program, runner, chosen, dynamic, entry.derivations, head, state)
+
+    def _new(self, head: Head | None, state: guards.ModelGuard) -> Prepared:
         """The program for any number of images; where there is none that holds, for that of the example."""
         try:
             return self._attempt(True, head, state)
@@ -177,8 +235,20 @@ class _Preparation:
         program, derivations = self._built(captured)
         if dynamic and chosen.name != Runtime.EAGER:  # before a runtime works on it: Eager runs the graph itself
             self._check(program, program.graph, chosen, self.others)
+        self.convert = runtimes.conversion(program, self.x, dynamic)
         runner, chosen = self._runner(program, chosen, dynamic, state)
-        now = state.renewed()
+        return self._prepared(program, runner, chosen, dynamic, derivations, head, state)
+
+    def _prepared(
+        self,
+        program: Program,
+        runner: runtimes.Runner,
+        chosen: Choice,
+        dynamic: bool,
+        derivations: tuple[tuple[str, ...], ...],
+        head: Head | None,
+        state: guards.ModelGuard,
+    ) -> Prepared:
         return Prepared(
             program,
             runner,
@@ -187,7 +257,7 @@ class _Preparation:
             dynamic,
             derivations,
             head,
-            now,
+            state.renewed(),
             runtimes.checks_results(chosen.name, self.x),
             self.x.device if runtimes.checks_memory(chosen.name, self.x) else None,
         )
@@ -211,20 +281,17 @@ class _Preparation:
         self, program: Program, rivals: list[Runtime], dynamic: bool, state: guards.ModelGuard
     ) -> tuple[runtimes.Runner, Choice]:
         """The fastest of several runtimes on the example, of those that agree with the reference; kept for later."""
-        key = autotuning.key(program, self.x, [*rivals], dynamic)
+        key = autotuning.key(program.digest, self.x, [*rivals], dynamic)
         known = autotuning.ANSWERS.find(key)
         if known is not None and known.keys() <= {*rivals}:
             chosen = autotuning.choice(known, self.x)
             with contextlib.suppress(Exception):  # it was measured with other weights
                 return self._checked_runner(program, chosen, dynamic, state), chosen
-        convert = runtimes.conversion(program, self.x, dynamic)
         runners: dict[str, runtimes.Runner] = {}
         refusals: list[ModelError] = []
         for runtime in rivals:
             try:
-                runners[runtime.value] = self._checked_runner(
-                    program, Choice(runtime, "to be timed"), dynamic, state, convert
-                )
+                runners[runtime.value] = self._checked_runner(program, Choice(runtime, "to be timed"), dynamic, state)
             except ModelError as error:
                 refusals.append(error)
             except Exception as error:  # nobody asked for this runtime: another one may do
@@ -242,13 +309,14 @@ class _Preparation:
         chosen: Choice,
         dynamic: bool,
         state: guards.ModelGuard,
-        convert: Conversion | None = None,
+        batches: list[tuple[Tensor, Truth]] | None = None,
     ) -> runtimes.Runner:
+        """The program in a runtime, held to the reference on some batches; None for all that there are."""
         checks = (
             Checks(program.outputs, program.results, state) if runtimes.checks_results(chosen.name, self.x) else None
         )
-        runner = runtimes.make_runner(chosen.name, program, self.x, dynamic, checks, self.tune, convert)
-        self._check(program, runner, chosen, [(self.x, self.own), *self.others])
+        runner = runtimes.make_runner(chosen.name, program, self.x, dynamic, checks, self.tune, self.convert)
+        self._check(program, runner, chosen, batches or [(self.x, self.own), *self.others])
         return runner
 
     def _built(self, captured: Captured) -> tuple[Program, tuple[tuple[str, ...], ...]]:

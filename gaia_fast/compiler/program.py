@@ -7,7 +7,7 @@ backward passes as far as the earliest map that needs one (`adjoint`), and the s
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from math import isinf
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from gaia_fast.compiler.frontend.capture import Captured
 from gaia_fast.compiler.ir.marks import LAST, MAP, MARK, PHI
 from gaia_fast.compiler.ir.passes import clean_up
 from gaia_fast.compiler.ir.results import LOGITS, PRECONDITIONS, ResultNames
+from gaia_fast.compiler.ir.serialization import digest
 from gaia_fast.compiler.passes.backward_operators import DECOMPOSITIONS
 from gaia_fast.compiler.pipeline import FOLD_CONSTANTS, RECORDED, RESHAPE_VIEWS, run_passes
 from gaia_fast.compiler.sparsity import NonZeroCounter, Precondition, Sparsity
@@ -47,7 +48,7 @@ class Program:
             where a program stands alone, logits and scores.
         results: which of them are whose; one for each method.
         maps: the inspected maps of each method; none where the output component is all.
-        preconditions: what the columns of "preconditions" stand for.
+        preconditions: what the columns of "preconditions" stand for; none where the program was read from a file.
     """
 
     graph: fx.GraphModule
@@ -55,6 +56,11 @@ class Program:
     results: tuple[ResultNames, ...]
     maps: tuple[tuple[FeatureMap, ...], ...]
     preconditions: tuple[Precondition, ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the graph and of its constants' sizes, not of their values."""
+        return digest(self.graph)
 
 
 def build(

@@ -10,7 +10,7 @@ from gaia_fast.options import EngineName
 __all__ = ["Engine", "EnginePlan", "Subject", "export_program", "make_engine"]
 
 
-def make_engine(name: str, subject: Subject, backend: str, runtime: str) -> Engine:
+def make_engine(name: str, subject: Subject, backend: str, runtime: str, on_unprepared: str) -> Engine:
     """Makes an engine.
 
     Args:
@@ -18,6 +18,7 @@ def make_engine(name: str, subject: Subject, backend: str, runtime: str) -> Engi
         subject: what is measured.
         backend: the kernels of hooks; see `gaia_fast.backends`.
         runtime: how compiled programs run: of `gaia_fast.options.Runtime`, or "auto".
+        on_unprepared: of "auto", what is done with images that no program was prepared for.
     """
     if name == EngineName.REFERENCE:
         return ReferenceEngine(subject, backend)
@@ -25,4 +26,4 @@ def make_engine(name: str, subject: Subject, backend: str, runtime: str) -> Engi
     if name == EngineName.HOOKS:
         return hooks
     compiled = CompiledEngine(subject, runtime, hooks)
-    return compiled if name == EngineName.COMPILED else AutoEngine(hooks, compiled)
+    return compiled if name == EngineName.COMPILED else AutoEngine(hooks, compiled, on_unprepared)

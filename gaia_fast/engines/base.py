@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gaia_fast.backends import Choice
 from gaia_fast.compiler.preparation import Prepared
+from gaia_fast.compiler.program_cache import ProgramCache
 from gaia_fast.inspection import checks
 from gaia_fast.inspection.head import Head, HeadFinder
 from gaia_fast.inspection.requests import Request
@@ -63,8 +64,10 @@ class Engine(Protocol):
     def plan(self, x: Tensor) -> EnginePlan:
         """Returns what `score` does on images like `x`, N at least 1; may prepare it."""
 
-    def prepare(self, x: Tensor, tune: str | None = None) -> None:
+    def prepare(self, x: Tensor, tune: str | None = None, cache: ProgramCache | None = None) -> None:
         """Makes what `score` needs for images like `x`; `tune` is of `gaia_fast.options.Tune`.
+
+        Programs are taken from `cache` where it has them, and kept there.
 
         Raises:
             ArgumentError: there is nothing to prepare. ModelError, BackendError: it cannot be made.

@@ -14,6 +14,7 @@ from gaia_fast.compiler.package.checking import check_file
 from gaia_fast.compiler.package.writing import check_format, computes_in, export
 from gaia_fast.compiler.preparation import Prepared, Source, prepare
 from gaia_fast.compiler.program import without_recourse
+from gaia_fast.compiler.program_cache import ProgramCache
 from gaia_fast.engines.base import EnginePlan, Subject
 from gaia_fast.engines.hooks import HooksEngine
 from gaia_fast.errors import GaiaError, ModelError, first_line
@@ -53,6 +54,14 @@ class CompiledEngine:
         found = self._prepared.get(key(x))
         return found if found is not None and found.state.holds() else None
 
+    def programs(self, x: Tensor) -> str:
+        """What is prepared, for a message about images that have no program."""
+        if self._prepared.get(key(x)) is not None:
+            return "the model has changed since it was prepared for them"
+        kinds = self._prepared.keys()
+        sizes = ", ".join(sorted({f"{tuple(size)} {dtype}".replace("torch.", "") for size, dtype, _ in kinds}))
+        return f"it was prepared for {sizes}" if sizes else "nothing was prepared"
+
     def plan(self, x: Tensor) -> EnginePlan:
         return self.plan_of(x, self._prepare(x), "asked for")
 
@@ -62,16 +71,17 @@ class CompiledEngine:
         backend = self._hooks.plan(x).backend
         return EnginePlan(Choice("compiled", why), backend, prepared.runtime, prepared.derivations, programs)
 
-    def prepare(self, x: Tensor, tune: str | None = None) -> None:
-        self._prepare(x, tune)
+    def prepare(self, x: Tensor, tune: str | None = None, cache: ProgramCache | None = None) -> None:
+        self._prepare(x, tune, cache)
 
-    def _prepare(self, x: Tensor, tune: str | None = None) -> Prepared:
+    def _prepare(self, x: Tensor, tune: str | None = None, cache: ProgramCache | None = None) -> Prepared:
         """The program for images like `x`, compared with the reference on them where it is new."""
         head = self._subject.head(x)
         with self._lock:
             found = self.program(x)
             if found is None:
-                found = prepare(_source(self._subject, head), x, self._runtime, tune=tune or Tune.default())
+                source = _source(self._subject, head)
+                found = prepare(source, x, self._runtime, tune=tune or Tune.default(), cache=cache)
                 self._prepared.put(key(x), found)
             elif isinstance(found.runner, runtimes.FixedSizes):
                 found.runner.prepare(x.shape[0])

@@ -18,6 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gaia_fast import backends
 from gaia_fast.backends import Choice
+from gaia_fast.compiler.program_cache import ProgramCache
 from gaia_fast.engines.base import EnginePlan, Subject, checked
 from gaia_fast.errors import ArgumentError, LayerError, ModelError
 from gaia_fast.inspection import checks
@@ -51,7 +52,7 @@ class HooksEngine:
     def plan(self, x: Tensor) -> EnginePlan:
         return EnginePlan(Choice("hooks", "asked for"), backends.choose(self._backend, x.device, x.dtype))
 
-    def prepare(self, x: Tensor, tune: str | None = None) -> None:
+    def prepare(self, x: Tensor, tune: str | None = None, cache: ProgramCache | None = None) -> None:
         raise ArgumentError("engine='hooks' has nothing to prepare; use engine='compiled' or 'auto'")
 
     def program(self, x: Tensor) -> None:

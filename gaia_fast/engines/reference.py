@@ -5,6 +5,7 @@ from torch import Tensor
 
 from gaia_fast import reference
 from gaia_fast.backends import Choice
+from gaia_fast.compiler.program_cache import ProgramCache
 from gaia_fast.engines.base import EnginePlan, Subject, checked
 from gaia_fast.errors import ArgumentError
 from gaia_fast.inspection import checks
@@ -29,7 +30,7 @@ class ReferenceEngine:
             )
         return EnginePlan(Choice("reference", "asked for"), Choice("torch", "the reference uses no kernels"))
 
-    def prepare(self, x: Tensor, tune: str | None = None) -> None:
+    def prepare(self, x: Tensor, tune: str | None = None, cache: ProgramCache | None = None) -> None:
         raise ArgumentError("engine='reference' has nothing to prepare; use engine='compiled' or 'auto'")
 
     def program(self, x: Tensor) -> None:

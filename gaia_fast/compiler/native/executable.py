@@ -96,6 +96,11 @@ class Executable(nn.Module):
         self._spare: list[Tensor] = []  # an arena that no call works on
         self.one_by_one: set[int] = set()  # numbers of images that are run image by image, each on a thread of its own
 
+    @property
+    def numbered_inputs(self) -> list[tuple[int, int | None]]:
+        """What it was made with."""
+        return list(zip(self.inputs, self._masks, strict=True))
+
     def forward(self, guard: Callable[[], None] | None, *inputs: Tensor) -> tuple[Tensor, ...]:
         kinds = tuple((each.shape, _are_planes(each)) for each in inputs)
         plan = self._plan_for(kinds)

@@ -153,12 +153,12 @@ class Score(PerImage):
 
     def __init__(self, inverse_area: list[float]) -> None:
         super().__init__()
-        layers = [(area, len(list(columns))) for area, columns in groupby(inverse_area)]
-        self.widths, self.inverse_area = [width for _, width in layers], [area for area, _ in layers]
+        self.inverse_area = inverse_area
+        self.layers = [(area, len(list(columns))) for area, columns in groupby(inverse_area)]
 
     def forward(self, packed: Tensor, component: Tensor | None) -> tuple[Tensor]:
-        areas = [area for area, width in zip(self.inverse_area, self.widths, strict=True) for _ in range(width)]
-        score = torch.linalg.vector_norm(packed.double() * torch.tensor(areas, dtype=torch.float64), dim=1)
+        areas = torch.tensor(self.inverse_area, dtype=torch.float64)
+        score = torch.linalg.vector_norm(packed.double() * areas, dim=1)
         return ((score if component is None else score / component).to(torch.float32),)
 
     def steps(self, wave: int, inputs: Sequence[Place | None], outputs: Sequence[Place | None]) -> list[Step]:
@@ -171,8 +171,8 @@ class Score(PerImage):
                 packed=packed.pointer,
                 stride=packed.stride,
                 images=packed.shape.size[0],
-                widths=self.widths,
-                inverse_area=self.inverse_area,
+                widths=[width for _, width in self.layers],
+                inverse_area=[area for area, _ in self.layers],
                 component=NULL if component is None else component.pointer,
                 component_stride=0 if component is None else component.stride,
                 out=score.pointer,

@@ -67,6 +67,13 @@ def to_onnx(graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dy
     return converted.model_proto
 
 
+def from_bytes(written: bytes) -> "onnx.ModelProto":
+    """Returns the graph that `SerializeToString` made bytes of."""
+    import onnx
+
+    return onnx.load_model_from_string(written)
+
+
 def check_size(model: "onnx.ModelProto") -> None:
     """Raises CompilationError if the weights do not fit into one file: beside it, they would be lost from it."""
     size = sum(each.ByteSize() for each in model.graph.initializer)

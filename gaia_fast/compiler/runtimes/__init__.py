@@ -1,5 +1,6 @@
 """Ways to run a program. Each takes (N, C, H, W) images and returns the program's outputs, in order."""
 
+from gaia_fast.compiler.runtimes.autotuning import version
 from gaia_fast.compiler.runtimes.choice import (
     checks_memory,
     checks_results,
@@ -10,11 +11,13 @@ from gaia_fast.compiler.runtimes.choice import (
     rivals,
 )
 from gaia_fast.compiler.runtimes.fixed_sizes import FixedSizes
+from gaia_fast.compiler.runtimes.native import Native
 from gaia_fast.compiler.runtimes.runner import Guard, Runner, no_guard
 
 __all__ = [
     "FixedSizes",
     "Guard",
+    "Native",
     "Runner",
     "checks_memory",
     "checks_results",
@@ -24,4 +27,5 @@ __all__ = [
     "make_runner",
     "no_guard",
     "rivals",
+    "version",
 ]

@@ -3,7 +3,6 @@
 The answers are kept: see `gaia_fast.timing_cache`.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from gaia_fast.backends import Choice
-from gaia_fast.compiler.program import Program
 from gaia_fast.compiler.runtimes.runner import Runner
 from gaia_fast.timing_cache import TimingCache
 
@@ -35,14 +33,18 @@ def _is_seconds(value: Any) -> bool:
 ANSWERS = TimingCache("runtimes", _is_seconds)
 
 
-def key(program: Program, x: Tensor, runtimes: list[str], dynamic: bool) -> str:
-    """Returns what decides how long a program takes in some runtimes, but for the machine and the weights' values."""
-    of = hashlib.sha256(program.graph.code.encode())
-    for name, tensor in program.graph.state_dict().items():
-        of.update(f"{name} {tuple(tensor.shape)}".encode())
-    versions = {name: _version(name) for name in ("torch", "gaia-fast", *runtimes)}
+def key(digest: str, x: Tensor, runtimes: list[str], dynamic: bool) -> str:
+    """Returns what decides how long a program takes in some runtimes, but for the machine and the weights' values.
+
+    Args:
+        digest: of the program.
+        x: images.
+        runtimes: their names.
+        dynamic: whether it takes any number of images.
+    """
+    versions = {name: version(name) for name in ("torch", "gaia-fast", *runtimes)}
     threads = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "")
-    return json.dumps([of.hexdigest()[:32], list(x.shape), dynamic, threads, versions])
+    return json.dumps([digest, list(x.shape), dynamic, threads, versions])
 
 
 def seconds(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
@@ -86,8 +88,9 @@ def described(spent: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {spent[name] * 1e3:.3g} ms" for name in sorted(spent, key=lambda name: spent[name]))
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """Returns which release of a package is installed; empty for none."""
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # the native runtime, which is part of this one
+    except importlib.metadata.PackageNotFoundError:
         return ""

@@ -38,6 +38,7 @@ def test_a_prepared_detector_measures_for_its_number_of_images(monkeypatch: pyte
     program = tuned.program(x)
     assert program is not None
     assert isinstance(program.runner, Native)
+    assert program.runner._graph is not None
     kernels = [each for each in program.runner._graph.modules() if isinstance(each, Executable)]
     asked_for = {
         each.kernel.measured_for for one in kernels for each in one.instructions if isinstance(each.kernel, Convolution)
