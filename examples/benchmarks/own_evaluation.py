@@ -46,7 +46,7 @@ def parse(doc: str | None) -> Task:
 
 
 def own(task: Task) -> Evaluation:
-    detectors = {"gaia-z": GaiaZ(task.model), "gaia-a": GaiaA(task.model)}
+    detectors: dict[str, GaiaA | GaiaZ] = {"gaia-z": GaiaZ(task.model), "gaia-a": GaiaA(task.model)}
     return evaluate(detectors, task.id_source, task.ood_sources, task.batch_size)
 
 

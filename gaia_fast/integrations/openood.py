@@ -78,9 +78,8 @@ class _GAIAPostprocessor(BasePostprocessor):  # type: ignore[misc]  # the librar
 
 
 class GAIAZPostprocessor(_GAIAPostprocessor):
-    """GAIA-Z, the density of non-zero attribution gradients, as a postprocessor of OpenOOD.
-
-        Evaluator(net, id_name="cifar10", postprocessor=GAIAZPostprocessor(layers="last_stage"))
+    """GAIA-Z, the density of non-zero attribution gradients, as a postprocessor of OpenOOD. Its `Evaluator` takes it
+    as `postprocessor=GAIAZPostprocessor()`.
 
     Args:
         config: OpenOOD's, of which `postprocessor.postprocessor_args`, `.postprocessor_sweep` and `.APS_mode` are
@@ -91,6 +90,15 @@ class GAIAZPostprocessor(_GAIAPostprocessor):
 
     Raises:
         ArgumentError: no such option; what is wrong with its value, the first batch says.
+
+    Example:
+        >>> from gaia_fast.data.digits import held_out_digits
+        >>> from gaia_fast.integrations.openood import GAIAZPostprocessor
+        >>> from gaia_fast.models import digits_resnet
+        >>> net, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+        >>> predicted, confidence = GAIAZPostprocessor(layers="last_stage").postprocess(net, x[:8])
+        >>> predicted.shape, confidence.shape
+        (torch.Size([8]), torch.Size([8]))
     """
 
     def __init__(self, config: Any = None, *, APS_mode: bool | None = None, **options: Any) -> None:
@@ -106,6 +114,15 @@ class GAIAAPostprocessor(_GAIAPostprocessor):
 
     Raises:
         ArgumentError: no such option; what is wrong with its value, the first batch says.
+
+    Example:
+        >>> from gaia_fast.data.digits import held_out_digits
+        >>> from gaia_fast.integrations.openood import GAIAAPostprocessor
+        >>> from gaia_fast.models import digits_resnet
+        >>> net, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+        >>> predicted, confidence = GAIAAPostprocessor(fusion="inner").postprocess(net, x[:8])
+        >>> predicted.shape, confidence.shape
+        (torch.Size([8]), torch.Size([8]))
     """
 
     def __init__(self, config: Any = None, *, APS_mode: bool | None = None, **options: Any) -> None:

@@ -19,6 +19,7 @@ from gaia_fast.errors import ArgumentError, BackendError, LayerError, ModelError
 from gaia_fast.models import digits_resnet
 
 import openood_stand_in
+from docstring_examples import check_examples
 
 OURS = "gaia_fast.integrations.openood"
 KINDS = {"GAIAZPostprocessor": GaiaZ, "GAIAAPostprocessor": GaiaA}
@@ -175,6 +176,11 @@ def test_what_is_wrong_is_said(postprocessors: ModuleType, net: nn.Module, image
         postprocessors.GAIAZPostprocessor().postprocess({"backbone": net}, images[0])
     with pytest.raises(ModelError, match="training mode"):
         postprocessors.GAIAZPostprocessor().postprocess(deepcopy(net).train(), images[0])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_example_runs(postprocessors: ModuleType, name: str) -> None:
+    check_examples(getattr(postprocessors, name))
 
 
 def test_pickled_with_its_options(postprocessors: ModuleType, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:

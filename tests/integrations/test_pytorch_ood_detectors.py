@@ -26,6 +26,8 @@ from pytorch_ood.utils import GridSearch
 
 from gaia_fast.integrations.pytorch_ood import GAIAA, GAIAZ
 
+from docstring_examples import check_examples
+
 KINDS = {GAIAZ: GaiaZ, GAIAA: GaiaA}
 both = pytest.mark.parametrize("kind", KINDS)
 
@@ -178,6 +180,11 @@ def test_copied_and_pickled(kind: Any, model: nn.Module, x: Tensor) -> None:
         assert again.get_hyperparameters() == detector.get_hyperparameters()
         assert again.micro_batch_size == 8
         assert torch.equal(again(x), expected)
+
+
+@both
+def test_the_example_runs(kind: Any) -> None:
+    check_examples(kind)
 
 
 def test_options_of_gaia_fast(model: nn.Module, x: Tensor) -> None:
