@@ -88,7 +88,7 @@ class _GAIA(GradientDetector):  # type: ignore[misc]  # the library has no types
         if not isinstance(x, Tensor) or x.ndim != 4:
             return gaia.predict(x)  # which says what is wrong
         x = x if self.device is None else x.to(self.device)
-        return torch.cat([gaia.predict(part) for part in x.split(self.micro_batch_size or max(len(x), 1))])
+        return torch.cat([gaia.predict(part) for part in x.split(self.micro_batch_size or len(x))])
 
     def set_hyperparameters(self, **hyperparameters: Any) -> Self:
         """Sets `layers` and `p`, all or none.

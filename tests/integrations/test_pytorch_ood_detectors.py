@@ -127,6 +127,7 @@ def test_hyperparameters(kind: Any, model: nn.Module, x: Tensor) -> None:
     assert detector.get_hyperparameters() == {"layers": ["layer4"], "p": 3.0}
     assert torch.equal(detector(x), KINDS[kind](model, layers=["layer4"], p=3.0)(x))
     detector.layers.append("layer3")
+    assert torch.equal(detector(x), KINDS[kind](model, layers=["layer4", "layer3"], p=3.0)(x))
     detector.p = 4.0
     assert torch.equal(detector(x), KINDS[kind](model, layers=["layer4", "layer3"], p=4.0)(x))
     assert torch.equal(detector.set_hyperparameters(layers=None, p=2.0)(x), before)
