@@ -106,7 +106,7 @@ def test_under_the_decorators_of_the_library_and_with_frozen_weights(
     frozen = deepcopy(net).requires_grad_(False)
     _, expected = getattr(postprocessors, name)().postprocess(net, images[0])
     with mode():
-        _, found = getattr(postprocessors, name)().postprocess(frozen, images[0])
+        _, found = getattr(postprocessors, name)().postprocess(frozen, images[0].clone())
     assert torch.equal(found, expected)
     assert not any(each._forward_hooks or each._forward_pre_hooks for each in frozen.modules())
     assert all(each.grad is None and not each.requires_grad for each in frozen.parameters())
