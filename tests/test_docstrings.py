@@ -1,6 +1,5 @@
 """The examples in the docstrings of what users call: each is there, and says what comes out."""
 
-import doctest
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,8 @@ from gaia_fast.data import surrogate_sources
 from gaia_fast.data.hugging_face import from_hugging_face
 from gaia_fast.evaluation.combinations import max_standardised, rank_average, title
 from gaia_fast.evaluation.metrics import ood_metrics
+
+from docstring_examples import check_examples
 
 METHODS = dict.fromkeys(
     method for of in (GaiaZ, Gaia) for name, method in inspect.getmembers(of, inspect.isfunction) if name[0] != "_"
@@ -41,12 +42,4 @@ PUBLIC = [
 
 @pytest.mark.parametrize("of", PUBLIC, ids=lambda of: of.__qualname__)
 def test_the_example_runs(of: Callable[..., Any]) -> None:
-    names = vars(inspect.getmodule(inspect.unwrap(of)))
-    tests = [
-        each
-        for each in doctest.DocTestFinder(recurse=False).find(of, of.__qualname__, globs=dict(names))
-        if each.examples
-    ]
-    assert tests, "its docstring has no example"
-    for test in tests:
-        assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
+    check_examples(of)

@@ -76,7 +76,7 @@ def code_digest(parts: tuple[str, ...] = ()) -> str:
     for path in sorted(path for path in root.rglob("*") if path.suffix in (".py", ".so")):
         name = path.relative_to(root).as_posix()
         part = name.partition("/")[0]
-        wanted = part not in ("cli", "reproduction") and (not parts or part in parts)
+        wanted = part not in ("cli", "integrations", "reproduction") and (not parts or part in parts)
         if wanted or name == "reproduction/scoring.py":
             of.update(name.encode() + b"\0" + path.read_bytes())
     return of.hexdigest()[:32]
