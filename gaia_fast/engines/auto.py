@@ -122,4 +122,4 @@ def _warn(message: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, UnpreparedWarning, stacklevel=level - 1)
+    warnings.warn(message, UnpreparedWarning, stacklevel=level)
