@@ -1,6 +1,7 @@
 """The command line `gaia-fast`: one file per command; what they compute lives in modules that know nothing of click."""
 
 import errno
+import warnings
 from typing import Any
 
 import click
@@ -21,7 +22,8 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():  # what a command leaves unsaid, others that call it may say
+                return super().invoke(ctx)
         except GaiaError as error:
             raise click.ClickException(" ".join(str(error).split())) from error
         except OSError as error:

@@ -1,5 +1,6 @@
 """`gaia-fast demo`: real images scored by both methods, with no arguments and no downloads."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from gaia_fast.evaluation.image_sets import BASELINE, Evaluation
 from gaia_fast.evaluation.timing import Timing, measure_times
 from gaia_fast.models import digits_resnet
 from gaia_fast.plan import Plan
+from gaia_fast.versions import processor
 
 _TIMED_IMAGES = 64
 
@@ -43,7 +45,7 @@ def demo(folder: Path, json_file: Path | None) -> None:
     id_source, sources = digits.digits_sources()
     x = next(id_source.batches(_TIMED_IMAGES)).images
     for method, detector in detectors.items():
-        click.echo(_compact(method, detector.plan(x)))
+        click.echo(_compact(method, detector.prepare(x).plan(x)))
 
     with output.progress("scoring", len(id_source) + sum(len(each) for each in sources.values())) as advance:
         found = image_sets.evaluate(detectors, id_source, sources, advance=advance)
@@ -57,9 +59,15 @@ def demo(folder: Path, json_file: Path | None) -> None:
         "\n" + "\n".join(["Where the methods fail:", *weak] if weak else ["No method has an AUROC below 0.8 here."])
     )
 
-    timing = measure_times(detectors, x)
-    click.echo()
-    click.echo(_times(timing))
+    engines = {method: detector.plan(x).engine.name for method, detector in detectors.items()}
+    by_hooks = {
+        "gaia-a": image_sets.make_detector("gaia-a", model, layers=["layer3", "layer4"], engine="hooks"),
+        "gaia-z": image_sets.make_detector("gaia-z", model, engine="hooks"),
+    }
+    timed = {f"{method}, {engines[method]}": detector for method, detector in detectors.items()}
+    timed |= {f"{method}, hooks, without prepare": detector for method, detector in by_hooks.items()}
+    timings = [measure_times(timed, x[:images]) for images in (1, len(x))]
+    click.echo(f"\n{_times(timings)}")
     if plots.missing():
         output.note(f"no picture: {plots.missing()}")
     else:
@@ -69,7 +77,7 @@ def demo(folder: Path, json_file: Path | None) -> None:
         }
         plots.save_overview(path, found, pictures)
         click.echo(f"picture: {path}")
-    output.write_json(json_file, {**output.evaluation_record(found), "timing": asdict(timing)})
+    output.write_json(json_file, {**output.evaluation_record(found), "timing": [asdict(each) for each in timings]})
 
 
 def _compact(method: str, plan: Plan) -> str:
@@ -96,12 +104,14 @@ def _print_summary(found: Evaluation) -> None:
     output.print_table(title, ("method", *sets.values()), rows)
 
 
-def _times(timing: Timing) -> str:
-    shares = "; ".join(
-        f"{method} with its prediction {ratio:.2f}x, so {(ratio - 1) / ratio:.0%} of it goes to the score"
-        for method, ratio in timing.ratios.items()
-    )
-    return (
-        f"time, measured on this machine just now ({timing.threads} threads, batch of {timing.images}, medians of "
-        f"{timing.repeats} interleaved repeats): plain forward pass {timing.forward_ms:.2f} ms; {shares}"
-    )
+def _times(timings: Sequence[Timing]) -> str:
+    """What a score costs, by engine."""
+    lines = [
+        "Prediction and score together, to the model's own plain forward pass, measured just now on",
+        f"{processor()}, {timings[0].threads} threads (medians of {timings[0].repeats} interleaved repeats):",
+    ]
+    for timing in timings:
+        images = f"{timing.images} image{'s' if timing.images > 1 else ''}"
+        ratios = "; ".join(f"{what} {ratio:.2f}x" for what, ratio in timing.ratios.items())
+        lines.append(f"  {images}, forward pass {timing.forward_ms:.2f} ms: {ratios}")
+    return "\n".join(lines)

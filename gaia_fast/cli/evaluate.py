@@ -21,6 +21,7 @@ from gaia_fast.cli.options import (
     output_option,
     preset_options,
 )
+from gaia_fast.cli.preparing import prepare_for
 from gaia_fast.cli.tables import table
 from gaia_fast.data import load_images, surrogate_sources
 from gaia_fast.errors import ArgumentError
@@ -116,7 +117,9 @@ def evaluate(
     if surrogates:
         sources = surrogate_sources(id_source)
 
-    with output.progress("scoring", len(id_source) + sum(len(each) for each in sources.values())) as advance:
+    total = len(id_source) + sum(len(each) for each in sources.values())
+    prepare_for(chosen, detectors.engine, id_source, prepared, total, batch_size)
+    with output.progress("scoring", total) as advance:
         found = image_sets.evaluate(chosen, id_source, sources, batch_size, advance, sweep_layers, resamples)
 
     output.print_evaluation(found)

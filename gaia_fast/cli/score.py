@@ -23,6 +23,7 @@ from gaia_fast.cli.options import (
     threshold_option,
     thresholds_by_method,
 )
+from gaia_fast.cli.preparing import prepare_for
 from gaia_fast.cli.tables import Row, table
 from gaia_fast.data import load_images
 from gaia_fast.errors import DataError
@@ -84,10 +85,12 @@ def score(
     chosen = detectors.build(loaded.model) if alone else detectors.build_joint(loaded.model)
     source = load_images(images, prepared, max_pixels)
     unreadable = 0
+    id_source = None if calibrate_on is None else load_images(calibrate_on, prepared, max_pixels)
+    total = len(source) + (0 if id_source is None else len(id_source))
+    prepare_for(chosen, detectors.engine, source, prepared, total, batch_size)
 
     calibration = None
-    if calibrate_on is not None:
-        id_source = load_images(calibrate_on, prepared, max_pixels)
+    if id_source is not None:
         with output.progress("calibrating", len(id_source)) as advance:
             id_set = score_set(chosen, id_source, batch_size, advance)
         for method in methods:

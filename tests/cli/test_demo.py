@@ -12,6 +12,7 @@ from gaia_fast.data import ImageSource, digits
 from gaia_fast.data.digits import OOD_PICTURES
 from gaia_fast.evaluation import image_sets, plots
 from gaia_fast.evaluation.timing import Timing
+from gaia_fast.versions import processor
 
 
 @pytest.fixture(autouse=True)
@@ -48,21 +49,22 @@ def test_demo(run: Callable[..., Result], tmp_path: Path) -> None:
     assert record["id_accuracy"] > 0.95
     for method in ("gaia-a", "gaia-z"):
         assert set(record["results"][method]) == set(OOD_PICTURES)
-        assert record["timing"]["ratios"][method] > 1
+        assert [timing["images"] for timing in record["timing"]] == [1, 30]
+        assert {f"{method}, compiled", f"{method}, hooks, without prepare"} <= record["timing"][0]["ratios"].keys()
     for name, metrics in record["results"]["gaia-z"].items():
         assert f"{metrics['auroc']:.3f} / {metrics['fpr95_id_positive']:.3f}" in found.stdout
         assert (metrics["auroc"] < 0.8) == (f"gaia-z separates '{name}'" in found.stdout)
-    assert f"measured on this machine just now ({record['timing']['threads']} threads, batch of 30" in found.stdout
+    assert f"measured just now on\n{processor()}, {record['timing'][0]['threads']} threads" in found.stdout
     with Image.open(tmp_path / "new" / "folder" / "demo.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
 
 
 def test_says_where_the_time_went() -> None:
-    text = _times(Timing(forward_ms=8, ratios={"gaia-a": 1.25, "gaia-z": 4}, images=64, repeats=11, threads=2))
-    assert "plain forward pass 8.00 ms" in text
-    assert "gaia-a with its prediction 1.25x, so 20% of it goes to the score" in text
-    assert "gaia-z with its prediction 4.00x, so 75% of it goes to the score" in text
-    assert "measured on this machine just now (2 threads, batch of 64" in text
+    ratios = {"gaia-z, compiled": 0.75, "gaia-z, hooks, without prepare": 4.0}
+    text = _times([Timing(forward_ms=8, ratios=ratios, images=images, repeats=11, threads=2) for images in (1, 64)])
+    assert f"{processor()}, 2 threads (medians of 11" in text
+    assert "  1 image, forward pass 8.00 ms: gaia-z, compiled 0.75x; gaia-z, hooks, without prepare 4.00x" in text
+    assert "  64 images, forward pass 8.00 ms: " in text
 
 
 def test_says_plainly_where_it_fails(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
