@@ -7,6 +7,7 @@ from gaia_fast.compiler.package.reading import load
 from gaia_fast.detector import GaiaA, GaiaOutput, GaiaZ
 from gaia_fast.errors import GaiaError
 from gaia_fast.gaia import Gaia, GaiaScores
+from gaia_fast.versions import show_versions
 
 __all__ = [
     "Gaia",
@@ -22,4 +23,5 @@ __all__ = [
     "ops",
     "read_metadata",
     "reference",
+    "show_versions",
 ]
