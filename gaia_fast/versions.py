@@ -65,7 +65,9 @@ def versions() -> dict[str, dict[str, str]]:
         },
         "machine": {
             "processor": _found(processor),
-            "threads": _found(lambda: f"PyTorch uses {torch.get_num_threads()}; the machine has {os.cpu_count()} processors"),
+            "threads": _found(
+                lambda: f"PyTorch uses {torch.get_num_threads()}; the machine has {os.cpu_count()} processors"
+            ),
             "GPUs": _found(_gpus),
             "Python": _found(platform.python_version),
             "system": _found(platform.platform),
