@@ -1,3 +1,4 @@
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -55,9 +56,9 @@ def test_the_levels_in_use_that_run_and_that_were_built() -> None:
 
 def test_missing_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
-        raise versions.importlib.metadata.PackageNotFoundError(name)
+        raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(versions.importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "version", version)
     packages = versions.versions()["packages"]
     assert packages["pyarrow"] == "no: pip install 'gaia-fast[parquet]'"
     assert packages["onnx"] == "no: pip install 'gaia-fast[onnx]' or pip install 'gaia-fast[openvino]'"
