@@ -14,7 +14,7 @@ PYTEST = MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 $(B
 QUICK = $(wildcard tests/test_*.py) $(addprefix tests/,ops/test_steps.py ops/test_convolution.py engines/test_hooks.py) \
 	$(addprefix tests/compiler/,ir passes sparsity/test_sparsity.py native/test_executable.py native/test_fusion.py)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
-SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt Makefile \
+SOURCES := pyproject.toml setup.py MANIFEST.in CMakeLists.txt constraints.txt Makefile \
 	$(shell find csrc gaia_fast -name '*.py' -o -name '*.pyi' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.safetensors') \
 	$(wildcard cmake/*)
 CONFIGURE = $(BIN)/cmake -S . -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
@@ -66,11 +66,14 @@ $(VENV)/torch: constraints.txt | $(VENV)/bin/pip
 	$(PIP) -c constraints.txt torch
 	touch $@
 
-# One wheel, built without torch in sight. build/lib would carry files into it that the source no longer has.
+# The sdist, and the wheel from it, built without torch in sight: what is tested is what a release is. An egg-info would
+# carry files into them that the source no longer has.
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	rm -rf build/lib* build/bdist* build/wheel *.egg-info gaia_fast/_kernels*.so
+	rm -rf build/sdist build/wheel *.egg-info gaia_fast/_kernels*.so
 	rm -f $(VENV)/lib/python*/site-packages/gaia_fast_dev.pth
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	$(PIP) -c constraints.txt build
+	$(BIN)/python -m build --quiet --sdist --outdir build/sdist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel build/sdist/*.tar.gz
 	$(PIP) --force-reinstall --no-deps build/wheel/*.whl
 	$(PIP) -c constraints.txt "$$(echo build/wheel/*.whl)[plot]"
 	touch $@

@@ -8,6 +8,7 @@ from gaia_fast.errors import GaiaError
 from gaia_fast.gaia import Gaia
 from gaia_fast.loading import load
 from gaia_fast.outputs import GaiaOutput, GaiaScores
+from gaia_fast.versions import show_versions
 
 __all__ = [
     "Gaia",
@@ -23,4 +24,5 @@ __all__ = [
     "ops",
     "read_metadata",
     "reference",
+    "show_versions",
 ]

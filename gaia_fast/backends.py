@@ -5,7 +5,6 @@
 Triton's interpreter (TRITON_INTERPRET=1), and in an extension whose CUDA kernels were built for the CPU.
 """
 
-import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from gaia_fast import extras
 from gaia_fast.errors import ArgumentError, BackendError
 
 __all__ = ["BACKENDS", "KERNEL_DTYPES", "Availability", "Choice", "available", "choose", "kernels"]
@@ -141,8 +141,8 @@ def _interpreted() -> bool:
 
 
 def _triton_missing() -> str:
-    if importlib.util.find_spec("triton") is None:
-        return "the triton package is not installed: pip install 'gaia-fast[triton]'"
+    if reason := extras.missing("triton"):
+        return reason
     if not torch.cuda.is_available() and not _interpreted():
         return "torch sees no CUDA device here"
     return ""

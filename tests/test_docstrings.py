@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import gaia_fast
-from gaia_fast import Gaia, GaiaA, GaiaZ, backends, logit_scores, ops, reference
+from gaia_fast import Gaia, GaiaA, GaiaZ, backends, logit_scores, ops, reference, versions
+from gaia_fast.compiler.runtimes import availability
 from gaia_fast.data import surrogate_sources
 from gaia_fast.data.hugging_face import from_hugging_face
 from gaia_fast.evaluation.combinations import max_standardised, rank_average, title
@@ -31,6 +32,10 @@ PUBLIC = [
     *(getattr(ops, name) for name in ops.__all__),
     backends.available,
     backends.choose,
+    versions.show_versions,
+    versions.version_report,
+    versions.versions,
+    availability.available,
     ood_metrics,
     rank_average,
     max_standardised,

@@ -17,6 +17,11 @@ PYBIND11_MODULE(_kernels, m) {
     for (auto table = gaia::cpu::supported_tables(); *table != nullptr; ++table) levels.push_back((*table)->level);
     return levels;
   });
+  m.def("built_cpu_levels", [] {
+    std::vector<std::string> levels;
+    for (auto level = gaia::cpu::built_levels(); *level != nullptr; ++level) levels.push_back(*level);
+    return levels;
+  });
   m.def("cpu_level", [] { return std::string(gaia::active_level().level); });
   m.def("set_cpu_level", gaia::set_active_level);
   m.attr("DTYPES") =

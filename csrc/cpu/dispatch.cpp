@@ -1,4 +1,4 @@
-// Which instruction-set levels this processor runs.
+// Which instruction-set levels were built, and which of them this processor runs.
 #include "cpu/kernels.h"
 
 namespace gaia::cpu {
@@ -20,6 +20,15 @@ const KernelTable* const* supported_tables() {
     tables[count] = &baseline_table();
   }
   return tables;
+}
+
+const char* const* built_levels() {
+  static const char* const levels[] = {
+#ifdef GAIA_X86_LEVELS
+      "v4", "v3",
+#endif
+      "baseline", nullptr};
+  return levels;
 }
 
 }  // namespace gaia::cpu

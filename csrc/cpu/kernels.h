@@ -279,6 +279,8 @@ const KernelTable& v4_table();
 
 // The levels that this processor runs, best first; the array ends with null.
 const KernelTable* const* supported_tables();
+// The names of all that were built, best first; ends with nullptr.
+const char* const* built_levels();
 
 void frobenius(const gaia_packed& packed);
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from types import ModuleType
 
 from gaia_fast.errors import BackendError, first_line
+from gaia_fast.extras import how_to_install
 
 _PACKAGE = "pytorch_ood"
 
@@ -28,8 +29,8 @@ def detectors() -> ModuleType:
         spec = importlib.util.find_spec(_PACKAGE) if _PACKAGE not in sys.modules else None
         if spec is None or spec.submodule_search_locations is None:
             raise BackendError(
-                f"the baselines are pytorch-ood's, which is not there ({first_line(error)}): pip install "
-                "'gaia-fast[baselines]'"
+                f"the baselines are pytorch-ood's, which is not there ({first_line(error)}): "
+                f"{how_to_install('baselines')}"
             ) from error
         failed = error
     bare = ModuleType(_PACKAGE)

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from gaia_fast._version import __version__
 from gaia_fast.cli.demo import demo as demo_command
 from gaia_fast.cli.evaluate import evaluate as evaluate_command
 from gaia_fast.cli.export import export as export_command
@@ -15,6 +14,7 @@ from gaia_fast.cli.reproduce import reproduce as reproduce_command
 from gaia_fast.cli.score import score as score_command
 from gaia_fast.cli.validate import validate as validate_command
 from gaia_fast.errors import GaiaError
+from gaia_fast.versions import version_report
 
 
 class _Group(click.Group):
@@ -33,13 +33,26 @@ class _Group(click.Group):
             raise click.ClickException(str(error)) from error
 
 
+def _print_versions(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        click.echo(version_report())
+        ctx.exit()
+
+
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done; 1 an error, or a validation that failed; 2 wrong usage; 3 done, but some images could "
     "not be read: they are named on stderr and left out.",
 )
-@click.version_option(__version__, prog_name="gaia-fast")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_versions,
+    help="Show the version, kernels, backends, runtimes and packages that are here, and exit.",
+)
 def main() -> None:
     """Tells how far out of distribution images are for a PyTorch classifier (GAIA). Larger score = further out.
 

@@ -13,6 +13,7 @@ import click
 import torch
 from torch import nn
 
+from gaia_fast import extras
 from gaia_fast.cli.output import note
 from gaia_fast.data.hugging_face import from_hugging_face
 from gaia_fast.data.presets import Preset, from_timm, from_torchvision
@@ -21,12 +22,8 @@ from gaia_fast.models import ARCHITECTURES, digits_resnet, hugging_face, load_we
 
 _FOR_SMALL_IMAGES = ("resnet18", "resnet34", "wrn_40_2")
 _IMAGENET_CLASSES = 1000
-# By the name before the colon: what is imported, and what pip installs it by.
-LIBRARIES = {
-    "timm": ("timm", "timm"),
-    "torchvision": ("torchvision.models", "torchvision"),
-    "hf": ("transformers", "'gaia-fast[hf]'"),
-}
+# What is imported, by the name before the colon, which is that of the extra too.
+LIBRARIES = {"timm": "timm", "torchvision": "torchvision.models", "hf": "transformers"}
 
 
 class Loaded(NamedTuple):
@@ -114,14 +111,7 @@ def _built_in(arch: str, num_classes: int | None, without_weights: bool, trained
 def _from_library(arch: str, num_classes: int | None, pretrained: bool) -> Loaded:
     """A network of a library's, with the library's weights where `pretrained`."""
     library, _, name = arch.partition(":")
-    module_name, installed_by = LIBRARIES[library]
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, RuntimeError) as error:  # torchvision beside another torch than it was built for: RuntimeError
-        package = module_name.partition(".")[0]
-        raise ArgumentError(
-            f"--arch {arch} needs {package}: {first_line(error)}; pip install {installed_by}"
-        ) from error
+    module = extras.load(LIBRARIES[library], library, f"--arch {arch}", ArgumentError)
     make = {"timm": _from_timm, "torchvision": _from_torchvision, "hf": _from_hugging_face}[library]
     try:
         loaded, own_classes = make(module, name, num_classes, pretrained)

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import click
 
-from gaia_fast import files
+from gaia_fast import extras, files
 from gaia_fast.errors import ArgumentError
 from gaia_fast.files import replacing
 
@@ -53,10 +52,8 @@ def table(out: Path | None, option: str, endings: Sequence[str] = (".csv", ".par
         return lambda columns: _csv(out, columns)
     if ending == ".json":
         return lambda columns: _json(out, columns)
-    if importlib.util.find_spec("pyarrow") is None:
-        raise ArgumentError(
-            f"{option} {out} needs pyarrow, which is not installed: pip install 'gaia-fast[parquet]', or write a .csv"
-        )
+    if reason := extras.missing("parquet"):
+        raise ArgumentError(f"{option} {out}: {reason}, or write a .csv")
     return lambda columns: _parquet(out, columns)
 
 

@@ -1,6 +1,5 @@
 """Pictures of scores, by matplotlib (the extra `plot`)."""
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_curve
 
+from gaia_fast import extras
 from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation.image_sets import BASELINE, Evaluation
 from gaia_fast.files import replacing
@@ -17,9 +17,7 @@ ID_COLOR, OOD_COLOR = "#3465a4", "#e07b1f"
 
 def missing() -> str:
     """Why no pictures can be drawn here; empty if they can."""
-    if importlib.util.find_spec("matplotlib"):
-        return ""
-    return "pictures need matplotlib, which is not installed: pip install 'gaia-fast[plot]'"
+    return extras.missing("plot")
 
 
 def save_histograms(path: Path, evaluation: Evaluation, name: str) -> None:
@@ -157,9 +155,6 @@ def _methods(evaluation: Evaluation) -> Sequence[str]:
 
 
 def new_figure(width: float, height: float) -> Any:
-    if missing():
-        raise ArgumentError(missing())
     # Not pyplot: it keeps global state and may look for a display.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = extras.load("matplotlib.figure", "plot", "a picture", ArgumentError)
+    return figure.Figure(figsize=(width, height), layout="constrained")

@@ -12,6 +12,7 @@ from typing_extensions import Self
 from gaia_fast.detector import GaiaA, GaiaZ
 from gaia_fast.detector_base import Layers
 from gaia_fast.errors import ArgumentError, BackendError, first_line
+from gaia_fast.extras import how_to_install
 from gaia_fast.integrations.kept_detector import KeptDetector, search_space
 
 try:
@@ -19,7 +20,7 @@ try:
 except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
     raise BackendError(
         f"gaia_fast.integrations.pytorch_ood needs pytorch-ood 0.4 or newer, which cannot be imported "
-        f"({first_line(error)}): pip install 'gaia-fast[pytorch-ood]', with the torchvision that fits your torch"
+        f"({first_line(error)}): {how_to_install('pytorch-ood')}, with the torchvision that fits your torch"
     ) from error
 
 _INFO = DetectorInfo(

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from gaia_fast import extras
 from gaia_fast.errors import ArgumentError, ModelError, first_line
 
 
@@ -19,15 +20,14 @@ def image_classifier(name: str, num_classes: int | None = None, pretrained: bool
 
     Raises:
         ModelError: a weight of the model is not in the file, or has another shape there: transformers would draw it at
-            random. ImportError: transformers is not installed. Whatever transformers raises for what it cannot load.
+            random. ArgumentError: transformers is not installed. Whatever transformers raises for what it cannot load.
     """
-    from transformers import AutoConfig, AutoModelForImageClassification
-
+    transformers = _transformers("transformers", name)
     if not pretrained:
         classes = {} if num_classes is None else {"num_labels": num_classes}
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **classes)
-        return AutoModelForImageClassification.from_config(config, trust_remote_code=False).float().eval()
-    model, info = AutoModelForImageClassification.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **classes)
+        return transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False).float().eval()
+    model, info = transformers.AutoModelForImageClassification.from_pretrained(
         name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )
     absent = sorted(str(each) for key in ("missing_keys", "mismatched_keys") for each in info[key])
@@ -43,12 +43,15 @@ def preprocessing(name: str) -> dict[str, Any]:
     """Returns the configuration of the image processor that belongs to a model.
 
     Raises:
-        ArgumentError: there is none.
+        ArgumentError: there is none, or transformers is not installed.
     """
-    from transformers.image_processing_base import ImageProcessingMixin
-
+    processing = _transformers("transformers.image_processing_base", name)
     try:
-        config, _ = ImageProcessingMixin.get_image_processor_dict(name)
+        config, _ = processing.ImageProcessingMixin.get_image_processor_dict(name)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{name} has no preprocessor_config.json that can be read: {first_line(error)}") from error
     return dict(config)
+
+
+def _transformers(module: str, name: str) -> Any:
+    return extras.load(module, "hf", name, ArgumentError)

@@ -1,6 +1,5 @@
 """The image sets of the paper, where users have them: torchvision's layouts, folders of images, archives."""
 
-import importlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gaia_fast import extras
 from gaia_fast.data import ImageSource, Preset, load_images
 from gaia_fast.data.images import load_class_folders
 from gaia_fast.errors import DataError, first_line
@@ -78,9 +78,10 @@ def _torchvision(dataset: str, **options: object) -> Load:
     """By torchvision's class of that name, which knows its files, from the folder that they lie in."""
 
     def load(path: Path, preset: Preset) -> ImageSource:
+        datasets = extras.load("torchvision.datasets", "torchvision", str(path), DataError)
         try:
-            found = getattr(importlib.import_module("torchvision.datasets"), dataset)(str(path.parent), **options)
-        # torchvision's own checks, unpicklers and readers each raise in their own way; and it may not import at all.
+            found = getattr(datasets, dataset)(str(path.parent), **options)
+        # torchvision's own checks, unpicklers and readers each raise in their own way.
         except Exception as error:
             raise DataError(f"{path} cannot be read as torchvision's {dataset}: {first_line(error)}") from error
         pictures = np.asarray(found.data)

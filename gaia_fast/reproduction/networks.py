@@ -1,6 +1,5 @@
 """The networks of the tables: how each is made, where its weights are, its blocks, and what its images are."""
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from gaia_fast import extras
 from gaia_fast.baselines import Hyperparameters
 from gaia_fast.data import PRESETS, Preset
-from gaia_fast.errors import ArgumentError, DataError, ModelError, first_line
+from gaia_fast.errors import ArgumentError, DataError, ModelError
 from gaia_fast.models import bit_s_r101x1, load_weights, resnet34, wrn_40_2
 from gaia_fast.reproduction.image_sets import LARGE_FURTHER_SETS, LARGE_OOD_SETS, SMALL_OOD_SETS, ImageSet
 from gaia_fast.reproduction.paper import CIFAR_SETS, IMAGENET_SETS
@@ -90,12 +90,7 @@ def _lite_weights(version: int) -> Callable[[], Path]:
 
 
 def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ModelError(
-            f"EfficientNet-Lite needs {name} ({first_line(error)}): pip install 'gaia-fast[reproduce]'"
-        ) from error
+    return extras.load(name, "reproduce", "EfficientNet-Lite", ModelError)
 
 
 def _cifar(classes: int, architecture: str) -> Network:

@@ -1,9 +1,7 @@
 """A computed table as Markdown and as a record for JSON: our figures, the paper's, and the difference."""
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +9,7 @@ import torch
 from gaia_fast.reproduction.networks import NETWORKS, Network
 from gaia_fast.reproduction.paper import AVERAGE, TAKE_BATCHES, Figure
 from gaia_fast.reproduction.run import RowResult, TableResult
+from gaia_fast.versions import processor
 
 _NOTHING = "-"  # where there is no figure
 
@@ -117,16 +116,6 @@ def record(result: TableResult, absent: Mapping[str, str], weights: str, describ
         "seconds": dict(result.scores.seconds),
         "unreadable": list(result.scores.unreadable),
     }
-
-
-def processor() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or "an unnamed processor"
 
 
 def _whose_figures(result: TableResult, network: Network) -> str:

@@ -28,7 +28,7 @@ def test_python_m_in_a_process() -> None:
 
 
 def test_version() -> None:
-    assert CliRunner().invoke(main, ["--version"]).output.strip().endswith(__version__)
+    assert CliRunner().invoke(main, ["--version"]).output.splitlines()[0] == f"gaia-fast {__version__}"
 
 
 @pytest.mark.parametrize("command", ["score", "evaluate", "validate", "layers", "demo"])

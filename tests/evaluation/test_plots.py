@@ -1,4 +1,4 @@
-import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +111,8 @@ def test_a_picture_that_cannot_be_drawn_leaves_the_earlier_one(
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluation: Evaluation) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
     assert "gaia-fast[plot]" in plots.missing()
     with pytest.raises(ArgumentError, match="matplotlib"):
         plots.save_histograms(tmp_path / "x.png", evaluation, "letters")

@@ -1,6 +1,5 @@
 """The program as an ONNX graph of standard operators, in the form that onnxruntime runs fastest."""
 
-import importlib.util
 import logging
 import warnings
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from gaia_fast import extras
 from gaia_fast.compiler.frontend.example_batch import export_arguments
 from gaia_fast.compiler.ir.rewriting import copy_of
 from gaia_fast.compiler.pipeline import ONNX, run_passes
@@ -22,15 +22,9 @@ Conversion: TypeAlias = Callable[[], "onnx.ModelProto"]  # of one program; raise
 LARGEST = 2**31 - 1  # bytes of a file: a message of protobuf holds no more
 
 
-def exporter_missing() -> list[str]:
-    """The packages that ONNX graphs are made with, and that are not here."""
-    return [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-
-
 def missing() -> str:
     """Why ONNX graphs cannot be made and run here; empty where they can."""
-    absent = exporter_missing() + [name for name in ("onnxruntime",) if importlib.util.find_spec(name) is None]
-    return f"{' and '.join(absent)} not installed: pip install 'gaia-fast[onnx]'" if absent else ""
+    return extras.missing("onnx")
 
 
 def to_onnx(graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dynamic: bool) -> "onnx.ModelProto":

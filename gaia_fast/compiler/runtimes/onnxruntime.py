@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from gaia_fast import extras
 from gaia_fast.compiler.onnx.conversion import Conversion, missing
 from gaia_fast.compiler.runtimes.runner import Guard, check_float32_on_cpu, no_guard
 
@@ -24,8 +25,7 @@ class OnnxRuntime:
 
     def __init__(self, convert: Conversion, example: Tensor) -> None:
         check_float32_on_cpu("onnxruntime", missing(), example)
-        import onnxruntime
-
+        onnxruntime = extras.load("onnxruntime", "onnx", "runtime='onnxruntime'")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

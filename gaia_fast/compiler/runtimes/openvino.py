@@ -1,12 +1,12 @@
 """The program in OpenVINO, from the same ONNX graph that onnxruntime takes. Optional."""
 
-import importlib.util
 import threading
 
 import torch
 from torch import Tensor
 
-from gaia_fast.compiler.onnx.conversion import Conversion, exporter_missing
+from gaia_fast import extras
+from gaia_fast.compiler.onnx.conversion import Conversion
 from gaia_fast.compiler.runtimes.runner import Guard, check_float32_on_cpu, no_guard
 from gaia_fast.errors import CompilationError, first_line
 
@@ -28,8 +28,7 @@ class OpenVino:
 
     def __init__(self, convert: Conversion, example: Tensor) -> None:
         check_float32_on_cpu("openvino", missing(), example)
-        import openvino
-
+        openvino = extras.load("openvino", "openvino", "runtime='openvino'")
         model = convert()
         core = openvino.Core()
         hints = {
@@ -58,5 +57,4 @@ class OpenVino:
 
 def missing() -> str:
     """Why OpenVINO cannot run programs here; empty where it can."""
-    absent = exporter_missing() + [name for name in ("openvino",) if importlib.util.find_spec(name) is None]
-    return f"{' and '.join(absent)} not installed: pip install 'gaia-fast[openvino]'" if absent else ""
+    return extras.missing("openvino")
