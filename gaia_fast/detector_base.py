@@ -86,8 +86,8 @@ class Detector:
             The detector itself.
 
         Raises:
-            ModelError, BackendError: the model, or the runtime, cannot do it, and engine="compiled", or "auto" with
-                on_unprepared="error".
+            ModelError, BackendError: the model cannot do it, and engine="compiled", or "auto" with on_unprepared="error";
+                or a runtime that is forced cannot run here.
             ArgumentError: the engine has nothing to prepare; `cache_dir` is no folder that takes files.
 
         Example:

@@ -16,7 +16,7 @@ from gaia_fast.engines.hooks import HooksEngine
 from gaia_fast.errors import BackendError, LayerError, ModelError, UnpreparedError, UnpreparedWarning
 from gaia_fast.inspection.head import MOST_SIZES
 from gaia_fast.measurement import Measurement
-from gaia_fast.options import EngineName, Tune, Unprepared
+from gaia_fast.options import AUTO, EngineName, Tune, Unprepared
 from gaia_fast.recent import Recent
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -55,7 +55,8 @@ class AutoEngine:
         try:
             self._compiled.prepare(x, tune, cache)
         except (ModelError, LayerError, BackendError) as error:
-            if self._on_unprepared == Unprepared.ERROR:
+            forced = isinstance(error, BackendError) and self._compiled.runtime != AUTO
+            if self._on_unprepared == Unprepared.ERROR or forced:
                 raise
             self._refusals.put(key(x), f"not compiled: {error}")
             _warn(f"the model cannot be compiled, and is scored by hooks, several times slower: {error}")

@@ -45,7 +45,7 @@ class CompiledEngine:
     """
 
     def __init__(self, subject: Subject, runtime: str, hooks: HooksEngine) -> None:
-        self._subject, self._runtime, self._hooks = subject, runtime, hooks
+        self._subject, self.runtime, self._hooks = subject, runtime, hooks
         self._prepared: Recent[Key, Prepared] = Recent(MOST_PROGRAMS)
         self._lock = threading.Lock()
 
@@ -81,7 +81,7 @@ class CompiledEngine:
             found = self.program(x)
             if found is None:
                 source = _source(self._subject, head)
-                found = prepare(source, x, self._runtime, tune=tune or Tune.default(), cache=cache)
+                found = prepare(source, x, self.runtime, tune=tune or Tune.default(), cache=cache)
                 self._prepared.put(key(x), found)
             elif isinstance(found.runner, runtimes.FixedSizes):
                 found.runner.prepare(x.shape[0])

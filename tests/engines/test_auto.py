@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast import GaiaZ
-from gaia_fast.errors import ArgumentError, CompilationError, UnpreparedError, UnpreparedWarning
+from gaia_fast.errors import ArgumentError, BackendError, CompilationError, UnpreparedError, UnpreparedWarning
 
 import zoo
 
@@ -103,3 +103,10 @@ def test_hooks_that_are_asked_for_are_meant() -> None:
 def test_no_other_answer_is_taken() -> None:
     with pytest.raises(ArgumentError, match="on_unprepared='hide' does not exist"):
         GaiaZ(zoo.build("parallel"), on_unprepared="hide")  # type: ignore[arg-type]
+
+
+def test_a_runtime_that_is_forced_and_cannot_run_raises() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA graph can be recorded here")
+    with pytest.raises(BackendError, match="cudagraph"):
+        GaiaZ(zoo.build("parallel"), runtime="cudagraph").prepare(zoo.images(2))
