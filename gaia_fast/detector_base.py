@@ -79,15 +79,15 @@ class Detector:
             cache_dir: a folder where programs are kept, so that a process that comes later, on a machine of the same
                 kind, need not capture and time them again: it reads what was made for the same weights, code, options
                 and images, compares it with the reference on `example`, and scores as the first does, to the last bit.
-                None for nowhere. Programs under Inductor are compiled anew; PyTorch keeps its own cache of those. Like any
-                cache of compiled code, a folder for those alone to write whom you trust.
+                None for nowhere. Programs under Inductor are compiled anew; PyTorch keeps its own cache of those. As with
+                any cache of compiled code, none but those whom you trust may write there.
 
         Returns:
             The detector itself.
 
         Raises:
-            ModelError, BackendError: the model cannot do it, and engine="compiled", or "auto" with on_unprepared="error";
-                or a runtime that is forced cannot run here.
+            ModelError, BackendError: a runtime that is forced cannot run here; or the model cannot be compiled, and
+                engine="compiled", or "auto" with on_unprepared="error".
             ArgumentError: the engine has nothing to prepare; `cache_dir` is no folder that takes files.
 
         Example:
