@@ -79,8 +79,8 @@ class Detector:
             cache_dir: a folder where programs are kept, so that a process that comes later, on a machine of the same
                 kind, need not capture and time them again: it reads what was made for the same weights, code, options
                 and images, compares it with the reference on `example`, and scores as the first does, to the last bit.
-                None for nowhere. Programs under Inductor are compiled anew; PyTorch keeps its own cache of those. As with
-                any cache of compiled code, none but those whom you trust may write there.
+                None for nowhere. Programs under Inductor are compiled anew; PyTorch keeps its own cache of those. As of
+                any cache of compiled code: let none write there but those whom you trust.
 
         Returns:
             The detector itself.
