@@ -173,14 +173,20 @@ def _errors(found: Found, truth: Truth) -> Tensor:
     Each score by itself: what one of them loses to rounding is no leave for another.
     """
     tiny = torch.finfo(torch.float64).tiny
-    expected = truth.logits.double()
-    of_logits = (found.logits.double() - expected).abs().amax(1) / expected.abs().amax(1).clamp_min(tiny)
+    of_logits = logits_error(found.logits, truth.logits)
     errors = []
     for score, told, true_score in zip(found.scores, found.told, truth.scores, strict=True):
         expected = true_score.double()
         error = (score.double() - expected).abs() / expected.abs().clamp_min(tiny)
         errors.append(of_logits.maximum(error if told is None else error.where(told, 0)))
     return torch.stack(errors or [of_logits])
+
+
+def logits_error(logits: Tensor, truth: Tensor) -> Tensor:
+    """Returns by how much each image's logits (N, C) are off, relative to the largest of them: (N,), float64."""
+    tiny = torch.finfo(torch.float64).tiny
+    truth = truth.double()
+    return (logits.double() - truth).abs().amax(1) / truth.abs().amax(1).clamp_min(tiny)
 
 
 def _alike(few: Truth, many: Truth) -> bool:
