@@ -85,16 +85,21 @@ class Verifier:
         errors = _errors(found, own)
         allowed = torch.full_like(errors, max(1e-3, lost(own.logits)))
         if not bool((errors <= allowed).all()):
-            truth = self._exact(x)
+            truth = self.exact(x)
             errors = _errors(found, truth)
             allowed = allowed.maximum(2 * _errors(of_own, truth))
             if not bool((errors <= allowed).all()):
-                allowed = allowed.maximum(2 * self._sensitivity(x, truth, lost(own.logits)))
+                allowed = allowed.maximum(2 * self.sensitivity(x, truth, lost(own.logits)))
         worst = (errors / allowed).nan_to_num(torch.inf).argmax()
         return float(errors.flatten()[worst]), float(allowed.flatten()[worst])
 
-    def _sensitivity(self, x: Tensor, truth: Truth, size: float) -> Tensor:
-        """As `_errors`: by how much each image's results change if the weights are off by what arithmetic loses."""
+    def sensitivity(self, x: Tensor, truth: Truth, size: float) -> Tensor:
+        """Returns by how much each image's results change, (M, N), if the weights are off by what arithmetic loses.
+
+        Args:
+            x, truth: the batch, and what is `exact` for it.
+            size: what is `lost`.
+        """
         found = torch.zeros_like(_errors(_all_of(truth), truth))
         for seed in range(DISTURBED):
             random = torch.Generator().manual_seed(seed)
@@ -144,11 +149,12 @@ class Verifier:
         if alike and few[1].logits.dtype not in HALVES:  # there, rounding hides a brightness that is halved
             return True
         try:
-            return _alike(self._exact(few[0]), self._exact(many[0]))
+            return _alike(self.exact(few[0]), self.exact(many[0]))
         except GaiaError:  # the model runs in its own dtype alone
             return alike
 
-    def _exact(self, x: Tensor) -> Truth:
+    def exact(self, x: Tensor) -> Truth:
+        """Returns what the reference makes of a batch on a float64 copy of the model."""
         return self._measure(self._wide, x.double())
 
     @cached_property
