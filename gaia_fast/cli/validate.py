@@ -53,8 +53,8 @@ RESULTS = {True: "pass", False: "FAIL", None: "-"}
     "--invariants/--no-invariants",
     default=True,
     show_default=True,
-    help="Whether to ask the first images, beside the figures, everything that must always hold of a detector: that the "
-    "model is left as it was, that bad input is refused, and so on. Up to minutes, to compile.",
+    help="Whether to ask everything else that must always hold of a detector, on the first images: that the model is "
+    "left as it was, that bad input is refused, and so on. Up to minutes, to compile.",
 )
 @json_option
 def validate(
@@ -177,7 +177,7 @@ def _invariants(
     output.print_table(
         "what must always hold of a detector",
         ("invariant", *("\n".join(column) for column in columns)),
-        [(name.replace("_", " "), *(cells.get((name, *column), "-") for column in columns)) for name in INVARIANTS],
+        [(name, *(cells.get((name, *column), "-") for column in columns)) for name in INVARIANTS],
         texts=1 + len(columns),
     )
     reasons: dict[tuple[str, str], list[str]] = {}
@@ -185,7 +185,7 @@ def _invariants(
         if each.passed is not True:
             reasons.setdefault((each.name, each.detail), []).append(f"{each.method} {each.engine}")
     for (name, detail), of in reasons.items():
-        click.echo(f"{name.replace('_', ' ')} ({', '.join(of)}): {detail}")
+        click.echo(f"{name} ({', '.join(of)}): {detail}")
     return results
 
 

@@ -344,7 +344,9 @@ def odd_sizes_of_images_are_right(case: _Case) -> str:
 
 @_invariant
 def any_number_of_images_has_as_many_scores(case: _Case) -> str:
-    for images in range(IMAGES):
+    for images in (1, IMAGES - 1, 0):
+        if images:
+            case.plain(case.x[:images])
         logits, score = case.detector.score(case.x[:images])
         if score.shape != (images,) or logits.shape != (images, case.out.logits.shape[1]):
             raise _Failed(f"{images} images have scores {tuple(score.shape)} and logits {tuple(logits.shape)}")
@@ -355,7 +357,7 @@ def any_number_of_images_has_as_many_scores(case: _Case) -> str:
 def an_image_by_itself_scores_as_in_a_batch(case: _Case) -> str:
     alone, together = case.plain(case.x[:1]), case.plain(case.x)[:1]
     logits = _independent(alone, together)
-    for images in (1, 2):
+    for images in (1, IMAGES - 1):
         seen = case.apart(case.score(case.x[:images]), case.out.score[:images], f"{images} of the images", logits)
     return seen
 
