@@ -127,6 +127,8 @@ def check_detector(
     if example.shape[0] == 0:
         raise ArgumentError("an example of no images shows nothing; give at least one")
     by_method = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(methods, layers)
+    if unknown := by_method.keys() - set(methods):
+        raise ArgumentError(f"layers are named for {sorted(unknown)}, which are not among the methods {tuple(methods)}")
     gaia_a = {
         "head": head,
         "fusion": Fusion.parse(fusion, "fusion"),

@@ -144,7 +144,8 @@ def equal_bits(found: Tensor, expected: Tensor) -> bool:
     """Returns whether two tensors are of one shape, dtype and device, and hold the same bits, NaN or not."""
     if found.shape != expected.shape or found.dtype != expected.dtype or found.device != expected.device:
         return False
-    try:
-        return torch.equal(*(each.detach().contiguous().reshape(-1).view(torch.uint8) for each in (found, expected)))
-    except RuntimeError:  # sparse or quantised: there are no bytes to look at
+    if found.is_quantized or expected.is_quantized:  # there are no bytes to look at
         return torch.equal(found, expected)
+    if found.layout != torch.strided or expected.layout != torch.strided:
+        found, expected = found.to_dense(), expected.to_dense()
+    return torch.equal(*(each.detach().contiguous().reshape(-1).view(torch.uint8) for each in (found, expected)))

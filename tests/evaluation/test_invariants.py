@@ -219,6 +219,7 @@ def test_what_no_engine_takes_is_refused_whatever_is_asked() -> None:
         {"engines": ("export",)},
         {"fusion": "sum"},
         {"example": images(0)},
+        {"layers": {"gaia-a": ["left.1"]}, "methods": ("gaia-z",)},
     ],
     ids=str,
 )
