@@ -4,6 +4,9 @@ Each derives from `GaiaError` and from the built-in class that a caller would ex
 at fault, and says what to do about it. Warnings are here, too.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class GaiaError(Exception):
     """Base of all exceptions of this package."""
@@ -55,6 +58,14 @@ class DataError(GaiaError, ValueError):
 
 class ArgumentError(GaiaError, ValueError):
     """An option has a value that is not one of those allowed."""
+
+
+class InvariantError(GaiaError, AssertionError):
+    """What must always hold of a detector does not, on the user's own model; `results` holds all that was asked."""
+
+    def __init__(self, message: str, results: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.results = list(results)
 
 
 def first_line(error: BaseException) -> str:

@@ -25,6 +25,7 @@ PUBLIC = [
     Gaia,
     *METHODS,
     logit_scores.logit_score,
+    gaia_fast.check_detector,
     gaia_fast.load,
     gaia_fast.read_metadata,
     reference.gaia_z,

@@ -1,6 +1,7 @@
-"""`gaia-fast validate`: every engine, backend, runtime and export against float64, on the user's model and images."""
+"""`gaia-fast validate`: every engine, backend, runtime and export against float64, on the user's model and images; and
+what must always hold of a detector."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +25,11 @@ from gaia_fast.data import ImageSource, load_images
 from gaia_fast.errors import DataError
 from gaia_fast.evaluation import validation
 from gaia_fast.evaluation.image_sets import model_input
+from gaia_fast.evaluation.invariants import INVARIANTS, InvariantResult, check_detector
 from gaia_fast.evaluation.validation import SUBJECTS, TOLERANCE, Check, Validation
+from gaia_fast.options import EngineName
+
+RESULTS = {True: "pass", False: "FAIL", None: "-"}
 
 
 @click.command()
@@ -44,6 +49,13 @@ from gaia_fast.evaluation.validation import SUBJECTS, TOLERANCE, Check, Validati
     show_default=True,
     help="What is checked; repeatable. compiled and export take up to minutes, to compile.",
 )
+@click.option(
+    "--invariants/--no-invariants",
+    default=True,
+    show_default=True,
+    help="Whether to ask everything else that must always hold of a detector, on the first images: that the model is "
+    "left as it was, that bad input is refused, and so on. Up to minutes, to compile.",
+)
 @json_option
 def validate(
     images: str,
@@ -54,6 +66,7 @@ def validate(
     batch_size: int,
     limit: int,
     engines: tuple[str, ...],
+    invariants: bool,
     json_file: Path | None,
 ) -> None:
     """Checks engines, backends, runtimes and exports on your model and IMAGES against plain PyTorch in float64.
@@ -62,17 +75,25 @@ def validate(
     the error that plain PyTorch itself makes in the model's own dtype, whichever is larger. For gaia-z the number of
     non-zero gradients of every channel must also be exactly that of plain PyTorch in the model's dtype; for compiled
     programs, whose folded norms may make units active or inactive that are zero to rounding, it is told. What
-    cannot run here is listed with the reason. The exit code is 1 if a row fails, and 3 if all pass but images could
-    not be read.
+    cannot run here is listed with the reason.
+
+    A second table says whether what must always hold of a detector holds on this model: that a call leaves it as it
+    was, also when it raises; that scores are the same in every call, batch, memory layout and gradient mode; that bad
+    input is refused; that nothing falls back without a word; that decisions and copies agree.
+
+    The exit code is 1 if a row or an invariant fails, and 3 if all pass but images could not be read.
     """
     loaded = model.load(trained=False)
     network = loaded.model
     prepared = preset.of(loaded, scored=False)
     source = load_images(images, prepared, max_pixels)
+    first: list[Tensor] = []
     with output.progress("validating", min(limit, len(source))) as advance:
 
         def batches() -> Iterator[Tensor]:
             for x in _first(source, limit, batch_size, network):
+                if not first:
+                    first.append(x)
                 yield x
                 advance(x.shape[0])
 
@@ -85,18 +106,22 @@ def validate(
             raise
 
     _print(found)
+    held = _invariants(network, first[0], detectors, engines) if invariants else []
+    passed = found.passed and not any(each.passed is False for each in held)
+    click.echo("passed" if passed else "FAILED")
     output.write_json(
         json_file,
         {
             "preprocessing": described(prepared),
-            "passed": found.passed,
+            "passed": passed,
             "tolerance": TOLERANCE,
             **asdict(found),
+            "invariants": [asdict(each) for each in held],
             "unreadable": output.unreadable_record(source.unreadable),
         },
     )
     output.report_unreadable(source.unreadable)
-    if not found.passed:
+    if not passed:
         click.get_current_context().exit(1)
     output.finish(len(source.unreadable))
 
@@ -127,11 +152,45 @@ def _print(found: Validation) -> None:
             f"gaia-z: {found.float64_counts} of {found.channels} channel counts differ between plain PyTorch in "
             f"{found.dtype} and in float64 (activations that are zero to rounding)"
         )
-    click.echo("passed" if found.passed else "FAILED")
+
+
+def _invariants(
+    network: nn.Module, x: Tensor, detectors: DetectorOptions, engines: Sequence[str]
+) -> list[InvariantResult]:
+    """What must always hold of a detector, asked and printed; none where files alone are validated."""
+    asked = [engine for engine in engines if engine in EngineName.values()]
+    if not asked:
+        return []
+    columns = [(method, engine) for method in detectors.methods for engine in asked]
+    with output.progress("asking invariants", len(INVARIANTS) * len(columns)) as advance:
+        results = check_detector(
+            network,
+            x,
+            methods=detectors.methods,
+            layers=detectors.layers,
+            **detectors.gaia_a,
+            engines=asked,
+            on_fail="return",
+            callback=lambda _: advance(1),
+        )
+    cells = {(each.name, each.method, each.engine): RESULTS[each.passed] for each in results}
+    output.print_table(
+        "what must always hold of a detector",
+        ("invariant", *("\n".join(column) for column in columns)),
+        [(name, *(cells.get((name, *column), "-") for column in columns)) for name in INVARIANTS],
+        texts=1 + len(columns),
+    )
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for each in results:
+        if each.passed is not True:
+            reasons.setdefault((each.name, each.detail), []).append(f"{each.method} {each.engine}")
+    for (name, detail), of in reasons.items():
+        click.echo(f"{name} ({', '.join(of)}): {detail}")
+    return results
 
 
 def _row(check: Check) -> tuple[str, ...]:
-    result = {True: "pass", False: "FAIL", None: "cannot run here"}[check.passed]
+    result = "cannot run here" if check.passed is None else RESULTS[check.passed]
     error, limit = (f"{each:.2g}" if each is not None else "-" for each in (check.score_error, check.limit))
     counts = "-" if check.wrong_counts is None else str(check.wrong_counts)
     return check.method, check.engine, check.backend, result, error, limit, counts

@@ -85,16 +85,21 @@ class Verifier:
         errors = _errors(found, own)
         allowed = torch.full_like(errors, max(1e-3, lost(own.logits)))
         if not bool((errors <= allowed).all()):
-            truth = self._exact(x)
+            truth = self.exact(x)
             errors = _errors(found, truth)
             allowed = allowed.maximum(2 * _errors(of_own, truth))
             if not bool((errors <= allowed).all()):
-                allowed = allowed.maximum(2 * self._sensitivity(x, truth, lost(own.logits)))
+                allowed = allowed.maximum(2 * self.sensitivity(x, truth, lost(own.logits)))
         worst = (errors / allowed).nan_to_num(torch.inf).argmax()
         return float(errors.flatten()[worst]), float(allowed.flatten()[worst])
 
-    def _sensitivity(self, x: Tensor, truth: Truth, size: float) -> Tensor:
-        """As `_errors`: by how much each image's results change if the weights are off by what arithmetic loses."""
+    def sensitivity(self, x: Tensor, truth: Truth, size: float) -> Tensor:
+        """Returns by how much each image's results change, (M, N), if the weights are off by what arithmetic loses.
+
+        Args:
+            x, truth: the batch, and what is `exact` for it.
+            size: what is `lost`.
+        """
         found = torch.zeros_like(_errors(_all_of(truth), truth))
         for seed in range(DISTURBED):
             random = torch.Generator().manual_seed(seed)
@@ -144,11 +149,12 @@ class Verifier:
         if alike and few[1].logits.dtype not in HALVES:  # there, rounding hides a brightness that is halved
             return True
         try:
-            return _alike(self._exact(few[0]), self._exact(many[0]))
+            return _alike(self.exact(few[0]), self.exact(many[0]))
         except GaiaError:  # the model runs in its own dtype alone
             return alike
 
-    def _exact(self, x: Tensor) -> Truth:
+    def exact(self, x: Tensor) -> Truth:
+        """Returns what the reference makes of a batch on a float64 copy of the model."""
         return self._measure(self._wide, x.double())
 
     @cached_property
@@ -173,14 +179,20 @@ def _errors(found: Found, truth: Truth) -> Tensor:
     Each score by itself: what one of them loses to rounding is no leave for another.
     """
     tiny = torch.finfo(torch.float64).tiny
-    expected = truth.logits.double()
-    of_logits = (found.logits.double() - expected).abs().amax(1) / expected.abs().amax(1).clamp_min(tiny)
+    of_logits = logits_error(found.logits, truth.logits)
     errors = []
     for score, told, true_score in zip(found.scores, found.told, truth.scores, strict=True):
         expected = true_score.double()
         error = (score.double() - expected).abs() / expected.abs().clamp_min(tiny)
         errors.append(of_logits.maximum(error if told is None else error.where(told, 0)))
     return torch.stack(errors or [of_logits])
+
+
+def logits_error(logits: Tensor, truth: Tensor) -> Tensor:
+    """Returns by how much each image's logits (N, C) are off, relative to the largest of them: (N,), float64."""
+    tiny = torch.finfo(torch.float64).tiny
+    truth = truth.double()
+    return (logits.double() - truth).abs().amax(1) / truth.abs().amax(1).clamp_min(tiny)
 
 
 def _alike(few: Truth, many: Truth) -> bool:

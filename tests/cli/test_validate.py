@@ -8,9 +8,12 @@ from click.testing import Result
 from torch import Tensor
 
 from gaia_fast import GaiaOutput, GaiaZ
+from gaia_fast.evaluation import validation
+from gaia_fast.evaluation.invariants import INVARIANTS
 
 DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
-EAGER = ("--engine", "reference", "--engine", "hooks")  # what need not be compiled
+# The figures alone, of what need not be compiled.
+EAGER = ("--engine", "reference", "--engine", "hooks", "--no-invariants")
 
 
 def read() -> Any:
@@ -19,7 +22,7 @@ def read() -> Any:
 
 
 def test_passes(run: Callable[..., Result], digits_npz: Path) -> None:
-    few = ("--limit", "5", "--batch-size", "3", "--method", "gaia-z")
+    few = ("--limit", "5", "--batch-size", "3", "--method", "gaia-z", "--no-invariants")
     found = run("validate", digits_npz, *DIGITS, *few, "--json", "out.json")
     assert found.exit_code == 0
     assert found.stdout.splitlines()[-1] == "passed"
@@ -33,6 +36,7 @@ def test_passes(run: Callable[..., Result], digits_npz: Path) -> None:
     for check in record["checks"]:
         if check["passed"] is None:
             assert f"{check['method']}, {check['engine']}, {check['backend']}: {check['reason']}" in found.stdout
+    assert record["invariants"] == []
     assert "plain PyTorch in float32 is itself off by" in found.stdout
     assert f"of {record['channels']} channel counts differ" in found.stdout
 
@@ -94,5 +98,60 @@ def test_layers_and_options_reach_the_checks(run: Callable[..., Result], digits_
 def test_what_is_checked_can_be_chosen(run: Callable[..., Result], digits_folder: Path) -> None:
     arguments = ("--method", "gaia-a", "--limit", "2", "--engine", "hooks", "--json", "out.json")
     assert run("validate", digits_folder, *DIGITS, *arguments).exit_code == 0
-    assert {check["engine"] for check in read()["checks"]} == {"hooks"}
+    for asked in ("checks", "invariants"):
+        assert {check["engine"] for check in read()[asked]} == {"hooks"}
+        assert {check["method"] for check in read()[asked]} == {"gaia-a"}
     assert run("validate", digits_folder, *DIGITS, "--engine", "fast").exit_code == 2
+
+
+def test_invariants_are_asked_on_the_first_images(run: Callable[..., Result], digits_npz: Path) -> None:
+    few = ("--limit", "5", "--batch-size", "3", "--method", "gaia-z", "--layers", "last_stage")
+    engines = ("--engine", "reference", "--engine", "hooks")
+    found = run("validate", digits_npz, *DIGITS, *engines, *few, "--json", "out.json")
+    assert found.exit_code == 0, found.output
+    asked = read()["invariants"]
+    assert {(each["name"], each["engine"]) for each in asked} == {
+        (name, engine) for name in INVARIANTS for engine in ("reference", "hooks")
+    }
+    assert {each["passed"] for each in asked} == {True, None}
+    table = found.stdout[found.stdout.index("what must always hold of a detector") :]
+    assert "training_mode_is_refused" in table
+    for each in asked:
+        if each["passed"] is None:
+            assert f"{each['name']} (gaia-z {each['engine']}): {each['detail']}" in table
+    assert found.stdout.splitlines()[-1] == "passed"
+
+
+def test_an_invariant_that_does_not_hold_fails(
+    run: Callable[..., Result], digits_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = GaiaZ.score
+
+    def score(self: GaiaZ, x: Tensor, **options: Any) -> GaiaOutput:
+        out = right(self, x, **options)
+        return out._replace(score=out.score * 1.01) if x.shape[0] == 1 else out
+
+    monkeypatch.setattr(GaiaZ, "score", score)
+    arguments = ("--engine", "hooks", "--limit", "4", "--method", "gaia-z", "--json", "out.json")
+    found = run("validate", digits_npz, *DIGITS, *arguments)
+    assert found.exit_code == 1
+    assert found.stdout.splitlines()[-1] == "FAILED"
+    assert "an_image_by_itself_scores_as_in_a_batch (gaia-z hooks): 1 of the images: scores are" in found.stdout
+    record = read()
+    assert record["passed"] is False
+    assert all(check["passed"] is not False for check in record["checks"])  # in batches of 4, all is right
+    assert [each["name"] for each in record["invariants"] if each["passed"] is False] == [
+        "an_image_by_itself_scores_as_in_a_batch"
+    ]
+    assert run("validate", digits_npz, *DIGITS, *arguments, "--no-invariants").exit_code == 0
+
+
+def test_files_alone_have_no_invariants(
+    run: Callable[..., Result], digits_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "FORMATS", (".onnx",))
+    arguments = ("--engine", "export", "--limit", "2", "--method", "gaia-a", "--json", "out.json")
+    found = run("validate", digits_npz, *DIGITS, *arguments)
+    assert found.exit_code == 0, found.output
+    assert read()["invariants"] == []
+    assert "what must always hold" not in found.stdout
