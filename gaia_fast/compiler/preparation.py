@@ -269,13 +269,14 @@ class _Preparation:
         rivals = runtimes.rivals(self.runtime, self.tune, self.x)
         if len(rivals) > 1:
             return self._fastest(program, rivals, dynamic, state)
+        others = runtimes.instead_of(chosen.name) if self.runtime == AUTO else []
         while True:
             try:
                 return self._checked_runner(program, chosen, dynamic, state), chosen
-            except CompilationError as error:
-                if self.runtime != AUTO or chosen.name != Runtime.CUDAGRAPH:
+            except ModelError as error:
+                if not others:
                     raise
-                chosen = Choice(Runtime.EAGER, first_line(error))
+                chosen = Choice(others.pop(0), f"not {chosen.name}: {first_line(error)}")
 
     def _fastest(
         self, program: Program, rivals: list[Runtime], dynamic: bool, state: guards.ModelGuard

@@ -7,6 +7,7 @@ from gaia_fast.compiler.runtimes.choice import (
     choose,
     computes_in,
     conversion,
+    instead_of,
     make_runner,
     rivals,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "choose",
     "computes_in",
     "conversion",
+    "instead_of",
     "make_runner",
     "no_guard",
     "rivals",

@@ -88,6 +88,20 @@ def rivals(requested: str, tune: str, x: Tensor) -> list[Runtime]:
     return [runtime for runtime, obstacle in obstacles.items() if not obstacle]
 
 
+def instead_of(runtime: str) -> list[Runtime]:
+    """Returns the runtimes for "auto" to go on with, in order, where the one chosen does not take a program.
+
+    Or where it rounds otherwise than the reference by too much: Winograd's algorithms do, where many units are zero to
+    rounding.
+    """
+    if runtime == Runtime.CUDAGRAPH:
+        return [Runtime.EAGER]
+    if runtime != Runtime.NATIVE:
+        return []
+    obstacles = {Runtime.ONNXRUNTIME: missing(), Runtime.OPENVINO: openvino.missing()}
+    return [*(each for each, obstacle in obstacles.items() if not obstacle), Runtime.EAGER]
+
+
 def _choose_float32(graph: fx.GraphModule) -> Choice:
     """The runtime for float32 on the CPU, where none is measured."""
     total, ours = operations(graph)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
-from gaia_fast.compiler.runtimes import FixedSizes, Guard, computes_in, no_guard
-from gaia_fast.errors import ArgumentError, BackendError, CompilationError
+from gaia_fast.compiler.runtimes import FixedSizes, Guard, Native, computes_in, no_guard
+from gaia_fast.errors import ArgumentError, BackendError, CompilationError, ModelError
 from gaia_fast.options import Runtime, RuntimeOption
 
 import zoo
@@ -227,3 +227,21 @@ def test_no_warnings_reach_the_user() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GaiaA(zoo.build("parallel"), engine="compiled", runtime="onnxruntime")(zoo.images(2))
+
+
+def test_auto_goes_on_where_native_is_off_by_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Off(Native):
+        def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
+            logits, score, *rest = super().__call__(x, guard)
+            return logits, score * 1.01, *rest
+
+    monkeypatch.setattr("gaia_fast.compiler.runtimes.choice.Native", Off)
+    model, x = zoo.build("parallel"), zoo.images(2)
+    detector = GaiaZ(model, engine="compiled").prepare(x, tune="model")
+    plan = detector.plan(x)
+    assert plan.runtime is not None
+    assert plan.runtime.name in ("onnxruntime", "eager")
+    assert "not native: the program of Parallel under runtime 'native' is off by" in plan.runtime.why
+    torch.testing.assert_close(detector(x), GaiaZ(model, engine="hooks")(x), rtol=1e-5, atol=0)
+    with pytest.raises(ModelError, match="'native' is off by"):
+        GaiaZ(model, engine="compiled", runtime="native").prepare(x)
