@@ -1,4 +1,4 @@
-"""Stages of a network: its maps of one size."""
+"""Names in `layers=` whose layers are seen on images: stages, of maps of one size, and all maps of tokens."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,13 @@ from torch import Tensor, nn
 
 from gaia_fast.errors import LayerError
 from gaia_fast.inspection.feature_maps import feature_maps
-from gaia_fast.inspection.layers import inspected_layers
+from gaia_fast.inspection.layers import InspectedLayer, inspected_layers
+from gaia_fast.inspection.token_maps import TOKEN_MAPS, check_order, token_norms
 from gaia_fast.measurement import FeatureMap
 
 # By the names that `layers=` takes: how many stages, counted from the smallest maps.
 LAST = {"last_stage": 1, "last_two_stages": 2}
+NAMES = (*LAST, TOKEN_MAPS)
 
 
 def stages(maps: Sequence[FeatureMap]) -> list[tuple[str, tuple[int, ...]]]:
@@ -28,11 +30,11 @@ def stages(maps: Sequence[FeatureMap]) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def asked_for(layers: str | Sequence[str] | None, model: nn.Module) -> str | None:
-    """Returns the name in `LAST` that `layers` is, alone, unless the model has a module of that name."""
+    """Returns the name in `NAMES` that `layers` is, alone, unless the model has a module of that name."""
     if layers is not None and not isinstance(layers, Sequence):
         raise LayerError(f"layers={layers!r} names no modules; give a list of names, one name, or None for all norms")
     names = [layers] if isinstance(layers, str) else list(layers or ())
-    if len(names) != 1 or not isinstance(names[0], str) or names[0] not in LAST:
+    if len(names) != 1 or not isinstance(names[0], str) or names[0] not in NAMES:
         return None
     return None if names[0] in dict(model.named_modules()) else names[0]
 
@@ -43,16 +45,36 @@ def layers_of(name: str, maps: Sequence[FeatureMap]) -> list[str]:
     return list(dict.fromkeys(maps[place].layer for place in last))
 
 
-def found_on(name: str, model: nn.Module, x: Tensor) -> list[str]:
-    """Returns the layers that a name in `LAST` stands for, as images `x` show it.
+def candidates(name: str, model: nn.Module) -> list[InspectedLayer]:
+    """Returns the layers among which are those that a name in `NAMES` stands for.
 
     Raises:
-        LayerError: as `inspected_layers` and `feature_maps`.
+        LayerError: there are none. ModelError: as `inspected_layers`.
     """
-    return layers_of(name, feature_maps(model, inspected_layers(model), x))
+    if name != TOKEN_MAPS:
+        return inspected_layers(model)
+    names = token_norms(model)
+    if not names:
+        raise LayerError(
+            f"{type(model).__name__} has no norm over the last axis (nn.LayerNorm(C)), so it gives no maps of tokens; "
+            "leave layers out, or name others"
+        )
+    check_order(model)
+    modules = dict(model.named_modules())
+    return [InspectedLayer(each, modules[each]) for each in names]
+
+
+def found_on(name: str, model: nn.Module, x: Tensor) -> list[str]:
+    """Returns the layers that a name in `NAMES` stands for, as images `x` show it.
+
+    Raises:
+        LayerError: as `candidates` and `feature_maps`. ModelError: as `candidates`.
+    """
+    maps = feature_maps(model, candidates(name, model), x)
+    return list(dict.fromkeys(each.layer for each in maps)) if name == TOKEN_MAPS else layers_of(name, maps)
 
 
 def resolved(layers: str | Sequence[str] | None, model: nn.Module, x: Tensor) -> str | Sequence[str] | None:
-    """Returns `layers`, or for a name in `LAST` what is `found_on` images `x`."""
+    """Returns `layers`, or for a name in `NAMES` what is `found_on` images `x`."""
     name = asked_for(layers, model)
     return layers if name is None else found_on(name, model, x)

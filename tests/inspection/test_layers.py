@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.errors import LayerError
 from gaia_fast.inspection.head import find_head
-from gaia_fast.inspection.layers import inspected_layers, is_normalisation
+from gaia_fast.inspection.layers import inspected_layers
+from gaia_fast.inspection.normalisation import is_normalisation
 
 from zoo import NormAct, Pooled, build, conv_norm, image_size, images
 
