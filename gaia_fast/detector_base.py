@@ -147,13 +147,13 @@ class Detector:
                     tuple(x.shape),
                     feature_maps(self.model, request.layers, images),
                     own.name if own else None,
-                    own.last_name if own else None,
+                    own.last_name if own and request.method.needs_output_component else None,
                     found.engine,
                     found.backend,
                     found.runtime,
                     found.derivations[place] if found.derivations else (),
                     found.programs,
-                    self._stages[place] or "",
+                    stages.described(self._stages[place], request.layers),
                 )
             )
         return found, plans

@@ -20,7 +20,8 @@ def convolutions(model: nn.Module) -> list[str]:
     that makes the logits, and those that weigh channels (squeeze and excitation), whose maps have one position.
 
     Example:
-        >>> convolutions(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1)))
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1))
+        >>> convolutions(model)
         ['0', '2']
     """
     leaves = _leaves(model)
@@ -85,7 +86,7 @@ def _is_activation(module: nn.Module) -> bool:
 def _single_activated(module: nn.Module) -> list[nn.Module]:
     """The only convolution of a block that has an activation, in whatever order they are kept."""
     inside = list(module.children())
-    convolutions = [each for each in inside if isinstance(each, nn.Conv2d)]
+    convolutions: list[nn.Module] = [each for each in inside if isinstance(each, nn.Conv2d)]
     return convolutions if len(convolutions) == 1 and any(map(_is_activation, inside)) else []
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from gaia_fast.errors import LayerError
 from gaia_fast.inspection.feature_maps import feature_maps
 from gaia_fast.inspection.layers import InspectedLayer, inspected_layers
-from gaia_fast.inspection.token_maps import TOKEN_MAPS, check_order, token_norms
+from gaia_fast.inspection.token_maps import TOKEN_MAPS, check_order, token_norms, width
 from gaia_fast.measurement import FeatureMap
 
 # By the names that `layers=` takes: how many stages, counted from the smallest maps.
@@ -78,3 +78,10 @@ def resolved(layers: str | Sequence[str] | None, model: nn.Module, x: Tensor) ->
     """Returns `layers`, or for a name in `NAMES` what is `found_on` images `x`."""
     name = asked_for(layers, model)
     return layers if name is None else found_on(name, model, x)
+
+
+def described(name: str | None, layers: Sequence[InspectedLayer]) -> str:
+    """Returns what a plan says of layers: the name in `NAMES` that they were asked for by, and that tokens are new."""
+    if any(width(layer.module) for layer in layers):
+        return f"{name or 'maps of tokens'}: experimental, see docs/transformers.md"
+    return name or ""
