@@ -37,7 +37,7 @@ class Head:
 
     def check_last(self) -> None:
         """Raises LayerError where the head reads no (N, K, H, W) map, so that GAIA-A has no output component."""
-        if token_maps.channels_come_last(self.last_module):
+        if token_maps.width(self.last_module):
             raise LayerError(
                 f"the head {self.name!r} reads the tokens of {self.last_name!r}, no (N, K, H, W) feature map, so there "
                 "is no A_last, and GAIA-A's output component is not defined; fusion='inner' and 'top1' do without it"
@@ -119,7 +119,7 @@ class _HeadSearch:
 
     def left(self, module: nn.Module, output: object) -> None:
         if isinstance(output, Tensor):
-            if output.ndim == 4 or (output.ndim == 3 and token_maps.width(module)):
+            if output.ndim == 4 or (output.ndim == 3 and token_maps.is_token_norm(module)):
                 self.last = module
             if module in self.before:
                 self.outputs.pop(module, None)

@@ -19,7 +19,7 @@ class InspectedLayer:
 
     The map is the module's output; for a layer that normalises and activates in one module (timm's BatchNormAct2d),
     it is what the first module called inside it reads, so that the map lies before the activation as everywhere else.
-    For a norm over the last axis alone (nn.LayerNorm) it is a map of tokens: see `token_maps`.
+    For a module that works on the last axis alone (nn.LayerNorm, nn.Linear) it is a map of tokens: see `token_maps`.
 
     Attributes:
         name, module: of the model.
@@ -35,15 +35,14 @@ class InspectedLayer:
         """The modules that may be called inside a norm, after it: a norm of the axes turned, inside it, is its own."""
         if not is_normalisation(self.module):
             return ()
-        return tuple(each for each in self.module.children() if not token_maps.width(each))
+        return tuple(each for each in self.module.children() if not token_maps.is_token_norm(each))
 
     def may_have_channels_last(self, output: Tensor) -> bool:
         """Returns whether the last axis of a 4-D output may be that of its channels, for all that is known."""
         if is_normalisation(self.module) or token_maps.width(self.module):
             return False
-        if isinstance(self.module, nn.Linear):
-            return True
-        return output.shape[-1] in {token_maps.width(each) for each in self.module.modules()} - {0}
+        norms = [each for each in self.module.modules() if token_maps.is_token_norm(each)]
+        return output.shape[-1] in map(token_maps.width, norms)
 
     def watch(self, hooks: ForwardHooks, callback: Callable[[nn.Module, Any], Any]) -> None:
         """Calls `callback(module, map)` whenever the layer makes a map; a tensor returned replaces the map."""

@@ -1,8 +1,8 @@
 """Maps of tokens, of transformers: (N, T, C) or (N, H, W, C), whose channels come last. Experimental.
 
-A norm over the last axis alone, such as nn.LayerNorm(C), tells which axis is that of the channels; all axes between it
-and the first, that of the images, are positions: the class token is one of them. docs/transformers.md shows how little
-GAIA-Z tells there.
+A module that works on the last axis alone, nn.LayerNorm(C) or nn.Linear, tells which axis is that of the channels; all
+axes between it and the first, that of the images, are positions: the class token is one of them. docs/transformers.md
+shows how little GAIA-Z tells there.
 """
 
 from collections.abc import Callable
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from gaia_fast.errors import LayerError, ModelError
 from gaia_fast.inspection.normalisation import is_normalisation
 
-TOKEN_MAPS = "token_maps"  # in `layers=`: every layer of the model that gives such a map
+TOKEN_MAPS = "token_maps"  # in `layers=`: of every norm over the last axis
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
+def is_token_norm(module: nn.Module) -> bool:
+    """Returns whether `module` is a norm over the last axis alone."""
+    return isinstance(module, _NORMS) and not is_normalisation(module) and len(module.normalized_shape) == 1
+
+
 def width(module: nn.Module) -> int:
-    """Returns C where `module` is a norm over the last axis alone, of C channels; else 0."""
-    if not isinstance(module, _NORMS) or is_normalisation(module) or len(module.normalized_shape) != 1:
-        return 0
-    return int(module.normalized_shape[0])
-
-
-def channels_come_last(module: nn.Module) -> bool:
-    """Returns whether `module` works on the last axis alone, so that a map that it gives has its channels there."""
-    return width(module) > 0 or isinstance(module, nn.Linear)
+    """Returns C where `module` works on the last axis alone, so that its C channels are there; else 0."""
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    return int(module.normalized_shape[0]) if is_token_norm(module) else 0  # type: ignore[index]
 
 
 def token_norms(model: nn.Module) -> list[str]:
@@ -37,7 +37,7 @@ def token_norms(model: nn.Module) -> list[str]:
         >>> token_norms(nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.GroupNorm(2, 8)))
         ['1']
     """
-    return [name for name, module in model.named_modules() if width(module)]
+    return [name for name, module in model.named_modules() if is_token_norm(module)]
 
 
 def check_order(model: nn.Module) -> None:
@@ -51,7 +51,7 @@ def check_order(model: nn.Module) -> None:
 
 
 def as_map(output: Any, name: str, module: nn.Module) -> Any:
-    """Returns what a norm over the last axis gave as a (N, K, H, W) view: (N, C, T, 1), or (N, C, H, W).
+    """Returns what a module of some `width` gave as a (N, K, H, W) view: (N, C, T, 1), or (N, C, H, W).
 
     Anything but a tensor with positions is returned as it is.
 
@@ -61,7 +61,7 @@ def as_map(output: Any, name: str, module: nn.Module) -> Any:
     channels = width(module)
     if not isinstance(output, Tensor) or output.ndim not in (3, 4) or output.shape[-1] != channels:
         return output
-    own = all(type(module).forward is not each.forward for each in _NORMS)
+    own = all(type(module).forward is not each.forward for each in (*_NORMS, nn.Linear))
     if own and output.ndim == 4 and output.shape[1] == channels:
         raise LayerError(
             f"layer {name!r} gives a map of shape {tuple(output.shape)}, whose channels may be the second axis or the "
@@ -77,7 +77,7 @@ def in_place_of(output: Tensor, replaced: Tensor) -> Tensor:
 
 
 def seen_as_map(name: str, callback: Callable[[nn.Module, Any], Any]) -> Callable[[nn.Module, Any], Any]:
-    """Returns a callback for the output of a norm over the last axis that hands `callback` its `as_map`."""
+    """Returns a callback for the output of a module of some `width` that hands `callback` its `as_map`."""
 
     def see(module: nn.Module, output: Any) -> Any:
         map_ = as_map(output, name, module)
