@@ -71,7 +71,7 @@ def inspected_layers(model: nn.Module, layers: Sequence[str] | None = None) -> l
     if layers is None:
         found = [InspectedLayer(name, module) for name, module in _norms_below("", model)]
         if not found:
-            raise LayerError(proposals.refusal(model, proposals.convolutions(model), listed(_names(model))))
+            raise LayerError(proposals.refusal(model, listed(_names(model))))
         return found
     if not all(isinstance(name, str) for name in layers):
         raise LayerError(f"layers takes names of modules, as in model.named_modules(); got {list(map(type, layers))}")

@@ -1,13 +1,13 @@
 """What to inspect in a model without a normalisation layer: maps of its convolutions, before the activation."""
 
 import re
-from collections.abc import Sequence
-
 from torch import nn
 
 from gaia_fast.inspection import token_maps
 
-MOST = 8  # the last ones: the smallest maps tell most, and a list is to be read
+CONVOLUTIONS = "convolutions"  # in `layers=`: of all of them
+
+MOST = 8  # of a list in a message: the last ones: the smallest maps tell most, and a list is to be read
 
 _ACTIVATION = re.compile(r"relu|elu|silu|swish|mish|tanh|act(ivation)?(?![a-z])", re.IGNORECASE)
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
@@ -41,25 +41,25 @@ def convolutions(model: nn.Module) -> list[str]:
     return fed or ([] if token_maps.token_norms(model) else found)  # of patches, in a transformer: no feature maps
 
 
-def refusal(model: nn.Module, convolutions: Sequence[str], names: Sequence[str]) -> str:
+def refusal(model: nn.Module, names: str) -> str:
     """Returns the message for a model that has no normalisation layer: what else can be inspected.
 
     Args:
         model: the classifier.
-        convolutions: those to propose, in order.
-        names: of all its modules, for where there is nothing to propose.
+        names: of its modules, for where there is nothing to propose.
     """
-    proposed = list(convolutions[-MOST:])
-    how_many = f" (the last {MOST} of {len(convolutions)})" if len(convolutions) > MOST else ""
+    found = convolutions(model)
+    some = found[-MOST:]
     ways = []
-    if proposed:
-        ways.append(f"the maps of convolutions, before the activation: layers={proposed}{how_many}")
+    if found:
+        which = f", or the last {MOST} of the {len(found)}, " if len(found) > MOST else ", which is "
+        ways.append(f"the maps of its convolutions, before the activation: layers={CONVOLUTIONS!r}{which}layers={some}")
     if token_maps.token_norms(model):
         ways.append(
-            f"the maps of tokens of its LayerNorms, layers={token_maps.TOKEN_MAPS!r}: experimental, and GAIA-Z tells "
-            "little there, see docs/transformers.md"
+            f"the maps of tokens of its LayerNorms: layers={token_maps.TOKEN_MAPS!r}, which is experimental, and where "
+            "GAIA-Z tells little (docs/transformers.md)"
         )
-    what = "; or ".join(ways) or f"the modules whose feature maps are to be inspected, layers=[...]; it has {names}"
+    what = "; or ".join(ways) or f"the modules whose feature maps are to be inspected, layers=[...]; it has: {names}"
     return (
         f"{type(model).__name__} has no normalisation layer (BatchNorm2d, GroupNorm, ...) to inspect by default. Name "
         f"{what}"

@@ -1,4 +1,4 @@
-"""Names in `layers=` whose layers are seen on images: stages, of maps of one size, and all maps of tokens."""
+"""Names in `layers=` whose layers are seen on images: stages, of maps of one size; convolutions; maps of tokens."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,13 @@ from torch import Tensor, nn
 from gaia_fast.errors import LayerError
 from gaia_fast.inspection.feature_maps import feature_maps
 from gaia_fast.inspection.layers import InspectedLayer, inspected_layers
+from gaia_fast.inspection.proposals import CONVOLUTIONS, convolutions
 from gaia_fast.inspection.token_maps import TOKEN_MAPS, check_order, token_norms, width
 from gaia_fast.measurement import FeatureMap
 
 # By the names that `layers=` takes: how many stages, counted from the smallest maps.
 LAST = {"last_stage": 1, "last_two_stages": 2}
-NAMES = (*LAST, TOKEN_MAPS)
+NAMES = (*LAST, CONVOLUTIONS, TOKEN_MAPS)
 
 
 def stages(maps: Sequence[FeatureMap]) -> list[tuple[str, tuple[int, ...]]]:
@@ -51,15 +52,14 @@ def candidates(name: str, model: nn.Module) -> list[InspectedLayer]:
     Raises:
         LayerError: there are none. ModelError: as `inspected_layers`.
     """
-    if name != TOKEN_MAPS:
+    if name in LAST:
         return inspected_layers(model)
-    names = token_norms(model)
+    names = token_norms(model) if name == TOKEN_MAPS else convolutions(model)
     if not names:
-        raise LayerError(
-            f"{type(model).__name__} has no norm over the last axis (nn.LayerNorm(C)), so it gives no maps of tokens; "
-            "leave layers out, or name others"
-        )
-    check_order(model)
+        what = "norm over the last axis (nn.LayerNorm(C))" if name == TOKEN_MAPS else "convolution before an activation"
+        raise LayerError(f"{type(model).__name__} has no {what}, which layers={name!r} stands for; name other layers")
+    if name == TOKEN_MAPS:
+        check_order(model)
     modules = dict(model.named_modules())
     return [InspectedLayer(each, modules[each]) for each in names]
 
@@ -71,7 +71,16 @@ def found_on(name: str, model: nn.Module, x: Tensor) -> list[str]:
         LayerError: as `candidates` and `feature_maps`. ModelError: as `candidates`.
     """
     maps = feature_maps(model, candidates(name, model), x)
-    return list(dict.fromkeys(each.layer for each in maps)) if name == TOKEN_MAPS else layers_of(name, maps)
+    if name in LAST:
+        return layers_of(name, maps)
+    # A convolution whose map has one position weighs channels, and comes before no activation of a feature map.
+    found = [each.layer for each in maps if each.area > 1 or name == TOKEN_MAPS]
+    if not found:
+        raise LayerError(
+            f"no convolution of {type(model).__name__} makes a map of more than one position of images of shape "
+            f"{tuple(x.shape)}; give larger ones, or name the layers"
+        )
+    return list(dict.fromkeys(found))
 
 
 def resolved(layers: str | Sequence[str] | None, model: nn.Module, x: Tensor) -> str | Sequence[str] | None:

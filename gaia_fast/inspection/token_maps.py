@@ -6,7 +6,7 @@ shows how little GAIA-Z tells there.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ TOKEN_MAPS = "token_maps"  # in `layers=`: of every norm over the last axis
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
-def is_token_norm(module: nn.Module) -> bool:
+def is_token_norm(module: nn.Module) -> TypeGuard[nn.LayerNorm | nn.RMSNorm]:
     """Returns whether `module` is a norm over the last axis alone."""
     return isinstance(module, _NORMS) and not is_normalisation(module) and len(module.normalized_shape) == 1
 
@@ -27,7 +27,7 @@ def width(module: nn.Module) -> int:
     """Returns C where `module` works on the last axis alone, so that its C channels are there; else 0."""
     if isinstance(module, nn.Linear):
         return module.out_features
-    return int(module.normalized_shape[0]) if is_token_norm(module) else 0  # type: ignore[index]
+    return module.normalized_shape[0] if is_token_norm(module) else 0
 
 
 def token_norms(model: nn.Module) -> list[str]:

@@ -1,6 +1,6 @@
 """What GAIA tells on the maps of tokens of a transformer, beside a network of the paper's kind: docs/transformers.md.
 
-    python benchmarks/transformers.py --results benchmarks/results/transformers.json
+    python benchmarks/token_maps.py --results benchmarks/results/token-maps.json
 
 Trains two small vision transformers (torchvision's) on scikit-learn's digits, one with GELU and one with ReLU, seeded;
 the ResNet is the one that ships with the package. OOD sets are those of the package's demo. A quarter of an hour on
