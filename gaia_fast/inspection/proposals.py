@@ -1,6 +1,7 @@
 """What to inspect in a model without a normalisation layer: maps of its convolutions, before the activation."""
 
 import re
+
 from torch import nn
 
 from gaia_fast.inspection import token_maps
