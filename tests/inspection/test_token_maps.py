@@ -1,6 +1,7 @@
 """Maps of tokens: which axis is that of the channels, what is scored, and what is refused."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gaia_fast import Gaia, GaiaA, GaiaZ
-from gaia_fast.errors import LayerError, ModelError
+from gaia_fast.errors import CompilationError, LayerError, ModelError
 from gaia_fast.reference import relative_error
 
 from deployed import OF_TOKENS, ConvNextLike, LayerNorm2d, SwinLike, VitLike, built
@@ -92,6 +93,26 @@ def test_hidden_units_may_be_named(engine: str) -> None:
     assert found.matrix is not None
     torch.testing.assert_close(found.matrix[:, 0], hidden[0].float().mean(1))
     assert 0 < float(found.matrix.mean()) < 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_maps_that_are_written_in_place_count_as_they_were(engine: str) -> None:
+    class Written(VitLike):
+        def forward(self, x: Tensor, *, by_hand: bool = False) -> Tensor:
+            tokens = self.proj(x).flatten(2).transpose(1, 2)
+            tokens = torch.cat([self.token.expand(len(x), -1, -1), tokens], 1)
+            y = self.norm(tokens)
+            y = y * 2 if by_hand else y.mul_(2)
+            y[:, 0].add_(1.0)
+            return self.head((F.relu(y) if by_hand else F.relu_(y)).mean(1))
+
+    model, x = built(Written), images(3)
+    found = GaiaZ(model, layers=["norm"], **options(engine)).score(x, return_matrix=True)
+    model.forward = partial(model.forward, by_hand=True)
+    (expected,) = by_hand(model, ["norm"], x, "gaia-z")
+    assert found.matrix is not None
+    assert torch.equal(found.matrix[:, 0], expected)
+    assert 0 < float(expected.mean()) < 1
 
 
 def test_several_scores_at_once_and_an_empty_batch() -> None:
@@ -180,3 +201,10 @@ def test_a_norm_that_runs_beside_its_calls_is_seen(engine: str) -> None:
 
     with pytest.raises(ModelError, match="the layers 'norm' ran in a thread of the model's own, or by their `forward`"):
         GaiaZ(built(Twice), layers=["norm"], engine=engine)(images(2))
+
+
+def test_onnx_has_no_attention_backwards_and_names_it() -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (see `make test`)")
+    detector = GaiaZ(built(VitLike), layers="token_maps", engine="compiled", runtime="onnxruntime")
+    with pytest.raises(CompilationError, match=r"cannot be written as ONNX: .*scaled_dot_product.*_backward"):
+        detector.prepare(images(2))
