@@ -154,13 +154,13 @@ class ConvNextLike(nn.Module):
 
     def __init__(self, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 2, 2), norm(8))
-        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.block = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(inplace=True), nn.Linear(16, 8))
-        second = norm(8)
+        self.stem = nn.Sequential(nn.Conv2d(3, 10, 2, 2), norm(10))
+        self.depthwise = nn.Conv2d(10, 10, 3, padding=1, groups=10)
+        self.block = nn.Sequential(nn.LayerNorm(10), nn.Linear(10, 16), nn.ReLU(inplace=True), nn.Linear(16, 10))
+        second = norm(10)
         # After a ReLU in place inside the norm, another would undo what the backward pass of the first needs.
         act = nn.ReLU(inplace=not isinstance(second, LayerNormAct2d))
-        self.downsample = nn.Sequential(second, act, nn.Conv2d(8, 12, 2, 2))
+        self.downsample = nn.Sequential(second, act, nn.Conv2d(10, 12, 2, 2))
         self.fc = nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
