@@ -227,7 +227,9 @@ class GaiaZ(_OneScore):
             torch.compile wrappers are taken off.
         layers: the modules whose feature maps are inspected, by name; a container stands for the normalisation layers
             below it; None for every normalisation layer; "last_stage" or "last_two_stages" for those whose maps are of
-            the smallest size, or the two smallest, on the first images that are given.
+            the smallest size, or the two smallest, on the first images that are given; "convolutions", for a network
+            without norms, for all before an activation; "token_maps" for the LayerNorms of a transformer, whose
+            maps (N, T, C) have T positions, and which is experimental (docs/transformers.md).
         p: order of the norm that aggregates (Fig. 4).
         engine: "hooks", "compiled", "reference", or "auto": hooks until `prepare` was called, compiled from then on.
         backend: "cpu", "triton", "cuda", "torch", or "auto"; see `gaia_fast.backends`.

@@ -229,13 +229,13 @@ class Detector:
                     tuple(x.shape),
                     feature_maps(self.model, request.layers, images),
                     own.name if own else None,
-                    own.last_name if own else None,
+                    own.last_name if own and request.method.needs_output_component else None,
                     found.engine,
                     found.backend,
                     found.runtime,
                     found.derivations[place] if found.derivations else (),
                     found.programs,
-                    self._stages[place] or "",
+                    stages.described(self._stages[place], request.layers),
                 )
             )
         return found, plans
@@ -265,7 +265,11 @@ class Detector:
         requests = []
         for (name, method), asked, stage in zip(self._methods.items(), options.layers, self._stages, strict=True):
             names = asked if stage is None else self._stage_layers.get(stage)
-            inspected = layers.inspected_layers(self.model, names) if method.needs_maps else []
+            inspected = []
+            if method.needs_maps and stage is not None and names is None:
+                inspected = stages.candidates(stage, self.model)
+            elif method.needs_maps:
+                inspected = layers.inspected_layers(self.model, names)
             requests.append(Request(method, tuple(inspected), name))
         self._subject = Subject(self.model, modules, requests, options.head)
         self._engine = make_engine(

@@ -20,7 +20,8 @@ class Plan:
         engine, backend: what was picked, and why.
         runtime: how the compiled program runs, and why; None in the other engines.
         derivations: for each map, how the compiled program gets its entries of Lambda; empty in the other engines.
-        layers: what was asked for by another name than the modules' own, and what it means here; else empty.
+        layers: the other name than the modules' own that was asked for, and whether maps of tokens are among them; else
+            empty.
         programs: how many programs are kept, and at most; the one used least recently goes. Empty in the other engines.
     """
 
@@ -54,7 +55,9 @@ class Plan:
     def _map_lines(self) -> list[str]:
         lines = [f"layers   {self.layers}"] if self.layers else []
         if self.head is not None:
-            lines += [f"head     {self.head}: Phi is its input", f"A_last   output of {self.last}"]
+            lines.append(f"head     {self.head}: Phi is its input")
+        if self.last is not None:
+            lines.append(f"A_last   output of {self.last}")
         width = max([len(each.name) for each in self.maps] + [len("layer")])
         derivations = self.derivations or ("",) * len(self.maps)
         lines.append(f"{'layer':<{width}}  channels  {'map':<9}{'  derivation' if self.derivations else ''}".rstrip())

@@ -128,6 +128,8 @@ def gaia_a(
         checks.check_images(x, model)
         with torch.no_grad():
             where = find_head(model, x, head)
+        if method.needs_output_component:
+            where.check_last()
     trace = _record(model, x, layers, where)
 
     out = None

@@ -27,4 +27,6 @@ def create(name: str) -> nn.Module:
             module.running_var.uniform_(0.5, 1.5)
             if module.weight is not None:  # timm begins training with residual branches at zero, and nobody ends there
                 module.weight.data[module.weight == 0] = 1
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            nn.init.uniform_(module.weight, 0.5, 1.5)  # the sum of what one with equal weights gives is constant
     return model.eval()

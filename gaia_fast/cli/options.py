@@ -356,8 +356,9 @@ def detector_options(
                 multiple=True,
                 metavar="[METHOD=]NAMES",
                 help="Inspected modules, separated by commas; a container stands for the normalisation layers in it, "
-                "last_stage and last_two_stages for those of the smallest maps. Repeatable; gaia-a=layer3,layer4 is "
-                "for that method alone. Default: all normalisation layers.",
+                "last_stage and last_two_stages for those of the smallest maps, convolutions for all before an "
+                "activation, token_maps for the LayerNorms of a transformer (experimental). Repeatable; "
+                "gaia-a=layer3,layer4 is for that method alone. Default: all normalisation layers.",
             ),
             click.option(
                 "--fusion", type=click.Choice(Fusion.values()), help="gaia-a: the row of Table 3.  [default: division]"

@@ -39,8 +39,17 @@ class Subject:
         self._heads = HeadFinder(model, self.modules, head, self.passes)
 
     def head(self, x: Tensor) -> Head | None:
-        """Returns the head for images like `x`; None where no method needs one."""
-        return self._heads.find(x) if any(each.method.needs_head for each in self.requests) else None
+        """Returns the head for images like `x`; None where no method needs one.
+
+        Raises:
+            LayerError: there is none, or one without the A_last that a method needs.
+        """
+        if not any(each.method.needs_head for each in self.requests):
+            return None
+        head = self._heads.find(x)
+        if any(each.method.needs_output_component for each in self.requests):
+            head.check_last()
+        return head
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from gaia_fast.inspection.layers import InspectedLayer, around_hooks
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
 NORM_NODES = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "NativeGroupNormBackward0")
 _COMPILED = "CompiledFunction"
+# Of nn.LayerNorm and what is made of it, which turn axes around it, so that what they return may be a view.
+_LAYER_NORM = "NativeLayerNormBackward0"
 
 
 def check_norms(logits: Tensor, layers: Sequence[InspectedLayer], calls: Counter[InspectedLayer]) -> None:
@@ -27,7 +29,8 @@ def check_norms(logits: Tensor, layers: Sequence[InspectedLayer], calls: Counter
         layers: all that are inspected.
         calls: for each layer that hooks were called for, how many of the calls left a node in the graph.
     """
-    found = [node for node in _nodes(logits) if (kind := node.name()) in NORM_NODES or kind.startswith(_COMPILED)]
+    norms = (*NORM_NODES, _LAYER_NORM)
+    found = [node for node in _nodes(logits) if (kind := node.name()) in norms or kind.startswith(_COMPILED)]
     if not found:
         return
     owners = {
@@ -39,7 +42,7 @@ def check_norms(logits: Tensor, layers: Sequence[InspectedLayer], calls: Counter
     hidden = [
         layer.name
         for layer, count in ran.items()
-        if count > calls[layer] and (layer not in calls or type(layer.module) in NORMS)
+        if count > calls[layer] and (layer not in calls or type(layer.module) in (*NORMS, nn.LayerNorm))
     ]
     if any(node.name().startswith(_COMPILED) for node in found):
         hidden += [layer.name for layer in layers if layer not in calls]

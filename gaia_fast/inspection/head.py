@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast.errors import LayerError
-from gaia_fast.inspection import checks, guards
+from gaia_fast.inspection import checks, guards, token_maps
 from gaia_fast.inspection.forward_hooks import ForwardHooks, in_grad_mode
 from gaia_fast.inspection.kept import undisturbed
 from gaia_fast.inspection.layers import find_module, listed
@@ -24,7 +24,8 @@ class Head:
 
     Attributes:
         name, module: the final linear or 1x1-convolution module; Phi is what it reads.
-        last_name, last_module: the last module before it that returns a 4-D tensor: A_last is its output.
+        last_name, last_module: the last module before it that returns a 4-D tensor, or a norm of tokens: A_last is its
+            output, unless that is a map of tokens.
         explicit: whether the user named it, rather than it being found.
     """
 
@@ -33,6 +34,14 @@ class Head:
     last_name: str
     last_module: nn.Module
     explicit: bool = False
+
+    def check_last(self) -> None:
+        """Raises LayerError where the head reads no (N, K, H, W) map, so that GAIA-A has no output component."""
+        if token_maps.width(self.last_module):
+            raise LayerError(
+                f"the head {self.name!r} reads the tokens of {self.last_name!r}, no (N, K, H, W) feature map, so there "
+                "is no A_last, and GAIA-A's output component is not defined; fusion='inner' and 'top1' do without it"
+            )
 
 
 def find_head(model: nn.Module, x: Tensor, head: str | nn.Module | None) -> Head:
@@ -110,7 +119,7 @@ class _HeadSearch:
 
     def left(self, module: nn.Module, output: object) -> None:
         if isinstance(output, Tensor):
-            if output.ndim == 4:
+            if output.ndim == 4 or (output.ndim == 3 and token_maps.is_token_norm(module)):
                 self.last = module
             if module in self.before:
                 self.outputs.pop(module, None)

@@ -6,14 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from gaia_fast.errors import LayerError, ModelError
+from gaia_fast.inspection import proposals, token_maps
 from gaia_fast.inspection.forward_hooks import ForwardHooks
-
-# Normalisation layers that torchvision and timm derive from nn.Module itself.
-_FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
+from gaia_fast.inspection.normalisation import is_normalisation
 
 
 @dataclass(frozen=True)
@@ -22,6 +19,7 @@ class InspectedLayer:
 
     The map is the module's output; for a layer that normalises and activates in one module (timm's BatchNormAct2d),
     it is what the first module called inside it reads, so that the map lies before the activation as everywhere else.
+    For a module that works on the last axis alone (nn.LayerNorm, nn.Linear) it is a map of tokens: see `token_maps`.
 
     Attributes:
         name, module: of the model.
@@ -34,22 +32,26 @@ class InspectedLayer:
 
     @property
     def inner(self) -> tuple[nn.Module, ...]:
-        """The modules that may be called inside a norm."""
-        return tuple(self.module.children()) if is_normalisation(self.module) else ()
+        """The modules that may be called inside a norm, after it: a norm of the axes turned, inside it, is its own."""
+        if not is_normalisation(self.module):
+            return ()
+        return tuple(each for each in self.module.children() if not token_maps.is_token_norm(each))
+
+    def may_have_channels_last(self, output: Tensor) -> bool:
+        """Returns whether the last axis of a 4-D output may be that of its channels, for all that is known."""
+        if is_normalisation(self.module) or token_maps.width(self.module):
+            return False
+        norms = [each for each in self.module.modules() if token_maps.is_token_norm(each)]
+        return output.shape[-1] in map(token_maps.width, norms)
 
     def watch(self, hooks: ForwardHooks, callback: Callable[[nn.Module, Any], Any]) -> None:
         """Calls `callback(module, map)` whenever the layer makes a map; a tensor returned replaces the map."""
         if self.inner:
             hooks.between(self.module, self.inner, callback)
+        elif token_maps.width(self.module):
+            hooks.after(self.module, token_maps.seen_as_map(self.name, callback))
         else:
             hooks.after(self.module, callback)
-
-
-def is_normalisation(module: nn.Module) -> bool:
-    """Returns whether `module` is a normalisation layer whose output can be a (N, K, H, W) feature map."""
-    if isinstance(module, (_BatchNorm, nn.GroupNorm, _InstanceNorm)):
-        return not isinstance(module, nn.BatchNorm1d)
-    return any(base.__name__ in _FROZEN_NORMS for base in type(module).__mro__)
 
 
 def inspected_layers(model: nn.Module, layers: Sequence[str] | None = None) -> list[InspectedLayer]:
@@ -61,17 +63,15 @@ def inspected_layers(model: nn.Module, layers: Sequence[str] | None = None) -> l
             normalisation layer below it.
 
     Raises:
-        LayerError: a name that matches nothing (near matches are listed), or nothing to inspect.
+        LayerError: a name that matches nothing (near matches are listed), or nothing to inspect (what could be is
+            proposed). ModelError: maps of tokens are asked for, and their axes are in another order.
     """
     if isinstance(layers, str):
         layers = [layers]
     if layers is None:
         found = [InspectedLayer(name, module) for name, module in _norms_below("", model)]
         if not found:
-            raise LayerError(
-                f"{type(model).__name__} has no normalisation layer (BatchNorm2d, GroupNorm, ...) to inspect; name the "
-                f"modules whose feature maps are to be inspected, layers=[...]. It has: {listed(_names(model))}"
-            )
+            raise LayerError(proposals.refusal(model, listed(_names(model))))
         return found
     if not all(isinstance(name, str) for name in layers):
         raise LayerError(f"layers takes names of modules, as in model.named_modules(); got {list(map(type, layers))}")
@@ -82,6 +82,8 @@ def inspected_layers(model: nn.Module, layers: Sequence[str] | None = None) -> l
         module = find_module(model, name)
         below = [] if is_normalisation(module) else list(_norms_below(name, module))
         chosen.update((id(each), None) for _, each in (below or [(name, module)]))
+        if token_maps.width(module):
+            token_maps.check_order(model)
     return [InspectedLayer(name, module, True) for name, module in model.named_modules() if id(module) in chosen]
 
 
@@ -164,11 +166,21 @@ def is_feature_map(output: object, layer: InspectedLayer, images: int) -> bool:
         LayerError: it is not, and the layer is explicit.
     """
     if isinstance(output, Tensor) and output.ndim == 4 and output.is_floating_point() and output.shape[0] == images:
+        if layer.explicit and layer.may_have_channels_last(output):
+            raise LayerError(
+                f"layer {layer.name!r} gives a map of shape {tuple(output.shape)} whose channels may come last, not a "
+                f"(N, K, H, W) feature map; leave it out{_norms_of_tokens(layer)}"
+            )
         return True
     if layer.explicit:
         shape = f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
         raise LayerError(
             f"layer {layer.name!r} gives a {type(output).__name__}{shape} for {images} images, not a (N, K, H, W) "
-            "feature map; leave it out"
+            f"feature map; leave it out{_norms_of_tokens(layer)}"
         )
     return False
+
+
+def _norms_of_tokens(layer: InspectedLayer) -> str:
+    inside = [f"{layer.name}.{name}" for name in token_maps.token_norms(layer.module) if name]
+    return f", or name the norms in it, whose maps of tokens are experimental: layers={inside[:8]}" if inside else ""

@@ -16,6 +16,9 @@ Semantics that every version shares:
   graph. Triton compiles when it first meets a kind of map, and its `frobenius` copies the layers' widths to the device
   then: call each once before.
 
+torch.vmap takes them, in one call of a kernel (`gaia_fast.ops.transforms`). They have no derivatives: torch.func.grad
+and its kin are refused, and autograd finds no graph behind a result.
+
 On the CPU, compiled programs are made of two more, `gaia_fast.ops.convolution` and `.active_everywhere`; they have no
 versions for GPUs and are not in PyTorch's registry.
 """

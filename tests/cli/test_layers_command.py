@@ -79,3 +79,29 @@ def test_layer_that_is_not_there(run: Callable[..., Result]) -> None:
     found = run("layers", *DIGITS, "--layers", "layer9", "--layers", "layer4")
     assert found.exit_code == 1
     assert "no module named 'layer9'; did you mean" in found.stderr
+
+
+def test_a_network_without_norms_is_told_what_to_inspect_and_shown_it(run: Callable[..., Result]) -> None:
+    vgg = ("layers", "--model", "deployed:PlainVgg", "--size", "16", "--method", "gaia-z")
+    found = run(*vgg)
+    assert found.exit_code == 1
+    assert "layers='convolutions', which is layers=['features.0', 'features.3', 'features.5']" in found.stderr
+    found = run(*vgg, "--layers", "convolutions")
+    assert [line.split() for line in found.stdout.splitlines()[3:]] == [
+        ["layers", "convolutions"],
+        ["layer", "channels", "map"],
+        ["features.0", "8", "16x16"],
+        ["features.3", "12", "8x8"],
+        ["features.5", "10", "8x8"],
+        ["3", "layers,", "30", "channels"],
+    ]
+
+
+def test_maps_of_tokens_are_shown_as_experimental(run: Callable[..., Result]) -> None:
+    vit = ("layers", "--model", "deployed:VitLike", "--size", "16", "--layers", "token_maps")
+    found = run(*vit, "--method", "gaia-z")
+    assert "layers   token_maps: experimental, see docs/transformers.md" in found.stdout
+    assert "blocks.0.norm1        12  17x1" in found.stdout
+    found = run(*vit)
+    assert found.exit_code == 1
+    assert "fusion='inner' and 'top1' do without it" in found.stderr

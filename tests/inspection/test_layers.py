@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.errors import LayerError
 from gaia_fast.inspection.head import find_head
-from gaia_fast.inspection.layers import inspected_layers, is_normalisation
+from gaia_fast.inspection.layers import inspected_layers
 
-from zoo import NormAct, Pooled, build, conv_norm, image_size, images
+from zoo import Pooled, build, conv_norm, image_size, images
 
 
 def names(model: nn.Module, layers: list[str] | None = None) -> list[str]:
@@ -21,26 +21,6 @@ def test_every_norm_by_default() -> None:
     assert len(names(build("resnet34"))) == 36
     assert len(names(build("wrn_40_2"))) == 37
     assert names(build("group_norm")) == ["trunk.1", "trunk.4"]
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        nn.BatchNorm2d(4),
-        nn.SyncBatchNorm(4),
-        nn.GroupNorm(2, 4),
-        nn.InstanceNorm2d(4),
-        NormAct(4),
-        type("FrozenBatchNorm2d", (nn.Module,), {})(),
-    ],
-)
-def test_what_a_norm_is(module: nn.Module) -> None:
-    assert is_normalisation(module)
-
-
-@pytest.mark.parametrize("module", [nn.BatchNorm1d(4), nn.LayerNorm(4), nn.ReLU(), nn.Conv2d(3, 4, 1)])
-def test_what_a_norm_is_not(module: nn.Module) -> None:
-    assert not is_normalisation(module)
 
 
 def test_a_container_stands_for_the_norms_below_it() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from gaia_fast.compiler.frontend.attributes import put_back
 from gaia_fast.compiler.frontend.example_batch import export_arguments
 from gaia_fast.compiler.frontend.functionalization import functional
+from gaia_fast.compiler.frontend.regions import inline_regions
 from gaia_fast.compiler.ir.marks import LAST, MAP, MARK, PHI
 from gaia_fast.compiler.pipeline import RETURN_POOL_INDICES, run_passes
 from gaia_fast.errors import CompilationError, GaiaError, first_line
@@ -139,8 +140,11 @@ def _export(model: nn.Module, x: Tensor, dynamic: bool, layers: list[InspectedLa
             saturating = tuple({str(n.target) for n in exported.graph.nodes if n.target in _SATURATING})
             graph = exported.module(check_guards=False)
             assert isinstance(graph, fx.GraphModule)
+            inline_regions(graph)
             if not functional(graph):
                 graph = exported.run_decompositions({}).module(check_guards=False)
+                assert isinstance(graph, fx.GraphModule)
+                inline_regions(graph)
     except GaiaError:
         raise
     except Exception as error:

@@ -54,8 +54,11 @@ def to_onnx(graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dy
                 verbose=False,
             )
     except Exception as error:
+        cause: BaseException = error  # the innermost one names the operator
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         raise CompilationError(
-            f"the program cannot be written as ONNX: {first_line(error)}; use another runtime or format"
+            f"the program cannot be written as ONNX: {first_line(cause)}; use another runtime or format"
         ) from error
     assert converted is not None
     return converted.model_proto

@@ -1,9 +1,11 @@
 """Channel moments of a gradient: what Eq. 10 and 11 of the paper reduce each map to."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from gaia_fast.ops import maps
+from gaia_fast.ops import maps, transforms
 from gaia_fast.ops.library import define_op, implementation, is_traced
 
 
@@ -55,4 +57,10 @@ def _fake(g: Tensor, backend: str | None = None) -> Tensor:
     return maps.moments_buffer(g)
 
 
-define_op("channel_moments", _eager, _fake)
+def _batched(
+    op: Callable[..., Tensor], times: int, dims: transforms.Dims, g: Tensor, backend: str | None
+) -> tuple[Tensor, int]:
+    return transforms.parted(op(transforms.joined(g, dims[0], times, transforms.IMAGES), backend), times, 1), 1
+
+
+define_op("channel_moments", _eager, _fake, _batched)

@@ -1,6 +1,6 @@
 """The score of Eq. 12 from packed moments."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from math import inf
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gaia_fast.errors import BackendError
-from gaia_fast.ops import maps
+from gaia_fast.ops import maps, transforms
 from gaia_fast.ops.library import define_op, implementation, is_traced
 
 
@@ -109,4 +109,20 @@ def _fake(
     return moments.new_empty(moments.shape[0])
 
 
-define_op("frobenius", _eager, _fake)
+def _batched(
+    op: Callable[..., Tensor],
+    times: int,
+    dims: transforms.Dims,
+    moments: Tensor,
+    widths: Sequence[int],
+    inverse_area: Sequence[float],
+    output_component: Tensor | None,
+    p: float,
+    backend: str | None,
+) -> tuple[Tensor, int]:
+    rows = transforms.joined(moments, dims[0], times, transforms.IMAGES).contiguous()
+    output = transforms.joined(output_component, dims[3], times, transforms.IMAGES)
+    return transforms.parted(op(rows, widths, inverse_area, output, p, backend), times, 0), 0
+
+
+define_op("frobenius", _eager, _fake, _batched)

@@ -1,9 +1,11 @@
 """The backward pass of norm + ReLU fused with the moments of the gradient between the two."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from gaia_fast.ops import maps
+from gaia_fast.ops import maps, transforms
 from gaia_fast.ops.library import define_op, implementation, is_traced
 
 
@@ -81,4 +83,21 @@ def _fake(
     return torch.empty_like(g if y is None else y), maps.moments_buffer(g)
 
 
-define_op("relu_backward_moments", _eager, _fake)
+def _batched(
+    op: Callable[..., tuple[Tensor, Tensor]],
+    times: int,
+    dims: transforms.Dims,
+    g: Tensor,
+    y: Tensor | None,
+    scale: Tensor | None,
+    backend: str | None,
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    into = transforms.of_maps(dims[2])
+    g, y = transforms.joined(g, dims[0], times, into), transforms.joined(y, dims[1], times, into)
+    if into == transforms.CHANNELS:
+        scale = transforms.joined(scale, dims[2], times, 0)
+    grad_in, moments = op(g, y, scale, backend)
+    return (transforms.parted(grad_in, times, into), transforms.parted(moments, times, 1 + into)), (into, 1 + into)
+
+
+define_op("relu_backward_moments", _eager, _fake, _batched)

@@ -1,9 +1,11 @@
 """Norm, residual add and ReLU in the forward direction, fused with the count of active units."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from gaia_fast.ops import maps
+from gaia_fast.ops import maps, transforms
 from gaia_fast.ops.library import define_op, implementation, is_traced
 
 
@@ -86,4 +88,22 @@ def _fake(
     return torch.empty_like(x), _counts_buffer(x)
 
 
-define_op("relu_forward_count", _eager, _fake)
+def _batched(
+    op: Callable[..., tuple[Tensor, Tensor]],
+    times: int,
+    dims: transforms.Dims,
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    backend: str | None,
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    into = transforms.of_maps(dims[1], dims[2])
+    x, residual = transforms.joined(x, dims[0], times, into), transforms.joined(residual, dims[3], times, into)
+    if into == transforms.CHANNELS:
+        scale, shift = transforms.joined(scale, dims[1], times, 0), transforms.joined(shift, dims[2], times, 0)
+    y, nonzero = op(x, scale, shift, residual, backend)
+    return (transforms.parted(y, times, into), transforms.parted(nonzero, times, into)), (into, into)
+
+
+define_op("relu_forward_count", _eager, _fake, _batched)

@@ -1,0 +1,99 @@
+"""The operations under torch.vmap and the other transforms of torch.func.
+
+torch.vmap hands a rule tensors with one dimension more; it joins that of the images, or that of the channels where a
+parameter of the channels is mapped, so that one call of a kernel takes them all. Nothing here can be differentiated,
+and torch.func.grad and its kin would take that for a gradient of zero: they are refused.
+"""
+
+from collections.abc import Callable
+from inspect import Signature
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import FuncTorchInterpreter, VmapInterpreter, retrieve_current_functorch_interpreter
+
+from gaia_fast.errors import BackendError
+
+# Takes the operation, how many times it is mapped, the mapped dimension of each argument, and the arguments; returns
+# the results and their mapped dimensions.
+BatchingRule = Callable[..., tuple[Any, Any]]
+Dims = tuple[int | None, ...]
+
+IMAGES, CHANNELS = 0, 1
+
+
+def of_maps(*parameters: int | None) -> int:
+    """Returns what a map's mapped dimension joins, given that of each parameter of its channels."""
+    return IMAGES if all(dim is None for dim in parameters) else CHANNELS
+
+
+@overload
+def joined(tensor: Tensor, dim: int | None, times: int, into: int) -> Tensor: ...
+@overload
+def joined(tensor: None, dim: int | None, times: int, into: int) -> None: ...
+@overload
+def joined(tensor: Tensor | None, dim: int | None, times: int, into: int) -> Tensor | None: ...
+def joined(tensor: Tensor | None, dim: int | None, times: int, into: int) -> Tensor | None:
+    """Returns a tensor whose mapped dimension is joined with the one at `into`; one that is not mapped is repeated."""
+    if tensor is None:
+        return None
+    if dim is None:
+        tensor = tensor.unsqueeze(into).expand(*tensor.shape[:into], times, *tensor.shape[into:])
+    else:
+        tensor = tensor.movedim(dim, into)
+    return tensor.flatten(into, into + 1)
+
+
+def parted(tensor: Tensor, times: int, at: int) -> Tensor:
+    """Undoes `joined`: the mapped dimension is at `at` again."""
+    return tensor.unflatten(at, (times, tensor.shape[at] // times))
+
+
+def under_transforms(op: Callable[..., Any], signature: Signature, rule: BatchingRule) -> Callable[..., Any]:
+    """Returns what an operation does when it is called under a transform: PyTorch asks for the innermost one.
+
+    Args:
+        op: the operation, to be called again without that transform.
+        signature: its arguments.
+        rule: what torch.vmap does with it.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = tuple(bound.arguments.values())
+        transform = retrieve_current_functorch_interpreter()
+        if isinstance(transform, VmapInterpreter):
+            return _mapped(op, transform, rule, given)
+        _refuse_derivatives(op, transform, given)
+        with transform.lower():
+            return op(*given)
+
+    return call
+
+
+def _mapped(op: Callable[..., Any], transform: VmapInterpreter, rule: BatchingRule, given: tuple[Any, ...]) -> Any:
+    level = transform.level()
+    pairs = [torch._C._functorch._unwrap_batched(x, level) if isinstance(x, Tensor) else (x, None) for x in given]
+    with transform.lower():
+        if all(dim is None for _, dim in pairs):
+            return op(*given)
+        results, dims = rule(op, transform.batch_size(), tuple(dim for _, dim in pairs), *(x for x, _ in pairs))
+    if isinstance(results, Tensor):
+        return torch._C._functorch._add_batch_dim(results, dims, level)
+    return tuple(torch._C._functorch._add_batch_dim(each, dim, level) for each, dim in zip(results, dims, strict=True))
+
+
+def _refuse_derivatives(op: Callable[..., Any], transform: FuncTorchInterpreter, given: tuple[Any, ...]) -> None:
+    """Raises BackendError where a derivative would be taken through the operation, or it is not known what would."""
+    if transform.key() in (TransformType.Grad, TransformType.Jvp):
+        level = transform.level()
+        if not any(torch._C._functorch.maybe_get_level(x) == level for x in given if isinstance(x, Tensor)):
+            return
+        raise BackendError(
+            f"{op} has no derivative, and torch.func.grad, vjp, jvp and their kin would take it for zero; take it out "
+            "of the function that is differentiated"
+        )
+    raise BackendError(f"{op} runs under torch.vmap, and under no other transform: {transform.key()}")
