@@ -22,6 +22,7 @@ from gaia_fast.data.digits import OOD_PICTURES, held_out_digits, ood_set, traini
 from gaia_fast.evaluation.metrics import ood_metrics
 from gaia_fast.logit_scores import logit_score
 from gaia_fast.models import digits_resnet
+from gaia_fast.options import FusionOption
 
 import torchvision_schemas  # noqa: F401  (before torchvision)
 
@@ -57,7 +58,10 @@ def trained(model: nn.Module, epochs: int) -> nn.Module:
 
 
 def rows(
-    network: str, model: nn.Module, layers: dict[str, list[str] | str | None], fusions: Sequence[str] = ("inner",)
+    network: str,
+    model: nn.Module,
+    layers: dict[str, list[str] | str | None],
+    fusions: Sequence[FusionOption] = ("inner",),
 ) -> list[dict[str, object]]:
     """For each score and choice of layers: the AUROC on each OOD set; for GAIA-Z also the share of non-zeros."""
     x, y = held_out_digits()

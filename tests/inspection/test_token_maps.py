@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gaia_fast import Gaia, GaiaA, GaiaZ
 from gaia_fast.errors import CompilationError, LayerError, ModelError
-from gaia_fast.options import EngineOption
+from gaia_fast.options import EngineOption, FusionOption
 from gaia_fast.reference import relative_error
 
 from deployed import OF_TOKENS, ConvNextLike, LayerNorm2d, SwinLike, VitLike, built
@@ -141,7 +141,7 @@ def test_a_network_without_tokens_has_none() -> None:
 @pytest.mark.parametrize("fusion", ["division", "output"])
 @pytest.mark.parametrize("make", [VitLike, SwinLike])
 def test_gaia_a_has_no_output_component_where_the_head_reads_tokens(
-    make: Any, fusion: str, engine: EngineOption
+    make: Any, fusion: FusionOption, engine: EngineOption
 ) -> None:
     model, x = built(make), images(2)
     with pytest.raises(LayerError, match=r"'head' reads the tokens of '\w+'.*fusion='inner' and 'top1'"):
