@@ -135,6 +135,7 @@ def prepare(
             "convert the model: model.to(torch.bfloat16)"
         )
     _refuse_backward_hooks(source.model)
+    runtimes.check_forced(runtime, x)
     plain = x.detach().as_subclass(Tensor).contiguous()
     passes = Passes()
     state = guards.settled(source.modules, lambda: passes.run(source.model, plain, nothing))

@@ -10,7 +10,8 @@ from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.compiler import preparation
 from gaia_fast.compiler.program import Program, build
 from gaia_fast.compiler.sparsity import analyse
-from gaia_fast.errors import CompilationError, LayerError, ModelError
+from gaia_fast.errors import BackendError, CompilationError, LayerError, ModelError
+from gaia_fast.options import RuntimeOption
 
 import zoo
 
@@ -120,3 +121,20 @@ def test_what_saturates_in_place_is_refused_where_zeros_are_counted(activation: 
 def test_a_map_that_nothing_reads_is_refused_by_name(detector: type[GaiaZ] | type[GaiaA]) -> None:
     with pytest.raises(LayerError, match="no gradient reaches the feature map of 'unused'"):
         detector(zoo.Dangling().eval(), engine="compiled", runtime="eager").prepare(zoo.images(2))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "dtype", "message"),
+    [
+        ("cudagraph", torch.float32, "needs a CUDA device"),
+        ("native", torch.float64, "takes float32 images on the CPU, not torch.float64"),
+        ("openvino", torch.float32, "cannot run here: it is not there"),
+    ],
+)
+def test_a_runtime_that_cannot_run_here_is_refused_before_anything_is_captured(
+    monkeypatch: pytest.MonkeyPatch, runtime: RuntimeOption, dtype: torch.dtype, message: str
+) -> None:
+    monkeypatch.setattr(preparation, "capture", lambda *_: pytest.fail("the model was captured"))
+    monkeypatch.setattr("gaia_fast.compiler.runtimes.openvino.missing", lambda: "it is not there")
+    with pytest.raises(BackendError, match=message):
+        GaiaZ(zoo.build("parallel", dtype), engine="compiled", runtime=runtime).prepare(zoo.images(1, dtype=dtype))

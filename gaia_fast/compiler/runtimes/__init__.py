@@ -2,6 +2,7 @@
 
 from gaia_fast.compiler.runtimes.autotuning import version
 from gaia_fast.compiler.runtimes.choice import (
+    check_forced,
     checks_memory,
     checks_results,
     choose,
@@ -20,6 +21,7 @@ __all__ = [
     "Guard",
     "Native",
     "Runner",
+    "check_forced",
     "checks_memory",
     "checks_results",
     "choose",

@@ -11,14 +11,14 @@ from gaia_fast.compiler.onnx.conversion import Conversion, missing, to_onnx
 from gaia_fast.compiler.program import Program
 from gaia_fast.compiler.runtimes import native, openvino
 from gaia_fast.compiler.runtimes.checked import Checks
-from gaia_fast.compiler.runtimes.cudagraph import CudaGraph
+from gaia_fast.compiler.runtimes.cudagraph import CudaGraph, check_cuda
 from gaia_fast.compiler.runtimes.eager import Eager
 from gaia_fast.compiler.runtimes.fixed_sizes import FixedSizes
 from gaia_fast.compiler.runtimes.inductor import Inductor
 from gaia_fast.compiler.runtimes.native import Native
 from gaia_fast.compiler.runtimes.onnxruntime import OnnxRuntime
 from gaia_fast.compiler.runtimes.openvino import OpenVino
-from gaia_fast.compiler.runtimes.runner import Runner
+from gaia_fast.compiler.runtimes.runner import Runner, check_float32_on_cpu
 from gaia_fast.options import AUTO, Runtime, Tune
 
 FLOAT32_ALONE = (Runtime.NATIVE, Runtime.ONNXRUNTIME, Runtime.OPENVINO)
@@ -48,6 +48,17 @@ def computes_in(requested: str, x: Tensor) -> torch.dtype:
     if requested in FLOAT32_ALONE or (requested == AUTO and not tiles):
         return torch.float32
     return x.dtype
+
+
+def check_forced(requested: str, x: Tensor) -> None:
+    """Raises BackendError at once where a runtime that was asked for by its name cannot run here."""
+    if requested in FLOAT32_ALONE:
+        obstacles = {Runtime.NATIVE: native.missing, Runtime.ONNXRUNTIME: missing, Runtime.OPENVINO: openvino.missing}
+        check_float32_on_cpu(
+            requested, obstacles[Runtime(requested)](), x.new_empty(0, dtype=computes_in(requested, x))
+        )
+    elif requested == Runtime.CUDAGRAPH:
+        check_cuda(x)
 
 
 def choose(requested: str, x: Tensor, graph: fx.GraphModule) -> Choice:

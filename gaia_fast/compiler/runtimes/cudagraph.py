@@ -31,8 +31,7 @@ class CudaGraph(FixedSizes):
     """
 
     def __init__(self, graph: fx.GraphModule, example: Tensor, checks: Checks | None = None) -> None:
-        if example.device.type != "cuda":
-            raise BackendError(f"runtime='cudagraph' needs a CUDA device; the images are on {example.device}")
+        check_cuda(example)
 
         def record(images: int) -> Recorded:
             return _faster([run_passes(CUDA, copy_of(graph)), graph], repeated(example, images), checks)
@@ -57,3 +56,9 @@ def _faster(layouts: list[fx.GraphModule], x: Tensor, checks: Checks | None) -> 
         ) from failed[-1]
     first, last = found[0], found[-1]
     return first if first is last or first.milliseconds() <= _SLOWER * last.milliseconds() else last
+
+
+def check_cuda(example: Tensor) -> None:
+    """Raises BackendError unless images are on a CUDA device."""
+    if example.device.type != "cuda":
+        raise BackendError(f"runtime='cudagraph' needs a CUDA device; the images are on {example.device}")
