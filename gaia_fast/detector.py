@@ -1,41 +1,27 @@
 """GaiaA and GaiaZ, of one score each: what a user touches, beside `Gaia`, of several."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
-from gaia_fast import calibration
 from gaia_fast.detector_base import Detector, Options
-from gaia_fast.errors import CalibrationError
 from gaia_fast.inspection.requests import SCORE
 from gaia_fast.method import Method
 from gaia_fast.options import BackendOption, EngineOption, FusionOption, Measure, RuntimeOption, StatisticOption
 from gaia_fast.outputs import GaiaOutput
 from gaia_fast.plan import Plan
+from gaia_fast.scorers import Scorer
 
 
-class _OneScore(Detector):
+class _OneScore(Scorer, Detector):
     """What GaiaA and GaiaZ share: one score, and its threshold."""
 
     def __init__(self, model: nn.Module, method: Method, options: Options) -> None:
         self.method = method
-        self._threshold: float | None = None
         super().__init__(model, {SCORE: method}, options)
-
-    @property
-    def threshold(self) -> float | None:
-        """Scores above it are out of distribution; None before there is one. To set no finite number: ArgumentError."""
-        return self._threshold
-
-    @threshold.setter
-    def threshold(self, value: float | None) -> None:
-        self._threshold = None if value is None else calibration.checked(value)
 
     def score(self, x: Tensor, *, return_matrix: bool = False) -> GaiaOutput:
         """Predicts and scores a batch in one call.
@@ -64,23 +50,6 @@ class _OneScore(Detector):
         (result,) = measured.results
         return GaiaOutput(measured.logits, result.score, result.matrix() if return_matrix else None, self.threshold)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Returns the (N,) float32 scores alone; larger = more out of distribution. See `score`.
-
-        Example:
-            >>> from gaia_fast import GaiaZ
-            >>> from gaia_fast.data.digits import held_out_digits
-            >>> from gaia_fast.models import digits_resnet
-            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
-            >>> detector = GaiaZ(model)
-            >>> torch.equal(detector.predict(x[:4]), detector(x[:4]))
-            True
-        """
-        return self.score(x).score
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.predict(x)
-
     def export(self, path: str | Path, example: Tensor) -> Path:
         """Writes prediction and score as one program to a file that runs without this package, and without Python.
 
@@ -105,11 +74,12 @@ class _OneScore(Detector):
             >>> from gaia_fast.data.digits import held_out_digits
             >>> from gaia_fast.models import digits_resnet
             >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+            >>> import torch
             >>> from tempfile import TemporaryDirectory
             >>> from gaia_fast import load
             >>> with TemporaryDirectory() as folder:
             ...     path = GaiaZ(model).export(f"{folder}/model.onnx", x[:4])
-            ...     logits, score = load(path)(x[:2])
+            ...     logits, score = load(path).score(x[:2])
             >>> torch.allclose(score, GaiaZ(model)(x[:2]))
             True
         """
@@ -121,58 +91,6 @@ class _OneScore(Detector):
             "threshold": "" if self.threshold is None else repr(self.threshold),
         }
         return self._export(path, example, [SCORE], metadata)
-
-    def calibrate(self, loader_or_scores: Iterable[Any], id_tpr: float = 0.95) -> Self:
-        """Sets `threshold` so that at least the share `id_tpr` of in-distribution images is accepted.
-
-        Args:
-            loader_or_scores: in-distribution scores (1-D tensor, array or list), or batches of in-distribution images:
-                a tensor, or an iterable of tensors, (images, labels) pairs or mappings with "data",
-                "image", "images", "x" or "pixel_values".
-            id_tpr: the share to accept.
-
-        Returns:
-            The detector itself.
-
-        Raises:
-            CalibrationError: nothing to calibrate on. GaiaError: as `score`.
-
-        Example:
-            >>> from gaia_fast import GaiaZ
-            >>> from gaia_fast.data.digits import held_out_digits
-            >>> from gaia_fast.models import digits_resnet
-            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
-            >>> detector = GaiaZ(model).calibrate(x[:500])
-            >>> bool((detector(x[:500]) <= detector.threshold).float().mean() >= 0.95)
-            True
-        """
-        scores: Any = loader_or_scores
-        if not calibration.looks_like_scores(loader_or_scores):
-            found = [self.predict(images).cpu() for images in calibration.image_batches(loader_or_scores)]
-            scores = torch.cat(found) if found else []
-        threshold = calibration.threshold_for(scores, id_tpr)
-        calibration.check_informative(scores)
-        self.threshold = threshold
-        return self
-
-    def is_ood(self, x: Tensor) -> Tensor:
-        """Returns the (N,) bool decisions score > threshold (Eq. 1); CalibrationError before `calibrate`.
-
-        Example:
-            >>> from gaia_fast import GaiaZ
-            >>> from gaia_fast.data.digits import held_out_digits
-            >>> from gaia_fast.models import digits_resnet
-            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
-            >>> detector = GaiaZ(model).calibrate(x[:500])
-            >>> detector.is_ood(x[:4]).dtype
-            torch.bool
-        """
-        if self.threshold is None:
-            raise CalibrationError(
-                "there is no threshold yet: call calibrate(...) with in-distribution images or scores, or set "
-                ".threshold"
-            )
-        return self.predict(x) > self.threshold
 
     def plan(self, x: Tensor) -> Plan:
         """Returns what will be done on batches like `x`: inspected maps, head, engine, backend, and why; print it.
@@ -212,6 +130,7 @@ class GaiaZ(_OneScore):
         LayerError, ModelError, ArgumentError, BackendError: see the messages.
 
     Example:
+        >>> import torch
         >>> from gaia_fast import GaiaZ
         >>> from gaia_fast.data.digits import held_out_digits
         >>> from gaia_fast.models import digits_resnet

@@ -50,7 +50,7 @@ def _by_program(runtime: str, draw: Draw, _: Path) -> Score:
 
 def _by_file(name: str, draw: Draw, folder: Path) -> Score:
     run = load(_detector(draw, "compiled", "eager").export(folder / name, draw.example))
-    return lambda x: Found(*run(x))
+    return lambda x: Found(*run.score(x))
 
 
 # What takes a draw, and a folder for files, and returns a function that scores.

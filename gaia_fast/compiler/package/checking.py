@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gaia_fast.compiler.ir.results import ResultNames
-from gaia_fast.compiler.package.reading import load
+from gaia_fast.compiler.package.reading import open_program
 from gaia_fast.compiler.verification import Found, Verifier
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError, first_line
 from gaia_fast.logit_scores import logit_score
@@ -36,7 +36,7 @@ def check_file(
         dynamic: whether it takes any number of them.
     """
     try:
-        run = load(written)
+        run = open_program(written)
         outputs = [
             (images, own, run(images))
             for images, own in verifier.other_batches(x, verifier.reference(x))
