@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from gaia_fast.data.presets import Preset
 from gaia_fast.detector_base import Detector, Options
 from gaia_fast.inspection.requests import SCORE
 from gaia_fast.method import Method
@@ -50,18 +51,26 @@ class _OneScore(Scorer, Detector):
         (result,) = measured.results
         return GaiaOutput(measured.logits, result.score, result.matrix() if return_matrix else None, self.threshold)
 
-    def export(self, path: str | Path, example: Tensor) -> Path:
+    def export(
+        self, path: str | Path, example: Tensor | Sequence[Tensor], *, preset: Preset | str | None = None
+    ) -> Path:
         """Writes prediction and score as one program to a file that runs without this package, and without Python.
 
-        Input "images" (N, C, H, W), any N unless the model fixes it; outputs "logits" (N, C) and "score" (N,) float32.
-        The file's metadata holds the threshold, where there is one, the method and its options, the layers, and the
-        images' sizes and dtype (`gaia_fast.compiler.package.metadata.read_metadata`): look at them, a package itself
-        does not. A file cannot score an image again: where a precondition of GAIA-Z's forward densities is violated,
-        the score is NaN.
+        Input "images" (N, C, H, W), any N unless the model fixes it; outputs "logits" (N, C), "score" (N,) float32 and,
+        where there is a threshold, behind them "is_ood" (N,) bool. The file's metadata holds the threshold, the method
+        and its options, the layers, and the images' sizes and dtype (`gaia_fast.read_metadata`): look at them, a
+        package itself does not. A file cannot score an image again: where a precondition of GAIA-Z's forward densities
+        is violated, the score is NaN, and the image counts as out of distribution. `gaia_fast.load` reads the file.
 
         Args:
             path: "model.onnx", for onnxruntime: standard operators alone; or "model.pt2", an AOTInductor package.
-            example: images as for `prepare`.
+            example: images as for `prepare`; or several such batches, each of another size, for a file that takes
+                all these sizes. An .onnx file chooses among them itself; a package holds the first as "model", another
+                one as "model_HxW", for `AOTIModelPackageLoader(path, name)`.
+            preset: how the file prepares pictures, if it is to: a `gaia_fast.data.Preset`, or the name of one, by which
+                the example was prepared. "images" are then uint8 RGB pictures (N, 3, H, W), those of one batch of one
+                size, which is any where the preset resizes or crops. The pixels are the preset's own, bit for bit. A
+                file cannot refuse pictures that are smaller than the crop: see that they are not; `load` does.
 
         Returns:
             The path.
@@ -83,14 +92,15 @@ class _OneScore(Scorer, Detector):
             >>> torch.allclose(score, GaiaZ(model)(x[:2]))
             True
         """
-        self._check_example(example)
+        examples = self._examples(example)
         (names,) = self._layer_names()
         metadata = {
             "method": json.dumps(asdict(self.method)),
             "layers": json.dumps(names),
             "threshold": "" if self.threshold is None else repr(self.threshold),
         }
-        return self._export(path, example, [SCORE], metadata)
+        thresholds = {} if self.threshold is None else {SCORE: self.threshold}
+        return self._export(path, examples, preset, [SCORE], thresholds, metadata)
 
     def plan(self, x: Tensor) -> Plan:
         """Returns what will be done on batches like `x`: inspected maps, head, engine, backend, and why; print it.

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gaia_fast.compiler.ir.results import decision_name
+from gaia_fast.data.presets import Preset
 from gaia_fast.detector_base import Detector, Layers, Options
 from gaia_fast.errors import ArgumentError
 from gaia_fast.inspection import checks
@@ -145,15 +147,18 @@ class Gaia(JointScorer, Detector):
             matrices = {method.name: results[name].matrix() for name, method in self._methods.items()}
         return GaiaScores(measured.logits, scores, matrices, self._known_thresholds())
 
-    def export(self, path: str | Path, example: Tensor) -> Path:
+    def export(
+        self, path: str | Path, example: Tensor | Sequence[Tensor], *, preset: Preset | str | None = None
+    ) -> Path:
         """Writes prediction and scores as one program to a file that runs without this package, and without Python.
 
         As `GaiaZ.export` does, with one output for each score, in their order, called by its name with "_" for "-":
-        "gaia_z". The metadata's "scores" is JSON: for each score its "output", its "threshold" or null, and for a GAIA
+        "gaia_z"; and behind them one for each score with a threshold, "is_ood_gaia_z". The metadata's "scores" is JSON:
+        for each score its "output", its "threshold" or null, with a threshold the output "decision", and for a GAIA
         score "method", its options, and "layers". A GAIA-Z that a precondition makes unknown is NaN; the others hold.
 
         Args:
-            path, example: as in `GaiaZ.export`.
+            path, example, preset: as in `GaiaZ.export`.
 
         Returns:
             The path.
@@ -174,16 +179,20 @@ class Gaia(JointScorer, Detector):
             >>> torch.allclose(scores["gaia-z"], detector(x[:2])["gaia-z"])
             True
         """
-        self._check_example(example)
+        examples = self._examples(example)
         of_layers = dict(zip(self._methods, self._layer_names(), strict=True))
         described: dict[str, dict[str, Any]] = {}
+        known = self._known_thresholds()
         for name in self.scores:
             output = _output_name(name)
-            described[name] = {"output": output, "threshold": self._known_thresholds().get(name)}
+            described[name] = {"output": output, "threshold": known.get(name)}
+            if name in known:
+                described[name]["decision"] = decision_name(output)
             if output in self._methods:
                 described[name] |= {"method": asdict(self._methods[output]), "layers": of_layers[output]}
         outputs = [_output_name(name) for name in self.scores]
-        return self._export(path, example, outputs, {"scores": json.dumps(described)})
+        thresholds = {_output_name(name): known[name] for name in self.scores if name in known}
+        return self._export(path, examples, preset, outputs, thresholds, {"scores": json.dumps(described)})
 
     def plan(self, x: Tensor) -> JointPlan:
         """Returns what will be done on batches like `x`: engine, backend, and each GAIA score's own plan; print it.

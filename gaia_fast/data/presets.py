@@ -163,6 +163,15 @@ def _pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
+def preset_named(preset: str | Preset) -> Preset:
+    """Returns the preset of a name, or the preset given; ArgumentError where none has the name."""
+    if isinstance(preset, Preset):
+        return preset
+    if preset not in PRESETS:
+        raise ArgumentError(f"There is no preset '{preset}'; choose one of {', '.join(PRESETS)}.")
+    return PRESETS[preset]
+
+
 def from_timm(config: Mapping[str, Any]) -> Preset:
     """Returns how a timm model's images are prepared when it is evaluated.
 

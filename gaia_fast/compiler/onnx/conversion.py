@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from gaia_fast.compiler.frontend.example_batch import export_arguments
 from gaia_fast.compiler.ir.rewriting import copy_of
@@ -33,25 +33,35 @@ def missing() -> str:
     return f"{' and '.join(absent)} not installed: pip install 'gaia-fast[onnx]'" if absent else ""
 
 
-def to_onnx(graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dynamic: bool) -> "onnx.ModelProto":
+def to_onnx(
+    graph: fx.GraphModule,
+    outputs: tuple[str, ...],
+    example: Tensor,
+    dynamic: bool,
+    preprocessing: nn.Module | None = None,
+    any_size: bool = False,
+) -> "onnx.ModelProto":
     """Converts a program, with PyTorch's own exporter.
 
     Args:
         graph: from images, "images", to the outputs.
         outputs: their names.
-        example: images, of which the first is enough.
+        example: what goes in, of which the first is enough: images, or what is preprocessed.
         dynamic: whether the number of images is left open.
+        preprocessing: what makes the graph's images; None where they go in.
+        any_size: whether height and width of what goes in are left open.
 
     Raises:
         CompilationError: PyTorch knows no ONNX operators for a part of it.
     """
-    arguments, sizes = export_arguments(example, dynamic)
+    arguments, sizes = export_arguments(example, dynamic, any_size)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            module: nn.Module = run_passes(ONNX, copy_of(graph))
             converted = torch.onnx.export(
-                run_passes(ONNX, copy_of(graph)),
+                module if preprocessing is None else nn.Sequential(preprocessing, module),
                 arguments,
                 dynamo=True,
                 dynamic_shapes=sizes,

@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -133,6 +133,11 @@ def accepted(path: Path, metadata: Mapping[str, str]) -> Accepted:
             f"{metadata['dtype'][:80]!r}, which are none; export it again"
         )
     return Accepted(tuple(map(tuple, listed)), dtype, metadata.get("device"), preset)
+
+
+def model_name(shapes: Sequence[tuple[int | None, ...]], shape: tuple[int | None, ...]) -> str:
+    """Returns what the program for images of one shape (N, C, H, W), of several, is called in a package."""
+    return "model" if shape == shapes[0] else f"model_{shape[2]}x{shape[3]}"
 
 
 def preset_record(preset: Preset) -> str:

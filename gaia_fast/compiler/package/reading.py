@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gaia_fast.calibration import checked
-from gaia_fast.compiler.package.metadata import Accepted, accepted, read_metadata
+from gaia_fast.compiler.package.metadata import Accepted, accepted, model_name, read_metadata
 from gaia_fast.errors import ArgumentError, BackendError, first_line
 from gaia_fast.method import Method
 from gaia_fast.outputs import GaiaOutput, GaiaScores
@@ -185,9 +185,13 @@ def _onnx_runner(path: Path) -> Run:
 
 
 def _package_runner(path: Path, images: Accepted) -> Run:
-    package = torch._inductor.aoti_load_package(str(path))
+    packages = {
+        sizes[2:]: torch._inductor.package.load_package(str(path), model_name(images.sizes, sizes))
+        for sizes in images.sizes
+    }
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
+        package = packages.get(tuple(x.shape[2:])) or packages[None, None]
         with torch.no_grad():
             return tuple(package(x))
 
