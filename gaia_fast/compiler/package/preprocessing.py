@@ -1,8 +1,8 @@
 """A preset as tensor operators, so that it can be a part of a program: uint8 pictures of any size in.
 
-Pillow resizes each row, rounds to 8 bits, and resizes each column. Its weights are rounded to multiples of 2^-22, so
-that each sum is a whole number of these. Here both are products with matrices of such weights in float64, where the sums
-are exact in any order: the pictures are Pillow's, bit for bit.
+Pillow resizes each row, rounds to 8 bits, and resizes each column. Its weights are multiples of 2^-22, and so are all
+sums. Here both are products with matrices of such weights in float64, where the sums are exact in any order: the
+pictures are Pillow's, bit for bit.
 
 The matrices are made from the pictures' size when the program runs. They are all but empty: a column of the result is
 made of as many columns of the picture as the filter is wide. So columns are taken in blocks, each from the part of the

@@ -185,10 +185,9 @@ def _onnx_runner(path: Path) -> Run:
 
 
 def _package_runner(path: Path, images: Accepted) -> Run:
-    packages = {
-        sizes[2:]: torch._inductor.package.load_package(str(path), model_name(images.sizes, sizes))
-        for sizes in images.sizes
-    }
+    from torch._inductor.package import load_package
+
+    packages = {sizes[2:]: load_package(str(path), model_name(images.sizes, sizes)) for sizes in images.sizes}
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
         package = packages.get(tuple(x.shape[2:])) or packages[None, None]

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._inductor.package import package_aoti
 
 from gaia_fast.compiler.frontend.example_batch import export_arguments
 from gaia_fast.compiler.onnx.conversion import check_size, missing, to_onnx
@@ -152,6 +151,8 @@ def _write_package(
                 exported[0], package_path=str(path), inductor_configs=configuration
             )
             return
+        from torch._inductor.package import package_aoti
+
         configuration["aot_inductor.package"] = True
         files = {}
         for each, program in zip(sized, exported, strict=True):
