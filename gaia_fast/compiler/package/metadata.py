@@ -1,5 +1,6 @@
 """What an exported file says about itself, read without running anything of it."""
 
+import contextlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -151,7 +152,10 @@ def preset_of(record: str) -> Preset:
     if not isinstance(given, dict):
         raise ValueError("it is no JSON object")
     values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in given.items()}
-    return Preset(**values)
+    preset = Preset(**values)
+    with contextlib.suppress(DataError):
+        preset.check_size(1, 1)  # sizes of three numbers show where they are used
+    return preset
 
 
 def _fits(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> bool:

@@ -181,31 +181,33 @@ def check_preset(preset: Preset, images: Tensor) -> None:
             f"{name} makes images of (3, {size[0]}, {size[1]}), and the example's are {tuple(images.shape[1:])}; "
             "prepare the example by the same preset"
         )
+    if not _sizes(preset, images):
+        raise ArgumentError(f"{name} resizes to {preset.resize}, smaller than its crop, {preset.crop}: no picture fits")
 
 
 def pictures_like(preset: Preset, images: Tensor) -> list[Tensor]:
-    """Returns uint8 pictures (N, 3, H, W) that look like these images, in several sizes where the preset takes them.
-
-    Raises:
-        ArgumentError: no picture comes out as large as the preset's crop.
-    """
+    """Returns uint8 pictures (N, 3, H, W) that look like these images, in several sizes where the preset takes them."""
     mean, std = (torch.tensor(each)[:, None, None] for each in (preset.mean, preset.std))
     pixels = ((images.detach().cpu().float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     pictures = [Image.fromarray(each) for each in pixels.permute(0, 2, 3, 1).numpy()]
+    found = []
+    for height, width in _sizes(preset, images):
+        resized = [np.asarray(each.resize((width, height), Image.Resampling.BICUBIC)) for each in pictures]
+        found.append(torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous().to(images.device))
+    return found
+
+
+def _sizes(preset: Preset, images: Tensor) -> list[tuple[int, int]]:
+    """Some sizes of pictures that a preset takes; none where its crop is too large for any."""
     h, w = images.shape[2:]
     sizes = [(h, w)]
     if (preset.resize, preset.crop) != (None, None):
         sizes += [(2 * h, 2 * w), (h + 11, w), (h, w + 5), (h + h // 2, w + w // 2), (3 * h, 2 * w)]
     found = []
-    for height, width in sizes:
+    for size in sizes:
         with contextlib.suppress(DataError):
-            preset.check_size(height, width)
-            resized = [np.asarray(each.resize((width, height), Image.Resampling.BICUBIC)) for each in pictures]
-            found.append(torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous().to(images.device))
-    if not found:
-        raise ArgumentError(
-            f"the preset {preset.name!r} resizes to {preset.resize}, smaller than its crop {preset.crop}"
-        )
+            preset.check_size(*size)
+            found.append(size)
     return found
 
 
