@@ -121,7 +121,7 @@ class Detector:
 
     def _examples(self, example: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """What is to be exported for, checked: images of one size, or of several, each given once."""
-        examples = list(example) if isinstance(example, (list, tuple)) else [example]
+        examples: list[Any] = list(example) if isinstance(example, (list, tuple)) else [example]
         if not examples:
             raise InputError("an example is missing; give images of each size that the file is to be for")
         for each in examples:

@@ -8,11 +8,12 @@ import torch
 from click.testing import Result
 
 from gaia_fast import Gaia
-from gaia_fast.compiler.package.reading import ExportedJointDetector, load
 from gaia_fast.compiler.package.writing import read_metadata
 from gaia_fast.data import load_images
 from gaia_fast.evaluation.image_sets import make_detector, model_input
 from gaia_fast.models import digits_resnet
+
+from exported import load_one, load_several
 
 DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
 
@@ -28,7 +29,7 @@ def test_a_file_that_scores(run: Callable[..., Result], digits_npz: Path, tmp_pa
     assert float(read_metadata(path)["threshold"]) == 2.5
     model = digits_resnet(pretrained=True)
     x = model_input(model, next(load_images(str(digits_npz), "digits").batches(40)).images)
-    score = load(path)(x)
+    score = load_one(path)(x)
     torch.testing.assert_close(score, make_detector(method, model, engine="hooks")(x), rtol=1e-4, atol=0)
 
 
@@ -46,7 +47,7 @@ def test_one_file_of_several_methods(run: Callable[..., Result], digits_npz: Pat
     model = digits_resnet(pretrained=True)
     x = model_input(model, next(load_images(str(digits_npz), "digits").batches(40)).images)
     expected = Gaia(model, scores=("gaia-z", "gaia-a", "msp"))(x)
-    torch.testing.assert_close(load(path)(x), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(load_several(path)(x), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_noise_where_there_are_no_images(run: Callable[..., Result], tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_a_file_that_prepares_pictures_and_decides(
     assert "gaia-z: threshold" in found.stderr
     assert "from 40 images" in found.stderr
     assert "takes uint8 RGB pictures (N, 3, H, W): resize 32x32 (bilinear); mean 0.5, 0.5, 0.5" in found.stderr
-    exported = load(path)
+    exported = load_one(path)
     pictures = np.load(digits_npz)["x"]
     out = exported.score(torch.from_numpy(pictures).permute(0, 3, 1, 2))
     model = digits_resnet(pretrained=True)
@@ -91,8 +92,7 @@ def test_thresholds_of_several_methods_for_several_sizes(
     assert found.exit_code == 0, found.output
     assert "images of noise of (3, 24, 40)" in found.stderr
     assert json.loads(read_metadata(path)["images"]) == [[None, 3, 32, 32], [None, 3, 24, 40]]
-    exported = load(path)
-    assert isinstance(exported, ExportedJointDetector)
+    exported = load_several(path)
     assert exported.thresholds.keys() == {"gaia-z", "msp"}
     assert exported.score(torch.zeros(1, 3, 24, 40)).logits.shape == (1, 10)
 

@@ -59,7 +59,7 @@ class _Axis(NamedTuple):
         length: of the pictures; a symbol where a program is recorded.
         resized: float64 scalar, what it is resized to.
         start: float64 scalar, where the crop begins.
-        count: how long the crop is.
+        crop: how long the crop is.
         scale: a quotient of whole numbers that length / resized is not above.
     """
 
@@ -67,7 +67,7 @@ class _Axis(NamedTuple):
     length: int
     resized: Tensor
     start: Tensor
-    count: int
+    crop: int
     scale: tuple[int, int]
 
 
@@ -82,6 +82,8 @@ class Preprocessing(nn.Module):
 
     def __init__(self, preset: Preset, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
         self.preset, self.dtype = preset, dtype
         self.register_buffer("mean", torch.tensor(preset.mean, device=device)[:, None, None])
         self.register_buffer("std", torch.tensor(preset.std, device=device)[:, None, None])
@@ -114,23 +116,23 @@ class Preprocessing(nn.Module):
         size = self.preset.input_size
         assert size is not None
         axes = []
-        for place, (length, wanted, count, scale) in enumerate(zip(lengths, resized, size, scales, strict=True)):
-            axes.append(_Axis(2 + place, length, wanted, torch.round((wanted - count) / 2), count, scale))
+        for place, (length, wanted, crop, scale) in enumerate(zip(lengths, resized, size, scales, strict=True)):
+            axes.append(_Axis(2 + place, length, wanted, torch.round((wanted - crop) / 2), crop, scale))
         return axes[0], axes[1]
 
     def _cut(self, pixels: Tensor, axis: _Axis) -> Tensor:
-        places = axis.start + torch.arange(axis.count, dtype=torch.float64, device=pixels.device)
+        places = axis.start + torch.arange(axis.crop, dtype=torch.float64, device=pixels.device)
         return pixels.index_select(axis.dim, places.to(torch.int64))
 
     def _resize(self, pixels: Tensor, axis: _Axis) -> Tensor:
         """Resizes along one axis, and rounds to 8 bits: half up."""
-        blocks = [self._block(pixels, axis, first) for first in range(0, axis.count, _BLOCK)]
+        blocks = [self._block(pixels, axis, first) for first in range(0, axis.crop, _BLOCK)]
         sums = torch.cat(blocks, axis.dim)
         return ((sums + 2 ** (_BITS - 1)) / 2**_BITS).floor().clamp(0, 255)
 
     def _block(self, pixels: Tensor, axis: _Axis, first: int) -> Tensor:
         """Sums, times 2^22, for some columns from one on."""
-        count = min(_BLOCK, axis.count - first)
+        count = min(_BLOCK, axis.crop - first)
         values, support = FILTERS[self.preset.interpolation]
         scale = axis.length / axis.resized
         width = scale.clamp_min(1)  # of a pixel of the result, where it is larger than one of the picture

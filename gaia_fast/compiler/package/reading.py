@@ -185,7 +185,7 @@ def _onnx_runner(path: Path) -> Run:
 
 
 def _package_runner(path: Path, images: Accepted) -> Run:
-    from torch._inductor.package import load_package
+    from torch._inductor.package.package import load_package
 
     packages = {sizes[2:]: load_package(str(path), model_name(images.sizes, sizes)) for sizes in images.sizes}
 

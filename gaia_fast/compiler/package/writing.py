@@ -151,10 +151,10 @@ def _write_package(
                 exported[0], package_path=str(path), inductor_configs=configuration
             )
             return
-        from torch._inductor.package import package_aoti
+        from torch._inductor.package.package import package_aoti
 
         configuration["aot_inductor.package"] = True
-        files = {}
+        files: dict[str, Any] = {}
         for each, program in zip(sized, exported, strict=True):
             name = model_name([tuple(other.shape) for other in sized], tuple(each.shape))
             files[name] = torch._inductor.aot_compile(

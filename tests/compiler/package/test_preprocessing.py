@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gaia_fast import Gaia, GaiaA, GaiaZ, load, read_metadata
+from gaia_fast import Gaia, GaiaA, GaiaZ, read_metadata
 from gaia_fast.compiler.package import preprocessing
 from gaia_fast.compiler.package.metadata import preset_of, preset_record
 from gaia_fast.compiler.package.preprocessing import FILTERS, Preprocessing
@@ -18,6 +18,7 @@ from gaia_fast.data import Preset
 from gaia_fast.errors import ArgumentError, CompilationError, InputError
 
 import zoo
+from exported import load_one, load_several
 
 SHORTER = Preset("shorter", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), resize=20, crop=16, interpolation="bicubic")
 STRETCHED = replace(SHORTER, name="stretched", resize=(16, 16), crop=None, interpolation="bilinear")
@@ -85,7 +86,7 @@ def test_onnxruntime_alone_scores_pictures_as_preset_and_detector_do(tmp_path: P
 def test_a_package_takes_pictures_of_any_size(tmp_path: Path) -> None:
     detector = Gaia(zoo.build("parallel"), scores=("gaia-z", "msp"), engine="hooks")
     preset = replace(SHORTER, interpolation="lanczos")
-    exported = load(detector.export(tmp_path / "model.pt2", zoo.images(3), preset=preset))
+    exported = load_several(detector.export(tmp_path / "model.pt2", zoo.images(3), preset=preset))
     for height, width, count in ((16, 16, 1), (41, 30, 3), (17, 100, 2)):
         pictures, given = batch(height, width, count)
         logits, scores = exported.score(given)
@@ -97,7 +98,7 @@ def test_a_package_takes_pictures_of_any_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", [CROPPED, FIXED], ids=lambda preset: preset.name)
 def test_presets_that_do_not_resize(tmp_path: Path, preset: Preset) -> None:
     detector = GaiaZ(zoo.build("parallel"), engine="hooks")
-    exported = load(detector.export(tmp_path / "model.onnx", zoo.images(3), preset=preset))
+    exported = load_one(detector.export(tmp_path / "model.onnx", zoo.images(3), preset=preset))
     for height, width in ((16, 16), (19, 40)):
         pictures, given = batch(height, width)
         if preset is FIXED and (height, width) != (16, 16):
@@ -120,7 +121,7 @@ def test_the_metadata_say_what_is_done_to_pictures(tmp_path: Path) -> None:
 def test_pictures_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     preset = replace(SHORTER, resize=20, crop=(16, 24))
     path = GaiaZ(zoo.build("parallel")).export(tmp_path / "model.onnx", zoo.images(3, 24)[:, :, :16], preset=preset)
-    exported = load(path)
+    exported = load_one(path)
     _, good = batch(16, 24)
     assert exported(good).shape == (2,)
     for bad in (good.float(), good[:, :1], good[0], good[:0], good.permute(0, 2, 3, 1), good.to(torch.int32), None):
