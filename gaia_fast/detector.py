@@ -65,8 +65,8 @@ class _OneScore(Scorer, Detector):
         Args:
             path: "model.onnx", for onnxruntime: standard operators alone; or "model.pt2", an AOTInductor package.
             example: images as for `prepare`; or several such batches, each of another size, for a file that takes
-                all these sizes. An .onnx file chooses among them itself; a package holds the first as "model", another
-                one as "model_HxW", for `AOTIModelPackageLoader(path, name)`.
+                all these sizes, with the weights once for each. An .onnx file chooses among them itself; a package
+                holds the first as "model", another one as "model_HxW", for `AOTIModelPackageLoader(path, name)`.
             preset: how the file prepares pictures, if it is to: a `gaia_fast.data.Preset`, or the name of one, by which
                 the example was prepared. "images" are then uint8 RGB pictures (N, 3, H, W), those of one batch of one
                 size, which is any where the preset resizes or crops. The pixels are the preset's own, bit for bit. A

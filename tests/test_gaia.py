@@ -466,7 +466,7 @@ def test_a_file_has_an_output_for_each_score_and_says_which(tmp_path: Path, endi
     if ending == ".onnx":
         onnx = pytest.importorskip("onnx", reason="onnx is not installed")
         outputs = [each.name for each in onnx.load(path).graph.output]
-        assert outputs == ["logits", "max_logit", "gaia_a", "msp", "gaia_z", "energy"]
+        assert outputs == ["logits", "max_logit", "gaia_a", "msp", "gaia_z", "energy", "is_ood_gaia_a"]
 
 
 def test_a_file_that_is_wrong_in_one_score_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

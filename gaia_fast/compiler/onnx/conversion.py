@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -77,9 +77,9 @@ def to_onnx(
     return converted.model_proto
 
 
-def check_size(model: "onnx.ModelProto") -> None:
+def check_size(models: Sequence["onnx.ModelProto"]) -> None:
     """Raises CompilationError if the weights do not fit into one file: beside it, they would be lost from it."""
-    size = sum(each.ByteSize() for each in model.graph.initializer)
+    size = sum(each.ByteSize() for model in models for each in model.graph.initializer)
     if size > LARGEST:
         raise CompilationError(
             f"the program's weights take {size} bytes, and an ONNX file holds at most {LARGEST}; use .pt2"

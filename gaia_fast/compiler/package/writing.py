@@ -123,10 +123,10 @@ def _write_onnx(
         alone = with_images_in(each.example.dtype, each.program)
         example, any_size = _input(each, preprocessing)
         models.append(to_onnx(alone.graph, alone.outputs, example, each.dynamic, preprocessing, any_size))
+    check_size(models)
     model = models[0] if len(models) == 1 else by_size(models, [tuple(each.example.shape[2:]) for each in sized])
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
-    check_size(model)
     onnx.save(model, path)
 
 
