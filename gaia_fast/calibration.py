@@ -76,6 +76,13 @@ def checked(threshold: Any) -> float:
     return value
 
 
+def decide(scores: Tensor, threshold: float) -> Tensor:
+    """Returns the (N,) bool decisions score > threshold (Eq. 1). A score that is NaN, of an image that a file cannot
+    score, is not known to be at most the threshold: that image is flagged too.
+    """
+    return (scores <= threshold).logical_not()
+
+
 def check_informative(scores: Any) -> None:
     """Raises CalibrationError if several scores are all equal: a threshold between equal scores means nothing."""
     values = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64)

@@ -1,20 +1,17 @@
 """GaiaA and GaiaZ, of one score each: what a user touches, beside `Gaia`, of several."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
-from gaia_fast import calibration
 from gaia_fast.calibration import Calibration
+from gaia_fast.data.presets import Preset
 from gaia_fast.detector_base import Detector, Options
 from gaia_fast.detector_file import SavedDetector
-from gaia_fast.errors import CalibrationError
 from gaia_fast.inspection.requests import SCORE
 from gaia_fast.method import Method
 from gaia_fast.options import (
@@ -28,25 +25,15 @@ from gaia_fast.options import (
 )
 from gaia_fast.outputs import GaiaOutput
 from gaia_fast.plan import Plan
+from gaia_fast.scorers import Scorer
 
 
-class _OneScore(Detector):
+class _OneScore(Scorer, Detector):
     """What GaiaA and GaiaZ share: one score, and its threshold."""
 
     def __init__(self, model: nn.Module, method: Method, options: Options) -> None:
         self.method = method
-        self._threshold: float | None = None
-        self.calibration: Calibration | None = None
         super().__init__(model, {SCORE: method}, options)
-
-    @property
-    def threshold(self) -> float | None:
-        """Scores above it are out of distribution; None before there is one. To set no finite number: ArgumentError."""
-        return self._threshold
-
-    @threshold.setter
-    def threshold(self, value: float | None) -> None:
-        self._threshold = None if value is None else calibration.checked(value)
 
     def score(self, x: Tensor, *, return_matrix: bool = False) -> GaiaOutput:
         """Predicts and scores a batch in one call.
@@ -75,35 +62,26 @@ class _OneScore(Detector):
         (result,) = measured.results
         return GaiaOutput(measured.logits, result.score, result.matrix() if return_matrix else None, self.threshold)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Returns the (N,) float32 scores alone; larger = more out of distribution. See `score`.
-
-        Example:
-            >>> from gaia_fast import GaiaZ
-            >>> from gaia_fast.data.digits import held_out_digits
-            >>> from gaia_fast.models import digits_resnet
-            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
-            >>> detector = GaiaZ(model)
-            >>> torch.equal(detector.predict(x[:4]), detector(x[:4]))
-            True
-        """
-        return self.score(x).score
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.predict(x)
-
-    def export(self, path: str | Path, example: Tensor) -> Path:
+    def export(
+        self, path: str | Path, example: Tensor | Sequence[Tensor], *, preset: Preset | str | None = None
+    ) -> Path:
         """Writes prediction and score as one program to a file that runs without this package, and without Python.
 
-        Input "images" (N, C, H, W), any N unless the model fixes it; outputs "logits" (N, C) and "score" (N,) float32.
-        The file's metadata holds the threshold, where there is one, the method and its options, the layers, and the
-        images' sizes and dtype (`gaia_fast.compiler.package.metadata.read_metadata`): look at them, a package itself
-        does not. A file cannot score an image again: where a precondition of GAIA-Z's forward densities is violated,
-        the score is NaN.
+        Input "images" (N, C, H, W), any N unless the model fixes it; outputs "logits" (N, C), "score" (N,) float32 and,
+        where there is a threshold, behind them "is_ood" (N,) bool. The file's metadata holds the threshold, the method
+        and its options, the layers, and the images' sizes and dtype (`gaia_fast.read_metadata`): look at them, a
+        package itself does not. A file cannot score an image again: where a precondition of GAIA-Z's forward densities
+        is violated, the score is NaN, and the image counts as out of distribution. `gaia_fast.load` reads the file.
 
         Args:
             path: "model.onnx", for onnxruntime: standard operators alone; or "model.pt2", an AOTInductor package.
-            example: images as for `prepare`.
+            example: images as for `prepare`; or several such batches, each of another size, for a file that takes
+                all these sizes, with the weights once for each. An .onnx file chooses among them itself; a package
+                holds the first as "model", another one as "model_HxW", for `AOTIModelPackageLoader(path, name)`.
+            preset: how the file prepares pictures, if it is to: a `gaia_fast.data.Preset`, or the name of one, by which
+                the example was prepared. "images" are then uint8 RGB pictures (N, 3, H, W), those of one batch of one
+                size, which is any where the preset resizes or crops. The pixels are the preset's own, bit for bit. A
+                file cannot refuse pictures that are smaller than the crop: see that they are not; `load` does.
 
         Returns:
             The path.
@@ -116,74 +94,24 @@ class _OneScore(Detector):
             >>> from gaia_fast.data.digits import held_out_digits
             >>> from gaia_fast.models import digits_resnet
             >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
+            >>> import torch
             >>> from tempfile import TemporaryDirectory
             >>> from gaia_fast import load
             >>> with TemporaryDirectory() as folder:
             ...     path = GaiaZ(model).export(f"{folder}/model.onnx", x[:4])
-            ...     logits, score = load(path)(x[:2])
+            ...     logits, score = load(path).score(x[:2])
             >>> torch.allclose(score, GaiaZ(model)(x[:2]))
             True
         """
-        self._check_example(example)
+        examples = self._examples(example)
         (names,) = self._layer_names()
         metadata = {
             "method": json.dumps(asdict(self.method)),
             "layers": json.dumps(names),
             "threshold": "" if self.threshold is None else repr(self.threshold),
         }
-        return self._export(path, example, [SCORE], metadata)
-
-    def calibrate(self, loader_or_scores: Iterable[Any], id_tpr: float = 0.95) -> Self:
-        """Sets `threshold` so that at least the share `id_tpr` of in-distribution images is accepted.
-
-        Args:
-            loader_or_scores: in-distribution scores (1-D tensor, array or list), or batches of in-distribution images:
-                a tensor, or an iterable of tensors, (images, labels) pairs or mappings with "data",
-                "image", "images", "x" or "pixel_values".
-            id_tpr: the share to accept.
-
-        Returns:
-            The detector itself.
-
-        Raises:
-            CalibrationError: nothing to calibrate on. GaiaError: as `score`.
-
-        Example:
-            >>> from gaia_fast import GaiaZ
-            >>> from gaia_fast.data.digits import held_out_digits
-            >>> from gaia_fast.models import digits_resnet
-            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
-            >>> detector = GaiaZ(model).calibrate(x[:500])
-            >>> bool((detector(x[:500]) <= detector.threshold).float().mean() >= 0.95)
-            True
-        """
-        scores: Any = loader_or_scores
-        if not calibration.looks_like_scores(loader_or_scores):
-            found = [self.predict(images).cpu() for images in calibration.image_batches(loader_or_scores)]
-            scores = torch.cat(found) if found else []
-        threshold, calibrated = calibration.threshold_for(scores, id_tpr), Calibration.of(scores, id_tpr)
-        calibration.check_informative(scores)
-        self.threshold, self.calibration = threshold, calibrated
-        return self
-
-    def is_ood(self, x: Tensor) -> Tensor:
-        """Returns the (N,) bool decisions score > threshold (Eq. 1); CalibrationError before `calibrate`.
-
-        Example:
-            >>> from gaia_fast import GaiaZ
-            >>> from gaia_fast.data.digits import held_out_digits
-            >>> from gaia_fast.models import digits_resnet
-            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
-            >>> detector = GaiaZ(model).calibrate(x[:500])
-            >>> detector.is_ood(x[:4]).dtype
-            torch.bool
-        """
-        if self.threshold is None:
-            raise CalibrationError(
-                "there is no threshold yet: call calibrate(...) with in-distribution images or scores, or set "
-                ".threshold"
-            )
-        return self.predict(x) > self.threshold
+        thresholds = {} if self.threshold is None else {SCORE: self.threshold}
+        return self._export(path, examples, preset, [SCORE], thresholds, metadata)
 
     def plan(self, x: Tensor) -> Plan:
         """Returns what will be done on batches like `x`: inspected maps, head, engine, backend, and why; print it.
@@ -242,6 +170,7 @@ class GaiaZ(_OneScore):
         LayerError, ModelError, ArgumentError, BackendError: see the messages.
 
     Example:
+        >>> import torch
         >>> from gaia_fast import GaiaZ
         >>> from gaia_fast.data.digits import held_out_digits
         >>> from gaia_fast.models import digits_resnet

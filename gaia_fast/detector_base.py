@@ -15,9 +15,10 @@ from gaia_fast._version import __version__
 from gaia_fast.calibration import Calibration
 from gaia_fast.compiler.preparation import Prepared
 from gaia_fast.compiler.program_cache import ProgramCache
+from gaia_fast.data.presets import Preset, preset_named
 from gaia_fast.detector_file import SavedDetector
 from gaia_fast.engines import EnginePlan, Subject, export_program, make_engine
-from gaia_fast.errors import InputError
+from gaia_fast.errors import ArgumentError, InputError
 from gaia_fast.inspection import checks, guards, layers, stages
 from gaia_fast.inspection.feature_maps import feature_maps
 from gaia_fast.inspection.fingerprint import Fingerprint
@@ -202,10 +203,37 @@ class Detector:
         self._check(x)
         return self._engine.score(x) if x.shape[0] > 0 else self._measure_nothing(x)
 
-    def _export(self, path: str | Path, example: Tensor, scores: Sequence[str], metadata: Mapping[str, str]) -> Path:
-        """Writes logits and the scores named, in that order, to a file; the example is checked."""
+    def _examples(self, example: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """What is to be exported for, checked: images of one size, or of several, each given once."""
+        examples: list[Any] = list(example) if isinstance(example, (list, tuple)) else [example]
+        if not examples:
+            raise InputError("an example is missing; give images of each size that the file is to be for")
+        for each in examples:
+            self._check_example(each)
+        sizes = [tuple(each.shape[2:]) for each in examples]
+        if len(set(sizes)) < len(sizes):
+            raise InputError(f"the examples are of the sizes {sizes}; give images of each size once")
+        return examples
+
+    def _export(
+        self,
+        path: str | Path,
+        examples: list[Tensor],
+        preset: Preset | str | None,
+        scores: Sequence[str],
+        thresholds: Mapping[str, float],
+        metadata: Mapping[str, str],
+    ) -> Path:
+        """Writes logits, the scores named, and decisions by the thresholds, in that order, to a file."""
         path = Path(path)
-        export_program(self._subject, path, example, {"gaia_fast": __version__, **metadata}, scores)
+        found = None if preset is None else preset_named(preset)
+        if found is not None and len(examples) > 1:
+            raise ArgumentError(
+                f"the preset {found.name!r} makes images of one size, and there are examples of {len(examples)}; give "
+                "those of one size, or no preset"
+            )
+        about = {"gaia_fast": __version__, **metadata}
+        export_program(self._subject, path, examples, about, scores, thresholds, found)
         return path
 
     def _layer_names(self) -> list[list[str]]:

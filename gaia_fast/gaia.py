@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
-from gaia_fast import calibration
 from gaia_fast.calibration import Calibration
+from gaia_fast.compiler.ir.results import decision_name
+from gaia_fast.data.presets import Preset
 from gaia_fast.detector_base import Detector, Layers, Options
 from gaia_fast.detector_file import SavedDetector
-from gaia_fast.errors import ArgumentError, CalibrationError
+from gaia_fast.errors import ArgumentError
 from gaia_fast.inspection import checks
 from gaia_fast.logit_scores import logit_score
 from gaia_fast.method import Method
@@ -33,11 +33,12 @@ from gaia_fast.options import (
 )
 from gaia_fast.outputs import GaiaScores
 from gaia_fast.plan import JointPlan
+from gaia_fast.scorers import JointScorer
 
 SCORES = (*Measure.values(), *LogitScore.values())
 
 
-class Gaia(Detector):
+class Gaia(JointScorer, Detector):
     """Several scores of a batch, whose forward pass they share: GAIA-Z, GAIA-A, and what the logits alone tell.
 
         gaia-z, gaia-a  as in `GaiaZ` and `GaiaA`
@@ -153,31 +154,18 @@ class Gaia(Detector):
             matrices = {method.name: results[name].matrix() for name, method in self._methods.items()}
         return GaiaScores(measured.logits, scores, matrices, self._known_thresholds())
 
-    def predict(self, x: Tensor) -> dict[str, Tensor]:
-        """Returns the scores alone, by name, each (N,) float32; larger = more out of distribution. See `score`.
-
-        Example:
-            >>> from gaia_fast import Gaia
-            >>> from gaia_fast.data.digits import held_out_digits
-            >>> from gaia_fast.models import digits_resnet
-            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
-            >>> sorted(Gaia(model).predict(x[:4]))
-            ['gaia-a', 'gaia-z']
-        """
-        return self.score(x).scores
-
-    def __call__(self, x: Tensor) -> dict[str, Tensor]:
-        return self.predict(x)
-
-    def export(self, path: str | Path, example: Tensor) -> Path:
+    def export(
+        self, path: str | Path, example: Tensor | Sequence[Tensor], *, preset: Preset | str | None = None
+    ) -> Path:
         """Writes prediction and scores as one program to a file that runs without this package, and without Python.
 
         As `GaiaZ.export` does, with one output for each score, in their order, called by its name with "_" for "-":
-        "gaia_z". The metadata's "scores" is JSON: for each score its "output", its "threshold" or null, and for a GAIA
+        "gaia_z"; and behind them one for each score with a threshold, "is_ood_gaia_z". The metadata's "scores" is JSON:
+        for each score its "output", its "threshold" or null, with a threshold the output "decision", and for a GAIA
         score "method", its options, and "layers". A GAIA-Z that a precondition makes unknown is NaN; the others hold.
 
         Args:
-            path, example: as in `GaiaZ.export`.
+            path, example, preset: as in `GaiaZ.export`.
 
         Returns:
             The path.
@@ -194,100 +182,24 @@ class Gaia(Detector):
             >>> detector = Gaia(model, scores=("gaia-z", "msp"))
             >>> with TemporaryDirectory() as folder:
             ...     path = detector.export(f"{folder}/model.onnx", x[:4])
-            ...     logits, gaia_z, msp = load(path)(x[:2])
-            >>> torch.allclose(gaia_z, detector(x[:2])["gaia-z"])
+            ...     logits, scores = load(path).score(x[:2])
+            >>> torch.allclose(scores["gaia-z"], detector(x[:2])["gaia-z"])
             True
         """
-        self._check_example(example)
+        examples = self._examples(example)
         of_layers = dict(zip(self._methods, self._layer_names(), strict=True))
         described: dict[str, dict[str, Any]] = {}
+        known = self._known_thresholds()
         for name in self.scores:
             output = _output_name(name)
-            described[name] = {"output": output, "threshold": self._known_thresholds().get(name)}
+            described[name] = {"output": output, "threshold": known.get(name)}
+            if name in known:
+                described[name]["decision"] = decision_name(output)
             if output in self._methods:
                 described[name] |= {"method": asdict(self._methods[output]), "layers": of_layers[output]}
         outputs = [_output_name(name) for name in self.scores]
-        return self._export(path, example, outputs, {"scores": json.dumps(described)})
-
-    def calibrate(self, loader_or_scores: Any, id_tpr: float = 0.95) -> Self:
-        """Sets `thresholds` so that at least the share `id_tpr` of in-distribution images is accepted by each score.
-
-        Args:
-            loader_or_scores: batches of in-distribution images, as in `GaiaZ.calibrate`; or in-distribution scores, a
-                mapping with (N,) of them for each score.
-            id_tpr: the share to accept.
-
-        Returns:
-            The detector itself.
-
-        Raises:
-            CalibrationError: nothing to calibrate a score on; no threshold is changed. GaiaError: as `score`.
-
-        Example:
-            >>> from gaia_fast import Gaia
-            >>> from gaia_fast.data.digits import held_out_digits
-            >>> from gaia_fast.models import digits_resnet
-            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
-            >>> detector = Gaia(model, scores=("gaia-z", "energy")).calibrate(x[:500])
-            >>> sorted(detector.thresholds)
-            ['energy', 'gaia-z']
-        """
-        thresholds, calibrations = {}, {}
-        for name, scores in self._id_scores(loader_or_scores).items():
-            try:
-                thresholds[name] = calibration.threshold_for(scores, id_tpr)
-                calibrations[name] = Calibration.of(scores, id_tpr)
-                calibration.check_informative(scores)
-            except CalibrationError as error:
-                raise CalibrationError(f"score {name!r}: {error}") from error
-        self.thresholds, self.calibrations = thresholds, calibrations
-        return self
-
-    def _id_scores(self, source: Any) -> dict[str, Any]:
-        if isinstance(source, Mapping):
-            if missing := [name for name in self.scores if name not in source]:
-                raise CalibrationError(
-                    f"there are no calibration scores for {missing}; give some for each of the scores"
-                )
-            return {name: source[name] for name in self.scores}
-        if calibration.looks_like_scores(source):
-            raise CalibrationError(
-                f"calibration scores are given by name, a mapping with some for each of {self.scores}"
-            )
-        found: dict[str, list[Tensor]] = {name: [] for name in self.scores}
-        for images in calibration.image_batches(source):
-            for name, score in self.predict(images).items():
-                found[name].append(score.cpu())
-        return {name: torch.cat(scores) if scores else [] for name, scores in found.items()}
-
-    def is_ood(self, x: Tensor) -> dict[str, Tensor]:
-        """Returns by name the (N,) bool decisions score > threshold (Eq. 1); CalibrationError before `calibrate`.
-
-        Example:
-            >>> from gaia_fast import Gaia
-            >>> from gaia_fast.data.digits import held_out_digits
-            >>> from gaia_fast.models import digits_resnet
-            >>> model, (x, labels) = digits_resnet(pretrained=True), held_out_digits()
-            >>> detector = Gaia(model, scores=("gaia-z", "energy")).calibrate(x[:500])
-            >>> {name: found.dtype for name, found in detector.is_ood(x[:4]).items()}
-            {'gaia-z': torch.bool, 'energy': torch.bool}
-        """
-        if missing := [name for name in self.scores if name not in self.thresholds]:
-            raise CalibrationError(
-                f"there is no threshold yet for {', '.join(missing)}: call calibrate(...) with in-distribution images "
-                "or scores, or set .thresholds"
-            )
-        return self.score(x).is_ood
-
-    def _known_thresholds(self) -> dict[str, float]:
-        """What a user set may be any kind of number, or none."""
-        found = {}
-        for name, value in self.thresholds.items():
-            try:
-                found[name] = calibration.checked(value)
-            except ArgumentError as error:
-                raise ArgumentError(f"score {name!r}: {error}") from error
-        return found
+        thresholds = {_output_name(name): known[name] for name in self.scores if name in known}
+        return self._export(path, examples, preset, outputs, thresholds, {"scores": json.dumps(described)})
 
     def plan(self, x: Tensor) -> JointPlan:
         """Returns what will be done on batches like `x`: engine, backend, and each GAIA score's own plan; print it.

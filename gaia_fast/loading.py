@@ -1,10 +1,9 @@
 """What was saved or exported, ready to score."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import overload
+from typing import TypeAlias, overload
 
-from torch import Tensor, nn
+from torch import nn
 
 from gaia_fast.compiler.package import reading
 from gaia_fast.compiler.package.metadata import FORMATS
@@ -16,20 +15,20 @@ from gaia_fast.inspection import checks
 from gaia_fast.inspection.fingerprint import Fingerprint
 from gaia_fast.inspection.layers import listed
 
+Exported: TypeAlias = reading.ExportedDetector | reading.ExportedJointDetector
+
 _KINDS: dict[str, type[GaiaA | GaiaZ | Gaia]] = {each.__name__: each for each in (GaiaA, GaiaZ, Gaia)}
 
 
 @overload
-def load(path: str | Path) -> Callable[[Tensor], tuple[Tensor, ...]]: ...
+def load(path: str | Path) -> Exported: ...
 
 
 @overload
 def load(path: str | Path, model: nn.Module) -> GaiaA | GaiaZ | Gaia: ...
 
 
-def load(
-    path: str | Path, model: nn.Module | None = None
-) -> Callable[[Tensor], tuple[Tensor, ...]] | GaiaA | GaiaZ | Gaia:
+def load(path: str | Path, model: nn.Module | None = None) -> Exported | GaiaA | GaiaZ | Gaia:
     """Returns a saved detector, for its model; or an exported file, which holds its own.
 
     Both have `score`, `predict`, `is_ood` and `threshold`. A saved detector is prepared anew, from `cache_dir` where it

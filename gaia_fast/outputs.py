@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from typing_extensions import Self
 
+from gaia_fast.calibration import decide
+
 
 class _LogitsAndScore(NamedTuple):
     logits: Tensor
@@ -37,8 +39,8 @@ class GaiaOutput(_LogitsAndScore):
 
     @property
     def is_ood(self) -> Tensor | None:
-        """(N,) bool, score > threshold (Eq. 1); None where no threshold is known."""
-        return None if self.threshold is None else self.score > self.threshold
+        """(N,) bool, score > threshold (Eq. 1), and True where the score is NaN; None where no threshold is known."""
+        return None if self.threshold is None else decide(self.score, self.threshold)
 
 
 class _LogitsAndScores(NamedTuple):
@@ -75,5 +77,6 @@ class GaiaScores(_LogitsAndScores):
 
     @property
     def is_ood(self) -> dict[str, Tensor]:
-        """By name, (N,) bool, score > threshold (Eq. 1), of the scores whose threshold is known."""
-        return {name: score > self.thresholds[name] for name, score in self.scores.items() if name in self.thresholds}
+        """By name, of scores whose threshold is known: (N,) bool, score > threshold (Eq. 1), True where it is NaN."""
+        known = self.thresholds
+        return {name: decide(score, known[name]) for name, score in self.scores.items() if name in known}

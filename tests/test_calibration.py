@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from gaia_fast.calibration import image_batches, looks_like_scores, threshold_for
+from gaia_fast import GaiaOutput, GaiaScores
+from gaia_fast.calibration import decide, image_batches, looks_like_scores, threshold_for
 from gaia_fast.errors import CalibrationError
 
 
@@ -17,6 +18,15 @@ from gaia_fast.errors import CalibrationError
 def test_the_rank_of_the_threshold(count: int, share: float, rank: int) -> None:
     scores = np.random.default_rng(0).permutation(np.arange(1.0, count + 1))
     assert threshold_for(scores, share) == rank
+
+
+def test_a_score_that_is_no_number_counts_as_above_any_threshold() -> None:
+    scores = torch.tensor([1.0, 2.0, math.nan, 3.0])
+    assert decide(scores, 2.0).tolist() == [False, False, True, True]
+    assert GaiaOutput(torch.zeros(4, 2), scores, threshold=2.0).is_ood.tolist() == [False, False, True, True]  # type: ignore[union-attr]
+    assert GaiaScores(torch.zeros(4, 2), {"msp": scores}, thresholds={"msp": 2.0}).is_ood["msp"].tolist() == [
+        False, False, True, True,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.95, 0.99])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gaia_fast import Gaia, GaiaA, GaiaScores, GaiaZ, load, read_metadata, reference
+from gaia_fast import Gaia, GaiaA, GaiaScores, GaiaZ, read_metadata, reference
 from gaia_fast.engines import hooks
 from gaia_fast.errors import (
     ArgumentError,
@@ -26,6 +26,7 @@ from gaia_fast.logit_scores import logit_score
 from gaia_fast.options import RuntimeOption, ScoreOption
 
 import zoo
+from exported import load_several
 
 ALL: tuple[ScoreOption, ...] = ("gaia-z", "gaia-a", "msp", "energy", "max_logit")
 ENGINES: list[dict[str, Any]] = [
@@ -225,22 +226,22 @@ def test_gaia_z_hangs_on_no_precondition_of_layers_that_another_score_inspects(t
     kept = [each.program(x) for each in (alone, both)]
     assert all(each is not None for each in kept)
     assert len(kept[1].program.preconditions) == len(kept[0].program.preconditions)  # type: ignore[union-attr]
-    _, gaia_z, _ = load(both.export(tmp_path / "model.onnx", x))(x)
-    torch.testing.assert_close(gaia_z, alone(x))
+    scores = load_several(both.export(tmp_path / "model.onnx", x))(x)
+    torch.testing.assert_close(scores["gaia-z"], alone(x))
 
 
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
 def test_in_a_file_an_image_without_finite_logits_has_no_score(tmp_path: Path, ending: str) -> None:
     model, x = zoo.build("strided_shortcut"), zoo.images(4)
-    run = load(Gaia(model, scores=ALL).export(tmp_path / f"model{ending}", x))
+    run = load_several(Gaia(model, scores=ALL).export(tmp_path / f"model{ending}", x))
     bad = x.clone()
     bad[1] = torch.nan
     bad[2] *= 1e38
-    logits, *scores = run(bad)
+    logits, scores = run.score(bad)
     lost = (~logits.isfinite()).any(1)
     assert lost.any()
     assert not lost.all()
-    for score in scores:
+    for score in scores.values():
         assert torch.equal(score.isnan(), lost)
 
 
@@ -267,12 +268,12 @@ def test_a_threshold_of_any_kind_of_number_goes_into_a_file(tmp_path: Path, thre
 @pytest.mark.parametrize("ending", [".onnx", ".pt2"])
 def test_in_a_file_such_an_image_has_no_gaia_z_and_all_other_scores(tmp_path: Path, ending: str) -> None:
     model, good, bad = zoo.sometimes_closed()
-    run = load(Gaia(model, scores=("msp", "gaia-z", "gaia-a")).export(tmp_path / f"model{ending}", good))
+    run = load_several(Gaia(model, scores=("msp", "gaia-z", "gaia-a")).export(tmp_path / f"model{ending}", good))
     x = torch.cat([good[:1], bad])
-    logits, msp, gaia_z, gaia_a = run(x)
-    assert gaia_z.isnan().tolist() == [False, True, True]
-    torch.testing.assert_close(gaia_a, reference.gaia_a(model, x).score, rtol=1e-5, atol=0)
-    torch.testing.assert_close(msp.double(), of_logits(logits)["msp"], rtol=1e-5, atol=0)
+    logits, scores = run.score(x)
+    assert scores["gaia-z"].isnan().tolist() == [False, True, True]
+    torch.testing.assert_close(scores["gaia-a"], reference.gaia_a(model, x).score, rtol=1e-5, atol=0)
+    torch.testing.assert_close(scores["msp"].double(), of_logits(logits)["msp"], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("options", ENGINES[:5], ids=str)
@@ -449,10 +450,11 @@ def test_a_file_has_an_output_for_each_score_and_says_which(tmp_path: Path, endi
     detector = Gaia(model, scores=scores, layers={"gaia-a": ["residual"]})
     detector.thresholds = {"gaia-a": 2.5}
     path = detector.export(tmp_path / f"model{ending}", zoo.images(3))
-    logits, *found = load(path)(x)
+    logits, found = load_several(path).score(x)
     expected = detector.score(x)
     torch.testing.assert_close(logits, expected.logits, rtol=1e-4, atol=1e-5)
-    for name, score in zip(scores, found, strict=True):
+    assert tuple(found) == scores
+    for name, score in found.items():
         assert score.dtype == torch.float32
         torch.testing.assert_close(score, expected.scores[name], rtol=1e-4, atol=1e-5)
     described = json.loads(read_metadata(path)["scores"])
@@ -464,7 +466,7 @@ def test_a_file_has_an_output_for_each_score_and_says_which(tmp_path: Path, endi
     if ending == ".onnx":
         onnx = pytest.importorskip("onnx", reason="onnx is not installed")
         outputs = [each.name for each in onnx.load(path).graph.output]
-        assert outputs == ["logits", "max_logit", "gaia_a", "msp", "gaia_z", "energy"]
+        assert outputs == ["logits", "max_logit", "gaia_a", "msp", "gaia_z", "energy", "is_ood_gaia_a"]
 
 
 def test_a_file_that_is_wrong_in_one_score_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

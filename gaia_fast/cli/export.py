@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from gaia_fast.cli import output
+from gaia_fast.cli.calibration import CalibrationOptions, calibration_options
 from gaia_fast.cli.images import blank_images, first_images
 from gaia_fast.cli.options import (
     DetectorOptions,
     ModelOptions,
     PresetOptions,
+    batch_size_option,
+    described,
     detector_options,
     max_pixels_option,
     model_options,
@@ -19,6 +22,7 @@ from gaia_fast.cli.options import (
     threshold_option,
     thresholds_by_method,
 )
+from gaia_fast.cli.preparing import prepare_for
 from gaia_fast.compiler.package.writing import FORMATS
 from gaia_fast.data import Preset
 from gaia_fast.evaluation.image_sets import METHODS, Detector, model_input
@@ -32,8 +36,22 @@ from gaia_fast.gaia import SCORES, Gaia
 @max_pixels_option
 @detector_options(default=("gaia-z",), choices=SCORES, engines=False)
 @click.option("--images", metavar="SOURCE", help="Images to check the program on before it is written; else noise.")
-@click.option("--size", metavar="H[xW]", help="Size of the input, where no images are given.")
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="H[xW]",
+    help="Size of the input, where no images are given. Repeatable: the file takes each of these sizes.",
+)
+@click.option(
+    "--preprocess",
+    is_flag=True,
+    help="The file takes uint8 RGB pictures (N, 3, H, W), and resizes, crops and normalises them itself, as the preset "
+    "says: of any size where it resizes or crops.",
+)
 @threshold_option("Put into the file; scores above it are out of distribution. Of several methods: whose it is.")
+@calibration_options
+@batch_size_option
 def export(
     file: Path,
     model: ModelOptions,
@@ -41,35 +59,57 @@ def export(
     max_pixels: int,
     detectors: DetectorOptions,
     images: str | None,
-    size: str | None,
+    sizes: tuple[str, ...],
+    preprocess: bool,
     thresholds: tuple[str, ...],
+    calibrating: CalibrationOptions,
+    batch_size: int,
 ) -> None:
     """Writes FILE, model.onnx or model.pt2: images in, logits and scores out, for any number of images.
 
-    One output for each method: "score" where gaia-z or gaia-a is the only one, else "gaia_z", "msp" and so on.
+    One output for each method: "score" where gaia-z or gaia-a is the only one, else "gaia_z", "msp" and so on. And one
+    for each threshold: "is_ood", else "is_ood_gaia_z" and so on.
 
     An .onnx file runs in onnxruntime and holds standard operators alone; a .pt2 file is an AOTInductor package, for
     PyTorch's C++ library. Threshold, method and layers are in the file's metadata. The score of an image that the
-    program cannot score is NaN.
+    program cannot score is NaN, and the image counts as out of distribution. If an image to calibrate on cannot be
+    read, it is named on stderr and left out; the exit code is then 3.
     """
-    if images is not None and size is not None:
+    if images is not None and sizes:
         raise click.UsageError("give --images or --size, not both")
+    if preprocess and len(sizes) > 1:
+        raise click.UsageError("--preprocess makes images of one size; give one --size, or none")
     if file.suffix not in FORMATS:
         raise click.BadParameter(f"{file} ends in neither of {', '.join(FORMATS)}", param_hint="FILE")
     loaded = model.load()
-    network = loaded.model
-    x = _example(images, size, preset.of(loaded), max_pixels)
+    network, prepared = loaded.model, preset.of(loaded)
+    examples = [_example(images, size, prepared, max_pixels) for size in sizes or (None,)]
     given = thresholds_by_method(thresholds, detectors.methods)
+    alone = len(detectors.methods) == 1 and detectors.methods[0] in METHODS
+    chosen = detectors.build(network) if alone else detectors.build_joint(network)
+    id_source = calibrating.source(prepared, max_pixels)
+    if id_source is not None:
+        prepare_for(chosen, detectors.engine, id_source, prepared, len(id_source), batch_size)
+    calibration = calibrating.run(chosen, detectors.methods, id_source, batch_size)
+    if calibration is not None:
+        given = calibration.thresholds
+        for method, threshold in given.items():
+            output.note(f"{method}: threshold {threshold:.6g}, from {calibration.images} images")
     detector: Detector | Gaia
-    if detectors.methods[0] in METHODS and len(detectors.methods) == 1:
-        (detector,) = detectors.build(network).values()
-        detector.threshold = given.get(detectors.methods[0])
-    else:
-        detector = detectors.build_joint(network)
+    if isinstance(chosen, Gaia):
+        detector = chosen
         detector.thresholds = given
-    written = detector.export(file, model_input(network, x))
-    output.note(f"checked on {x.shape[0]} {'images' if images else 'images of noise'} of {tuple(x.shape[1:])}")
+    else:
+        (detector,) = chosen.values()
+        detector.threshold = given.get(detectors.methods[0])
+    inputs = [model_input(network, x) for x in examples]
+    written = detector.export(file, inputs, preset=prepared if preprocess else None)
+    for x in examples:
+        output.note(f"checked on {x.shape[0]} {'images' if images else 'images of noise'} of {tuple(x.shape[1:])}")
+    if preprocess:
+        output.note(f"takes uint8 RGB pictures (N, 3, H, W): {described(prepared)}")
     click.echo(f"{written}: {written.stat().st_size / 2**20:.1f} MiB")
+    output.finish(0 if calibration is None else len(calibration.unreadable))
 
 
 def _example(images: str | None, size: str | None, preset: Preset, max_pixels: int) -> Tensor:

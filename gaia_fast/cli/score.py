@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from gaia_fast.calibration import check_informative, threshold_for
 from gaia_fast.cli import output
+from gaia_fast.cli.calibration import CalibrationOptions, calibration_options
 from gaia_fast.cli.options import (
     DetectorOptions,
     ModelOptions,
@@ -27,7 +27,7 @@ from gaia_fast.cli.preparing import prepare_for
 from gaia_fast.cli.tables import Row, table
 from gaia_fast.data import load_images
 from gaia_fast.errors import DataError
-from gaia_fast.evaluation.image_sets import METHODS, score_set, scored_batches
+from gaia_fast.evaluation.image_sets import METHODS, scored_batches
 from gaia_fast.gaia import SCORES
 
 _FIRST = {"image": "string", "predicted": "int64"}
@@ -45,12 +45,7 @@ _FIRST = {"image": "string", "predicted": "int64"}
     "fails leaves an earlier file as it was. Default: CSV to stdout, each batch as it is scored."
 )
 @threshold_option("Adds the column is_ood: score > threshold. Of several methods: whose it is.")
-@click.option("--calibrate-on", metavar="PATH", help="In-distribution images to take the thresholds from.")
-@click.option(
-    "--id-tpr",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="The share of those that the threshold accepts.  [default: 0.95]",
-)
+@calibration_options
 @json_option
 def score(
     images: str,
@@ -61,8 +56,7 @@ def score(
     batch_size: int,
     out: Path | None,
     thresholds: tuple[str, ...],
-    calibrate_on: str | None,
-    id_tpr: float | None,
+    calibrating: CalibrationOptions,
     json_file: Path | None,
 ) -> None:
     """Scores IMAGES: a folder of images (any depth), one image, or an .npz with x uint8 (N, H, W, 3).
@@ -72,10 +66,6 @@ def score(
     for each, called by its name, and is_ood_NAME. An image that cannot be read is named on stderr and left out; the
     exit code is then 3.
     """
-    if thresholds and calibrate_on is not None:
-        raise click.UsageError("give --threshold or --calibrate-on, not both")
-    if id_tpr is not None and calibrate_on is None:
-        raise click.UsageError("--id-tpr says how to calibrate; it needs --calibrate-on")
     methods = detectors.methods
     decided = thresholds_by_method(thresholds, methods)
     writing = table(out, "--out")
@@ -85,20 +75,14 @@ def score(
     chosen = detectors.build(loaded.model) if alone else detectors.build_joint(loaded.model)
     source = load_images(images, prepared, max_pixels)
     unreadable = 0
-    id_source = None if calibrate_on is None else load_images(calibrate_on, prepared, max_pixels)
+    id_source = calibrating.source(prepared, max_pixels)
     total = len(source) + (0 if id_source is None else len(id_source))
     prepare_for(chosen, detectors.engine, source, prepared, total, batch_size)
 
-    calibration = None
-    if id_source is not None:
-        with output.progress("calibrating", len(id_source)) as advance:
-            id_set = score_set(chosen, id_source, batch_size, advance)
-        for method in methods:
-            check_informative(id_set.scores[method])
-            decided[method] = threshold_for(id_set.scores[method], 0.95 if id_tpr is None else id_tpr)
-        output.report_unreadable(id_set.unreadable, f"{calibrate_on}: ")
-        unreadable += len(id_set.unreadable)
-        calibration = {"images": len(id_set.names), "unreadable": output.unreadable_record(id_set.unreadable)}
+    calibration = calibrating.run(chosen, methods, id_source, batch_size)
+    if calibration is not None:
+        decided = calibration.thresholds
+        unreadable += len(calibration.unreadable)
 
     columns = _columns(methods, decided)
     kept: list[Row] = []  # for the JSON alone: a CSV is written as images come
@@ -139,7 +123,7 @@ def score(
         {
             **asked,
             "preprocessing": described(prepared),
-            "calibration": calibration,
+            "calibration": None if calibration is None else calibration.record(),
             "count": count,
             "images": kept,
             "unreadable": output.unreadable_record(source.unreadable),

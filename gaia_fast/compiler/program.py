@@ -5,7 +5,7 @@ and everything that happens is recorded: the forward pass, the non-zeros counted
 backward passes as far as the earliest map that needs one (`adjoint`), and the scores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import isinf
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from gaia_fast.calibration import decide
 from gaia_fast.compiler.frontend.capture import Captured
 from gaia_fast.compiler.ir.marks import LAST, MAP, MARK, PHI
 from gaia_fast.compiler.ir.passes import clean_up
-from gaia_fast.compiler.ir.results import LOGITS, PRECONDITIONS, ResultNames
+from gaia_fast.compiler.ir.results import LOGITS, PRECONDITIONS, ResultNames, decision_name
 from gaia_fast.compiler.ir.serialization import digest
 from gaia_fast.compiler.passes.backward_operators import DECOMPOSITIONS
 from gaia_fast.compiler.pipeline import FOLD_CONSTANTS, RECORDED, RESHAPE_VIEWS, run_passes
@@ -159,6 +160,28 @@ def without_recourse(program: Program, scores: Sequence[str] | None = None) -> P
     graph.output((found[LOGITS], *(results[name] for name in names)))
     module = FOLD_CONSTANTS(fx.GraphModule(program.graph, graph))
     return Program(module, (LOGITS, *names), program.results, program.maps)
+
+
+def with_decisions(program: Program, thresholds: Mapping[str, float]) -> Program:
+    """The same program, with decisions behind its outputs: (N,) bool, see `gaia_fast.calibration.decide`.
+
+    Args:
+        program: all of it.
+        thresholds: by the names of scores among its outputs, in the decisions' order.
+    """
+    if not thresholds:
+        return program
+    graph = fx.Graph()
+    results = dict(zip(program.outputs, graph.graph_copy(program.graph.graph, {}), strict=True))
+    for name, threshold in thresholds.items():
+        score = results[name]
+        traced = make_fx(partial(decide, threshold=threshold), tracing_mode="symbolic", _allow_non_fake_inputs=True)(
+            score.meta["val"]
+        )
+        (placeholder,) = (node for node in traced.graph.nodes if node.op == "placeholder")
+        results[decision_name(name)] = graph.graph_copy(traced.graph, {placeholder: score})
+    graph.output(tuple(results.values()))
+    return replace(program, graph=fx.GraphModule(program.graph, graph), outputs=tuple(results))
 
 
 def with_images_in(dtype: torch.dtype, program: Program) -> Program:

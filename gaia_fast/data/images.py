@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gaia_fast import files, npz
-from gaia_fast.data.presets import PRESETS, Preset
+from gaia_fast.data.presets import Preset, preset_named
 from gaia_fast.errors import ArgumentError, DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -200,10 +200,7 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
             f"max_pixels is {max_pixels}; give at least 1, and no more than Pillow opens, {pillows or 'any number'}: "
             "twice PIL.Image.MAX_IMAGE_PIXELS, which can be set."
         )
-    if isinstance(preset, str):
-        if preset not in PRESETS:
-            raise ArgumentError(f"There is no preset '{preset}'; choose one of {', '.join(PRESETS)}.")
-        preset = PRESETS[preset]
+    preset = preset_named(preset)
     path = Path(path)
     try:
         what = files.kind(path)

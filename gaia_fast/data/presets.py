@@ -103,11 +103,7 @@ class Preset:
         if self.crop is not None:
             h, w = pixels.shape[:2]
             height, width = _pair(self.crop)
-            if h < height or w < width:
-                raise DataError(
-                    f"picture is {w}x{h} pixels, smaller than the {width}x{height} crop of the preset "
-                    f"'{self.name}'; enlarge it, or choose another preset."
-                )
+            self._check_crop(h, w)
             top, left = round((h - height) / 2), round((w - width) / 2)
             pixels = pixels[top : top + height, left : left + width]
 
@@ -115,14 +111,37 @@ class Preset:
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return ((x - mean[:, None, None]) / std[:, None, None]).contiguous()
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raises DataError where a picture of this size comes out smaller than the crop."""
+        if self.resolution is not None and min(height, width) > self.resolution:
+            height, width = _resized(self.resolution, height, width)
+        if self.resize is not None:
+            height, width = _resized(self.resize, height, width)
+        self._check_crop(height, width)
+
+    def _check_crop(self, h: int, w: int) -> None:
+        height, width = _pair(self.crop or 1)
+        if h < height or w < width:
+            raise DataError(
+                f"picture is {w}x{h} pixels, smaller than the {width}x{height} crop of the preset "
+                f"'{self.name}'; enlarge it, or choose another preset."
+            )
+
     def _resize(self, picture: Image.Image, size: Size) -> Image.Image:
         """To a size, or so that the shorter side is as long as that."""
-        if isinstance(size, tuple):
-            height, width = size
-        else:
-            shorter = min(picture.size)
-            height, width = int(size * picture.height / shorter), int(size * picture.width / shorter)
-        return picture.resize((width, height), INTERPOLATIONS[self.interpolation])
+        height, width = _resized(size, picture.height, picture.width)
+        # Each row, then each column, with 8 bits between. Asked for both at once, Pillow takes the columns of a tall
+        # picture first from its version 13 on, and rounds otherwise.
+        interpolation = INTERPOLATIONS[self.interpolation]
+        return picture.resize((width, picture.height), interpolation).resize((width, height), interpolation)
+
+
+def _resized(size: Size, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a picture that is brought to a size, or so that its shorter side is as long as that."""
+    if isinstance(size, tuple):
+        return size
+    shorter = min(height, width)
+    return int(size * height / shorter), int(size * width / shorter)
 
 
 def as_rgb(picture: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
@@ -142,6 +161,15 @@ def as_rgb(picture: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
 
 def _pair(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
+
+
+def preset_named(preset: str | Preset) -> Preset:
+    """Returns the preset of a name, or the preset given; ArgumentError where none has the name."""
+    if isinstance(preset, Preset):
+        return preset
+    if preset not in PRESETS:
+        raise ArgumentError(f"There is no preset '{preset}'; choose one of {', '.join(PRESETS)}.")
+    return PRESETS[preset]
 
 
 def from_timm(config: Mapping[str, Any]) -> Preset:

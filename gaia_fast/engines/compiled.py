@@ -10,11 +10,13 @@ from torch import Tensor
 from gaia_fast.backends import Choice
 from gaia_fast.compiler import runtimes
 from gaia_fast.compiler.ir.results import LOGITS, PRECONDITIONS, ResultNames
-from gaia_fast.compiler.package.checking import check_file
-from gaia_fast.compiler.package.writing import check_format, computes_in, export
+from gaia_fast.compiler.package.checking import FileCheck
+from gaia_fast.compiler.package.preprocessing import check_preset
+from gaia_fast.compiler.package.writing import Sized, check_format, computes_in, export
 from gaia_fast.compiler.preparation import Prepared, Source, prepare
-from gaia_fast.compiler.program import without_recourse
+from gaia_fast.compiler.program import with_decisions, without_recourse
 from gaia_fast.compiler.program_cache import ProgramCache
+from gaia_fast.data.presets import Preset
 from gaia_fast.engines.base import EnginePlan, Subject
 from gaia_fast.engines.hooks import HooksEngine
 from gaia_fast.errors import GaiaError, ModelError, first_line
@@ -204,28 +206,37 @@ def _results_hold(found: Mapping[str, Tensor], results: Sequence[ResultNames]) -
     ] or [result_checks.all_finite(logits)]
 
 
-def export_program(subject: Subject, path: Path, x: Tensor, metadata: Mapping[str, str], scores: Sequence[str]) -> None:
-    """Writes a program for images like `x` to a file, with the scores named; see `gaia_fast.compiler.package.writing`.
+def export_program(
+    subject: Subject,
+    path: Path,
+    examples: Sequence[Tensor],
+    metadata: Mapping[str, str],
+    scores: Sequence[str],
+    thresholds: Mapping[str, float],
+    preset: Preset | None = None,
+) -> None:
+    """Writes programs for images like the examples, each of another size, to a file, with the scores named, and with a
+    decision for each threshold; see `gaia_fast.compiler.package.writing`.
 
-    Before it takes its name the file is opened and compared with the reference, on other images than `x`.
+    Before it takes its name the file is opened and compared with the reference, on other images than the examples.
 
     Raises:
+        ArgumentError: the preset makes other images than the example, or a file does not hold what it does.
         CompilationError: the model cannot be compiled, or the file does not run, or not right.
     """
     check_format(path)
-    source = _source(subject, subject.head(x))
-    prepared = prepare(source, x, "eager", thorough=True, dtype=computes_in(path, x.dtype))
-    plain = x.detach().as_subclass(Tensor).contiguous()
-    export(
-        without_recourse(prepared.program, scores),
-        path,
-        plain,
-        prepared.dynamic,
-        metadata,
-        lambda written: check_file(
-            written, path, source.verifier(), scores, prepared.program.results, plain, prepared.dynamic
-        ),
-    )
+    if preset is not None:
+        check_preset(preset, examples[0])
+    check = FileCheck(path, scores, thresholds, preset)
+    programs = []
+    for x in examples:
+        source = _source(subject, subject.head(x))
+        prepared = prepare(source, x, "eager", thorough=True, dtype=computes_in(path, x.dtype))
+        alone = with_decisions(without_recourse(prepared.program, scores), thresholds)
+        sized = Sized(alone, x.detach().as_subclass(Tensor).contiguous(), prepared.dynamic)
+        programs.append(sized)
+        check.add(sized, source.verifier(), prepared.program.results)
+    export(programs, path, metadata, preset, check)
 
 
 def _source(subject: Subject, head: Head | None) -> Source:

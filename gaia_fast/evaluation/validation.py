@@ -1,7 +1,7 @@
 """Whether every engine, backend, runtime and export that runs here scores the user's own model and images right."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from gaia_fast.method import Method
 from gaia_fast.options import EngineName, Runtime
 from gaia_fast.outputs import GaiaOutput
 from gaia_fast.reference import Reference, copy_in, relative_error
+from gaia_fast.scorers import Scorer
 
 # Largest relative error of a float32 score. GAIA-Z counts: one activation that is zero to rounding moves its score.
 TOLERANCE = {"gaia-a": 1e-5, "gaia-z": 1e-4}
@@ -170,7 +171,7 @@ class _Row:
     wrong_counts: int = 0
     images: int = 0
     unscored: int = 0
-    exported: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+    exported: Scorer | None = None
 
     def run(self, x: Tensor, truth: Reference, own: Reference, areas: Sequence[int]) -> None:
         """Adds a batch; `areas` of the maps for GAIA-Z."""
@@ -198,9 +199,10 @@ class _Row:
             return self.detector.score(x, return_matrix=self.method == "gaia-z")
         if self.exported is None:
             with tempfile.TemporaryDirectory() as folder:
-                self.exported = load(self.detector.export(Path(folder) / f"model{self.backend}", x))
-        logits, score = self.exported(x)
-        return GaiaOutput(logits, score)
+                exported = load(self.detector.export(Path(folder) / f"model{self.backend}", x))
+            assert isinstance(exported, Scorer)
+            self.exported = exported
+        return self.exported.score(x)
 
     def check(self, limit: float) -> Check:
         """The result, once all batches were run."""

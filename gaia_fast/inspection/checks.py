@@ -99,8 +99,8 @@ def check_images(x: Tensor, model: nn.Module) -> None:
     check_pixels(x)
 
 
-def check_form(x: Tensor) -> None:
-    """Raises InputError unless `x` is a floating (N, C, H, W) tensor."""
+def check_form(x: Tensor, floating: bool = True) -> None:
+    """Raises InputError unless `x` is a (N, C, H, W) tensor, and `floating` where it is to be."""
     if not isinstance(x, Tensor):
         raise InputError(f"images must be a torch.Tensor, got {type(x).__name__}; use torch.as_tensor(...)")
     if x.layout != torch.strided or x.is_nested:
@@ -108,7 +108,7 @@ def check_form(x: Tensor) -> None:
     if x.ndim != 4:
         hint = "; for one image use x.unsqueeze(0)" if x.ndim == 3 else ""
         raise InputError(f"images must be of shape (N, C, H, W), got {tuple(x.shape)}{hint}")
-    if not x.is_floating_point():
+    if floating and not x.is_floating_point():
         raise InputError(
             f"images are {x.dtype}; normalise them to floats as in training, (x.float() / 255 - mean) / std"
         )

@@ -72,6 +72,15 @@ def test_bilinear_upsampling_by_hand() -> None:
     assert (x[0, 0] * 255).round().tolist() == [0, 50, 150, 200]
 
 
+@pytest.mark.parametrize(("height", "width"), [(90, 30), (30, 90)])
+def test_rows_are_resized_first_whatever_the_picture(height: int, width: int) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    x = Preset("small", (0.0,) * 3, (1.0,) * 3, resize=(20, 20))(picture)
+    rows = picture.resize((20, height), Image.Resampling.BILINEAR)
+    expected = np.asarray(rows.resize((20, 20), Image.Resampling.BILINEAR))
+    assert torch.equal((x * 255).round().to(torch.uint8), torch.from_numpy(expected.copy()).permute(2, 0, 1))
+
+
 def test_arrays_and_pillow_images_agree() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     for preset in PRESETS.values():

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from gaia_fast import GaiaA, GaiaError, GaiaZ
-from gaia_fast.compiler.package.reading import load
 
+from exported import load_one
 from fuzz.draws import Draw
 from fuzz.judging import Found, Truth
 
@@ -49,8 +49,8 @@ def _by_program(runtime: str, draw: Draw, _: Path) -> Score:
 
 
 def _by_file(name: str, draw: Draw, folder: Path) -> Score:
-    run = load(_detector(draw, "compiled", "eager").export(folder / name, draw.example))
-    return lambda x: Found(*run(x))
+    run = load_one(_detector(draw, "compiled", "eager").export(folder / name, draw.example))
+    return lambda x: Found(*run.score(x))
 
 
 # What takes a draw, and a folder for files, and returns a function that scores.

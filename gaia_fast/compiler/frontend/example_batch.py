@@ -11,14 +11,16 @@ def repeated(example: Tensor, images: int) -> Tensor:
     return example[:1].expand(images, -1, -1, -1).contiguous()
 
 
-def export_arguments(example: Tensor, dynamic: bool) -> tuple[tuple[Tensor], tuple[Any] | None]:
+def export_arguments(example: Tensor, dynamic: bool, any_size: bool = False) -> tuple[tuple[Tensor], tuple[Any] | None]:
     """Returns what PyTorch's exporters take as arguments and dynamic shapes, for a program of images alone.
 
     Args:
         example: images; where their number is left open, the first is enough.
         dynamic: whether it is left open.
+        any_size: whether height and width are left open.
     """
+    open_sizes = {2: torch.export.Dim("height"), 3: torch.export.Dim("width")} if any_size else {}
     if not dynamic:
-        return (example.contiguous(),), None
+        return (example.contiguous(),), (open_sizes,) if open_sizes else None
     # Two: the exporters take one image for a promise that there will always be one.
-    return (repeated(example, 2),), ({0: torch.export.Dim("batch")},)
+    return (repeated(example, 2),), ({0: torch.export.Dim("batch"), **open_sizes},)

@@ -12,6 +12,11 @@ from gaia_fast.options import Measure
 LOGITS, PRECONDITIONS = "logits", "preconditions"
 
 
+def decision_name(score: str) -> str:
+    """Returns what the decision by a score is called among outputs: "is_ood" with "score"."""
+    return "is_ood" if score == SCORE else f"is_ood_{score}"
+
+
 class ResultNames(NamedTuple):
     """Of one method.
 

@@ -2,11 +2,11 @@
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from gaia_fast import extras
 from gaia_fast.compiler.frontend.example_batch import export_arguments
@@ -27,25 +27,35 @@ def missing() -> str:
     return extras.missing("onnx")
 
 
-def to_onnx(graph: fx.GraphModule, outputs: tuple[str, ...], example: Tensor, dynamic: bool) -> "onnx.ModelProto":
+def to_onnx(
+    graph: fx.GraphModule,
+    outputs: tuple[str, ...],
+    example: Tensor,
+    dynamic: bool,
+    preprocessing: nn.Module | None = None,
+    any_size: bool = False,
+) -> "onnx.ModelProto":
     """Converts a program, with PyTorch's own exporter.
 
     Args:
         graph: from images, "images", to the outputs.
         outputs: their names.
-        example: images, of which the first is enough.
+        example: what goes in, of which the first is enough: images, or what is preprocessed.
         dynamic: whether the number of images is left open.
+        preprocessing: what makes the graph's images; None where they go in.
+        any_size: whether height and width of what goes in are left open.
 
     Raises:
         CompilationError: PyTorch knows no ONNX operators for a part of it.
     """
-    arguments, sizes = export_arguments(example, dynamic)
+    arguments, sizes = export_arguments(example, dynamic, any_size)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            module: nn.Module = run_passes(ONNX, copy_of(graph))
             converted = torch.onnx.export(
-                run_passes(ONNX, copy_of(graph)),
+                module if preprocessing is None else nn.Sequential(preprocessing, module),
                 arguments,
                 dynamo=True,
                 dynamic_shapes=sizes,
@@ -71,9 +81,9 @@ def from_bytes(written: bytes) -> "onnx.ModelProto":
     return onnx.load_model_from_string(written)
 
 
-def check_size(model: "onnx.ModelProto") -> None:
+def check_size(models: Sequence["onnx.ModelProto"]) -> None:
     """Raises CompilationError if the weights do not fit into one file: beside it, they would be lost from it."""
-    size = sum(each.ByteSize() for each in model.graph.initializer)
+    size = sum(each.ByteSize() for model in models for each in model.graph.initializer)
     if size > LARGEST:
         raise CompilationError(
             f"the program's weights take {size} bytes, and an ONNX file holds at most {LARGEST}; use .pt2"

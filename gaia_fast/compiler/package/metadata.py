@@ -1,8 +1,11 @@
 """What an exported file says about itself, read without running anything of it."""
 
+import contextlib
 import json
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gaia_fast.compiler.onnx.conversion import LARGEST, missing
-from gaia_fast.errors import ArgumentError, BackendError, InputError, first_line
+from gaia_fast.data.presets import Preset
+from gaia_fast.errors import ArgumentError, BackendError, DataError, InputError, first_line
 from gaia_fast.inspection.checks import check_form
 
 FORMATS = (".onnx", ".pt2")
@@ -65,57 +69,113 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The images that a program was made for.
+    """The images that a file was made for.
 
     Attributes:
-        sizes: (N, C, H, W); None where any number will do, but none at all.
+        sizes: (N, C, H, W), one or several of them; None where any number will do, but none at all.
         dtype: theirs.
         device: its type, of a package; None for ONNX, which runs where it is told to.
+        preset: what the file does to pictures before they are the model's images; None where it takes those.
     """
 
-    sizes: tuple[int | None, ...]
+    sizes: tuple[tuple[int | None, ...], ...]
     dtype: torch.dtype
     device: str | None
+    preset: Preset | None
 
     def check(self, x: Tensor) -> None:
         """Raises InputError for other images: a package does not look, and reads past their end."""
-        check_form(x)
-        fits = len(x.shape) == len(self.sizes) and all(
-            wanted == size or (wanted is None and size > 0) for wanted, size in zip(self.sizes, x.shape, strict=True)
-        )
+        check_form(x, self.dtype.is_floating_point)
+        fits = any(map(partial(_fits, tuple(x.shape)), self.sizes))
         if not fits or x.dtype != self.dtype or x.is_meta or x.device.type != (self.device or x.device.type):
-            wanted = ", ".join("one or more" if size is None else str(size) for size in self.sizes)
+            wanted = " or ".join(f"({', '.join(map(_described, sizes))})" for sizes in self.sizes)
             where = f" on {self.device}" if self.device else ""
             raise InputError(
                 f"images are {x.dtype} {tuple(x.shape)} on {x.device}; the file was exported for {self.dtype} "
-                f"({wanted}){where}: prepare them so, or export it for others"
+                f"{wanted}{where}: prepare them so, or export it for others"
             )
+        if self.preset is not None:
+            try:
+                self.preset.check_size(x.shape[2], x.shape[3])
+            except DataError as error:
+                raise InputError(f"images of shape {tuple(x.shape)} cannot be prepared: {error}") from error
 
 
-def accepted(path: Path) -> Accepted:
-    """Returns which images an exported file is for.
+def accepted(path: Path, metadata: Mapping[str, str]) -> Accepted:
+    """Returns which images an exported file is for, as its metadata say.
 
     Raises:
-        ArgumentError, BackendError: as `read_metadata`; also where sizes or dtype are none.
+        ArgumentError: sizes, dtype or preprocessing are none.
     """
-    metadata = read_metadata(path)
+    preset = None
+    if "preprocessing" in metadata:
+        try:
+            preset = preset_of(metadata["preprocessing"])
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ArgumentError(
+                f"{path} is said to prepare images by {metadata['preprocessing'][:80]!r}, which is no preset; export "
+                "it again"
+            ) from error
     try:
-        sizes: Any = json.loads(metadata["images"])
+        listed: Any = json.loads(metadata["images"])
     except (ValueError, RecursionError):
-        sizes = None
+        listed = None
+    if isinstance(listed, list) and not any(isinstance(each, list) for each in listed):
+        listed = [listed]
     dtype = getattr(torch, metadata["dtype"], None)
     if (
-        not isinstance(sizes, list)
-        or len(sizes) != 4
-        or not all(type(size) is int and size > 0 for size in sizes[1:])
-        or not (sizes[0] is None or (type(sizes[0]) is int and sizes[0] > 0))
+        not isinstance(listed, list)
+        or not listed
+        or not all(_is_size(each, preset is not None) for each in listed)
         or not isinstance(dtype, torch.dtype)
     ):
         raise ArgumentError(
             f"{path} is said to be for images of sizes {metadata['images'][:80]!r} and dtype "
             f"{metadata['dtype'][:80]!r}, which are none; export it again"
         )
-    return Accepted(tuple(sizes), dtype, metadata.get("device"))
+    return Accepted(tuple(map(tuple, listed)), dtype, metadata.get("device"), preset)
+
+
+def model_name(shapes: Sequence[tuple[int | None, ...]], shape: tuple[int | None, ...]) -> str:
+    """Returns what the program for images of one shape (N, C, H, W), of several, is called in a package."""
+    return "model" if shape == shapes[0] else f"model_{shape[2]}x{shape[3]}"
+
+
+def preset_record(preset: Preset) -> str:
+    """Returns a preset as JSON; `preset_of` reads it."""
+    return json.dumps(asdict(preset))
+
+
+def preset_of(record: str) -> Preset:
+    """Returns the preset of a record; ValueError or TypeError where it is none."""
+    given = json.loads(record)
+    if not isinstance(given, dict):
+        raise ValueError("it is no JSON object")
+    values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in given.items()}
+    preset = Preset(**values)
+    with contextlib.suppress(DataError):
+        preset.check_size(1, 1)  # sizes of three numbers show where they are used
+    return preset
+
+
+def _fits(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(sizes) and all(
+        wanted == size or (wanted is None and size > 0) for wanted, size in zip(sizes, shape, strict=True)
+    )
+
+
+def _described(size: int | None) -> str:
+    return "one or more" if size is None else str(size)
+
+
+def _is_size(sizes: Any, any_size: bool) -> bool:
+    """Whether these are (N, C, H, W), of which N may be left open; where `any_size`, H and W too."""
+    if not isinstance(sizes, list) or len(sizes) != 4:
+        return False
+    left_open = (True, False, any_size, any_size)
+    return all(
+        (each is None and free) or (type(each) is int and each > 0) for each, free in zip(sizes, left_open, strict=True)
+    )
 
 
 def _in_onnx(path: Path) -> dict[str, str]:

@@ -1,25 +1,142 @@
-"""Exported files, ready to run: what a user of one would write, for checks and examples."""
+"""Exported files, ready to run: what scores and decides as the detector that they were written from."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gaia_fast.compiler.package.metadata import accepted
+from gaia_fast.calibration import checked
+from gaia_fast.compiler.package.metadata import Accepted, accepted, model_name, read_metadata
 from gaia_fast.errors import ArgumentError, BackendError, first_line
+from gaia_fast.method import Method
+from gaia_fast.outputs import GaiaOutput, GaiaScores
+from gaia_fast.scorers import JointScorer, Scorer
+
+Run = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-def load(path: str | Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Returns a function of images (N, C, H, W), on the CPU for ".onnx", that gives the logits and
-    each score, in the order in which they were asked for.
+class ExportedProgram:
+    """What is in a file: from images that fit to logits and scores."""
+
+    def __init__(self, path: Path, images: Accepted) -> None:
+        self.path, self.images = path, images
+        try:
+            self._run = _onnx_runner(path) if path.suffix == ".onnx" else _package_runner(path, images)
+        # Of another processor or version, or damaged: each runtime has its own ways to say so.
+        except Exception as error:
+            raise ArgumentError(f"{path} cannot be loaded here ({first_line(error)}); export it again, here") from error
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Returns the outputs for images that fit; others are refused: a file itself does not look at all of them."""
+        self.images.check(x)
+        try:
+            return self._run(x.detach().contiguous())  # a package does not look at strides
+        except Exception as error:
+            raise BackendError(
+                f"{self.path} failed on images of shape {tuple(x.shape)}: {first_line(error)}"
+            ) from error
+
+
+class ExportedDetector(Scorer):
+    """An exported file of one score. Scores and decides as the detector that it was written from, without its model.
+
+    Attributes:
+        path: the file.
+        threshold: the file's, if it has one; to set it, or to call `calibrate`, changes this object alone.
+        method: the measurement, with its options.
+        layers: the names of the inspected layers.
+        metadata: all of `gaia_fast.read_metadata`.
+    """
+
+    def __init__(self, path: Path, metadata: dict[str, str], images: Accepted) -> None:
+        self.path, self.metadata = path, metadata
+        with _read(path):
+            self.method = Method(**json.loads(metadata["method"]))
+            self.layers: list[str] = json.loads(metadata["layers"])
+            self.threshold = checked(metadata["threshold"]) if metadata["threshold"] else None
+        self._program = ExportedProgram(path, images)  # of a package it runs code: last
+
+    def score(self, x: Tensor) -> GaiaOutput:
+        """Predicts and scores a batch in one call.
+
+        Args:
+            x: (N, C, H, W) images of a size, dtype and device that the file was exported for; uint8 pictures where it
+                prepares them itself.
+
+        Returns:
+            GaiaOutput: logits (N, C), score (N,) float32. The score of an image that the file cannot score is NaN, and
+            the image counts as out of distribution.
+
+        Raises:
+            InputError: other images. BackendError: the runtime failed on them.
+        """
+        logits, score, *_ = self._program(x)
+        return GaiaOutput(logits, score, threshold=self.threshold)
+
+    def __repr__(self) -> str:
+        return f"ExportedDetector({str(self.path)!r}, {self.method}, threshold={self.threshold})"
+
+
+class ExportedJointDetector(JointScorer):
+    """An exported file of several scores. Scores and decides as the `Gaia` that it was written from, without its model.
+
+    Attributes:
+        path: the file.
+        scores: the scores' names, in order.
+        thresholds: by score, those of the file; to set them, or to call `calibrate`, changes this object alone.
+        methods: by GAIA score, its options.
+        layers: by GAIA score, the names of the inspected layers.
+        metadata: all of `gaia_fast.read_metadata`.
+    """
+
+    def __init__(self, path: Path, metadata: dict[str, str], images: Accepted) -> None:
+        self.path, self.metadata = path, metadata
+        with _read(path):
+            described: dict[str, dict[str, Any]] = json.loads(metadata["scores"])
+            self.scores = tuple(described)
+            self.methods = {name: Method(**each["method"]) for name, each in described.items() if "method" in each}
+            self.layers: dict[str, list[str]] = {name: described[name]["layers"] for name in self.methods}
+            given = {name: each["threshold"] for name, each in described.items()}
+            self.thresholds = {name: checked(each) for name, each in given.items() if each is not None}
+            self.calibrations = {}
+        self._program = ExportedProgram(path, images)
+
+    def score(self, x: Tensor) -> GaiaScores:
+        """Predicts and scores a batch in one call.
+
+        Args:
+            x: as in `ExportedDetector.score`.
+
+        Returns:
+            GaiaScores: logits (N, C), and by name scores (N,) float32. A score that the file cannot tell of an image is
+            NaN, and by that score the image counts as out of distribution.
+
+        Raises:
+            InputError: other images. BackendError: the runtime failed on them.
+        """
+        logits, *given = self._program(x)
+        return GaiaScores(logits, dict(zip(self.scores, given, strict=False)), thresholds=self._known_thresholds())
+
+    def __repr__(self) -> str:
+        return f"ExportedJointDetector({str(self.path)!r}, {self.scores}, thresholds={self.thresholds})"
+
+
+def load(path: str | Path) -> ExportedDetector | ExportedJointDetector:
+    """Returns an exported file as what scores images with it; on the CPU for ".onnx".
 
     A ".pt2" file is a program of machine code: loading it runs it, with all rights of the user. Load only what you
     trust; `read_metadata` is safe for any.
 
+    Returns:
+        ExportedDetector, of one score, as `GaiaZ` and `GaiaA`: `score`, `predict`, `is_ood`, `threshold`, `calibrate`;
+        or ExportedJointDetector, of a file that `Gaia` wrote.
+
     Raises:
-        ArgumentError, BackendError: as `read_metadata`; also where its runtime cannot load the file. The function
-            raises InputError for images of other sizes or dtype than the file was exported for.
+        ArgumentError, BackendError: as `read_metadata`; also where its runtime cannot load the file.
 
     Example:
         >>> from gaia_fast import GaiaA
@@ -28,40 +145,53 @@ def load(path: str | Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
         >>> from tempfile import TemporaryDirectory
         >>> x, labels = held_out_digits()
         >>> with TemporaryDirectory() as folder:
-        ...     path = GaiaA(digits_resnet(pretrained=True)).export(f"{folder}/model.onnx", x[:4])
-        ...     logits, score = load(path)(x[:3])
+        ...     detector = GaiaA(digits_resnet(pretrained=True)).calibrate(x[:200])
+        ...     exported = load(detector.export(f"{folder}/model.onnx", x[:4]))
+        >>> logits, score = exported.score(x[:3])
         >>> logits.shape, score.shape
         (torch.Size([3, 10]), torch.Size([3]))
+        >>> exported.threshold == detector.threshold
+        True
+        >>> bool(exported.is_ood(torch.rand_like(x[:3])).all())
+        True
     """
     path = Path(path)
-    images = accepted(path)
+    metadata = read_metadata(path)
+    images = accepted(path, metadata)
+    return (ExportedJointDetector if "scores" in metadata else ExportedDetector)(path, metadata, images)
+
+
+def open_program(path: Path) -> ExportedProgram:
+    """Returns the program of a file alone. Raises as `load`."""
+    return ExportedProgram(path, accepted(path, read_metadata(path)))
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[None]:
+    """Says of metadata that are not as `export` writes them whose they are."""
     try:
-        run = _onnx_runner(path) if path.suffix == ".onnx" else _package_runner(path)
-    # Of another processor or version, or damaged: each runtime has its own ways to say so.
-    except Exception as error:
-        raise ArgumentError(f"{path} cannot be loaded here ({first_line(error)}); export it again, here") from error
-
-    def checked(x: Tensor) -> tuple[Tensor, ...]:
-        images.check(x)
-        try:
-            return run(x.detach().contiguous())  # a package does not look at strides
-        except Exception as error:
-            raise BackendError(f"{path} failed on images of shape {tuple(x.shape)}: {first_line(error)}") from error
-
-    return checked
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArgumentError(
+            f"{path} does not say which scores it gives, or not so that it can be read ({first_line(error)}); export "
+            "it again"
+        ) from error
 
 
-def _onnx_runner(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
+def _onnx_runner(path: Path) -> Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda x: tuple(torch.from_numpy(each) for each in session.run(None, {"images": x.cpu().numpy()}))
 
 
-def _package_runner(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    package = torch._inductor.aoti_load_package(str(path))
+def _package_runner(path: Path, images: Accepted) -> Run:
+    from torch._inductor.package.package import load_package
+
+    packages = {sizes[2:]: load_package(str(path), model_name(images.sizes, sizes)) for sizes in images.sizes}
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
+        package = packages.get(tuple(x.shape[2:])) or packages[None, None]
         with torch.no_grad():
             return tuple(package(x))
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.compiler.onnx.conversion import to_onnx
 from gaia_fast.compiler.package import writing as export_module
-from gaia_fast.compiler.package.reading import load
 from gaia_fast.compiler.package.writing import FORMATS, read_metadata
 from gaia_fast.errors import ArgumentError, CompilationError, InputError, NonFiniteError
 
 import zoo
+from exported import load_one
 
 
 @pytest.mark.parametrize("ending", FORMATS)
@@ -29,11 +29,11 @@ def test_a_file_scores_as_the_detector_does(tmp_path: Path, ending: str, detecto
     compiled = detector(model)
     compiled.threshold = np.float64(1.25)
     path = compiled.export(tmp_path / f"model{ending}", zoo.images(3))
-    run = load(path)
+    run = load_one(path)
     truth = reference.gaia_z if detector is GaiaZ else reference.gaia_a
     for count in (1, 3, 5):
         x = zoo.images(count, seed=count)
-        logits, score = run(x)
+        logits, score = run.score(x)
         assert score.dtype == torch.float32
         assert torch.allclose(score, truth(model, x).score, rtol=1e-5)
         with torch.no_grad():
@@ -97,8 +97,8 @@ def test_onnx_scores_where_there_is_only_onnxruntime(tmp_path: Path, detector: t
 
 def test_what_a_file_cannot_score_is_no_number(tmp_path: Path) -> None:
     model, good, bad = zoo.sometimes_closed()
-    run = load(GaiaZ(model).export(tmp_path / "model.onnx", good))
-    _, score = run(torch.cat([good, bad]))
+    run = load_one(GaiaZ(model).export(tmp_path / "model.onnx", good))
+    score = run(torch.cat([good, bad]))
     assert torch.allclose(score[: len(good)], reference.gaia_z(model, good).score, rtol=1e-5)
     assert bool(score[len(good) :].isnan().all())
 
@@ -198,8 +198,8 @@ class Maxima(nn.Module):
 def test_a_file_for_float16_rounds_to_it_at_its_ends_alone(tmp_path: Path, head: bool) -> None:
     torch.manual_seed(0)
     model, x = Maxima(head).eval().half(), zoo.images(40, dtype=torch.float16)
-    run = load(GaiaZ(model).export(tmp_path / "model.onnx", x[:3]))
-    logits, score = run(x)
+    run = load_one(GaiaZ(model).export(tmp_path / "model.onnx", x[:3]))
+    logits, score = run.score(x)
     truth = reference.gaia_z(copy.deepcopy(model).double(), x.double())
     assert (logits.dtype, score.dtype) == (torch.float16, torch.float32)
     torch.testing.assert_close(logits.double(), truth.logits, rtol=2**-10, atol=1e-6)
@@ -249,7 +249,7 @@ def test_an_image_whose_score_would_be_divided_by_zero_is_nan_in_a_file(tmp_path
     x = torch.rand(4, 3, 8, 8)
     x[2] *= -1  # no unit is open: all logits are zero, and so is the output component
     detector = GaiaA(model, engine="compiled", runtime="eager")
-    _, score = load(detector.export(tmp_path / f"model{ending}", x[:2]))(x)
+    score = load_one(detector.export(tmp_path / f"model{ending}", x[:2]))(x)
     assert score.isnan().tolist() == [False, False, True, False]
     others = torch.tensor([0, 1, 3])
     torch.testing.assert_close(score[others], detector.score(x[others]).score, rtol=1e-5, atol=0)

@@ -1,0 +1,87 @@
+"""--calibrate-on: the thresholds of a command's methods, from in-distribution images."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from gaia_fast.calibration import check_informative, threshold_for
+from gaia_fast.cli import output
+from gaia_fast.cli.options import Command
+from gaia_fast.data import ImageSource, Preset, load_images
+from gaia_fast.evaluation.image_sets import Detectors, score_set
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What thresholds were taken from.
+
+    Attributes:
+        thresholds: by method.
+        images: how many were scored.
+        unreadable: (name, reason) of each that was left out.
+    """
+
+    thresholds: dict[str, float]
+    images: int
+    unreadable: list[tuple[str, str]]
+
+    def record(self) -> dict[str, Any]:
+        """What it is in JSON."""
+        return {"images": self.images, "unreadable": output.unreadable_record(self.unreadable)}
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """--calibrate-on and --id-tpr."""
+
+    path: str | None
+    id_tpr: float
+
+    def source(self, preset: Preset, max_pixels: int) -> ImageSource | None:
+        """The images asked for; None where none are."""
+        return None if self.path is None else load_images(self.path, preset, max_pixels)
+
+    def run(
+        self, detectors: Detectors, methods: Sequence[str], source: ImageSource | None, batch_size: int
+    ) -> Calibration | None:
+        """Scores the images asked for, and names on stderr those that cannot be read; None where none are asked for.
+
+        Raises:
+            GaiaError: the images, or their scores, are no use.
+        """
+        if source is None:
+            return None
+        with output.progress("calibrating", len(source)) as advance:
+            found = score_set(detectors, source, batch_size, advance)
+        thresholds = {}
+        for method in methods:
+            check_informative(found.scores[method])
+            thresholds[method] = threshold_for(found.scores[method], self.id_tpr)
+        output.report_unreadable(found.unreadable, f"{self.path}: ")
+        return Calibration(thresholds, len(found.names), found.unreadable)
+
+
+def calibration_options(command: Command) -> Command:
+    """Adds the options, which exclude --threshold; the command gets them as `calibrating`, a CalibrationOptions."""
+
+    @click.option("--calibrate-on", metavar="PATH", help="In-distribution images to take the thresholds from.")
+    @click.option(
+        "--id-tpr",
+        type=click.FloatRange(0, 1, min_open=True),
+        help="The share of those that the threshold accepts.  [default: 0.95]",
+    )
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, thresholds: tuple[str, ...], calibrate_on: str | None, id_tpr: float | None, **kwargs: Any
+    ) -> Any:
+        if thresholds and calibrate_on is not None:
+            raise click.UsageError("give --threshold or --calibrate-on, not both")
+        if id_tpr is not None and calibrate_on is None:
+            raise click.UsageError("--id-tpr says how to calibrate; it needs --calibrate-on")
+        options = CalibrationOptions(calibrate_on, 0.95 if id_tpr is None else id_tpr)
+        return command(*args, thresholds=thresholds, calibrating=options, **kwargs)
+
+    return wrapped
