@@ -1,7 +1,7 @@
 """One ONNX graph for images of several sizes: a branch for each.
 
 Each branch has its own weights, although they are the same: onnxruntime brings a convolution's weights into its blocked
-layout only in the graph that they belong to, and without it takes half as long again.
+layout only in the graph that they belong to, and is slower without it.
 """
 
 from collections.abc import Sequence
