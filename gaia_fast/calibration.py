@@ -34,8 +34,9 @@ class Calibration:
         """Returns the calibration by (N,) in-distribution scores; CalibrationError where there can be none."""
         threshold_for(scores, id_tpr)
         values = np.sort(np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64))
-        shares = np.arange(QUANTILES + 1) / QUANTILES
-        return cls(values.size, id_tpr, torch.from_numpy(np.quantile(values, shares, method="inverted_cdf")))
+        # In whole numbers: of n sorted scores number ceil(k n / 1000), as `threshold_for` counts.
+        ranks = [max(-(-k * values.size // QUANTILES), 1) for k in range(QUANTILES + 1)]
+        return cls(values.size, float(id_tpr), torch.from_numpy(values[np.array(ranks) - 1]))
 
 
 def threshold_for(scores: Any, id_tpr: float = 0.95) -> float:

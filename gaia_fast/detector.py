@@ -184,6 +184,8 @@ class GaiaZ(_OneScore):
         True
     """
 
+    _kind = "GaiaZ"
+
     def __init__(
         self,
         model: nn.Module,
@@ -222,6 +224,8 @@ class GaiaA(_OneScore):
         >>> out.score.shape, out.matrix.shape
         (torch.Size([8]), torch.Size([8, 6, 64]))
     """
+
+    _kind = "GaiaA"
 
     def __init__(
         self,

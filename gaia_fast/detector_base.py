@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from gaia_fast.compiler.program_cache import ProgramCache
 from gaia_fast.data.presets import Preset, preset_named
 from gaia_fast.detector_file import SavedDetector
 from gaia_fast.engines import EnginePlan, Subject, export_program, make_engine
-from gaia_fast.errors import ArgumentError, InputError
+from gaia_fast.errors import ArgumentError, InputError, LayerError
 from gaia_fast.inspection import checks, guards, layers, stages
 from gaia_fast.inspection.feature_maps import feature_maps
 from gaia_fast.inspection.fingerprint import Fingerprint
 from gaia_fast.inspection.forward_hooks import in_grad_mode
 from gaia_fast.inspection.requests import Request
+from gaia_fast.inspection.survey import nothing
 from gaia_fast.measurement import Measurement, Result
 from gaia_fast.method import Method
 from gaia_fast.options import EngineName, Runtime, Tune, TuneOption, Unprepared
@@ -47,6 +49,8 @@ class Options:
 class Detector:
     """A model, methods by the names of their scores, and an engine that measures with all of them in one call."""
 
+    _kind = "Detector"  # by which a file names the class
+
     def __init__(self, model: nn.Module, methods: Mapping[str, Method], options: Options) -> None:
         EngineName.check_or_auto(options.engine, "engine")
         Runtime.check_or_auto(options.runtime, "runtime")
@@ -55,6 +59,8 @@ class Detector:
         self._methods = dict(methods)
         self._options = options
         self._lock = threading.RLock()
+        self._cache: ProgramCache | None = None
+        self._seen: tuple[torch.Size, torch.dtype, torch.device] | None = None  # of the last images that were checked
         # By the stages' names, once they are known, whatever images come.
         self._stage_layers: dict[str, list[str]] = {}
         self._resolve()
@@ -75,13 +81,13 @@ class Detector:
             tune: how is settled between a convolution's algorithms in runtime "native", and on the CPU in float32
                 between the runtimes that "auto" can take and are installed, and hooks: "measure" times them here for as
                 many images, once for each processor and build (in $GAIA_FAST_CACHE, else in the user's cache, empty for
-                nowhere), which takes seconds for each; "model" counts operations. None for what $GAIA_FAST_TUNE says,
-                else "measure".
+                nowhere), which takes seconds for each; "model" counts operations. None for what was said before, else
+                what $GAIA_FAST_TUNE says, else "measure".
             cache_dir: a folder where programs are kept, so that a process that comes later, on a machine of the same
                 kind, need not capture and time them again: it reads what was made for the same weights, code, options
                 and images, compares it with the reference on `example`, and scores as the first does, to the last bit.
-                None for nowhere. Programs under Inductor are compiled anew; PyTorch keeps its own cache of those. As of
-                any cache of compiled code: let none write there but those whom you trust.
+                None for where it was said before, or nowhere. Programs under Inductor are compiled anew; PyTorch keeps
+                its own cache of those. As of any cache of compiled code: let none write there but whom you trust.
 
         Returns:
             The detector itself.
@@ -103,7 +109,9 @@ class Detector:
         if tune is not None:
             Tune.parse(tune, "tune")
         self._check_example(example)
-        self._engine.prepare(example, tune, None if cache_dir is None else ProgramCache(Path(cache_dir)))
+        cache = None if cache_dir is None else ProgramCache(Path(cache_dir))
+        self._engine.prepare(example, tune, cache)
+        self._cache = cache or self._cache
         return self
 
     def program(self, x: Tensor) -> Prepared | None:
@@ -140,7 +148,8 @@ class Detector:
             The path.
 
         Raises:
-            ArgumentError: another ending, or no such folder. ModelError: tensors whose bytes cannot be told.
+            ArgumentError: another ending, no such folder, or a class that is derived from one of this package's.
+            ModelError: tensors whose bytes cannot be told.
 
         Example:
             >>> from gaia_fast import GaiaZ, load
@@ -156,16 +165,33 @@ class Detector:
         """
         checks.check_model(self.model)
         path = Path(path)
+        if type(self).__name__ != self._kind:
+            raise ArgumentError(
+                f"a {type(self).__name__} cannot be loaded again, as load(...) does not know it; save the {self._kind} "
+                "that it is made of"
+            )
         SavedDetector(
-            type(self).__name__,
+            self._kind,
             self._arguments(),
             self.inspected_layers,
             self._stage_layers,
             self._saved_thresholds(),
             self._saved_calibrations(),
-            Fingerprint.of(self.model),
+            Fingerprint.of(self.model, self._written()),
         ).write(path)
         return path
+
+    def _written(self) -> frozenset[guards.Place]:
+        """What the model's forward pass writes, as far as images have been seen: it is no part of what the model is."""
+        if self._seen is None:
+            return frozenset()
+        size, dtype, device = self._seen
+        blank, subject = torch.zeros((1, *size), dtype=dtype, device=device), self._subject
+        try:
+            run = partial(subject.passes.run, subject.model, blank, nothing)
+            return guards.settled(subject.modules, run).but_for
+        except Exception:  # a model that takes no blank image, or not one alone
+            return frozenset()
 
     def _arguments(self) -> dict[str, Any]:
         """What it was made with, beside the model, as plain data."""
@@ -181,7 +207,12 @@ class Detector:
         head = self._options.head
         if not isinstance(head, nn.Module):
             return head
-        return next(name for name, module in self.model.named_modules() if module is head)
+        name = next((name for name, module in self.model.named_modules() if module is head), None)
+        if name is None:
+            raise LayerError(
+                f"the head, a {type(head).__name__}, is no module of {type(self.model).__name__}; name one"
+            )
+        return name
 
     def _saved_thresholds(self) -> dict[str, float]:
         raise NotImplementedError
@@ -301,7 +332,7 @@ class Detector:
             requests.append(Request(method, tuple(inspected), name))
         self._subject = Subject(self.model, modules, requests, options.head)
         self._engine = make_engine(
-            options.engine, self._subject, options.backend, options.runtime, options.on_unprepared
+            options.engine, self._subject, options.backend, options.runtime, options.on_unprepared, self._cache
         )
 
     def _find_stages(self, x: Tensor) -> None:
@@ -320,6 +351,7 @@ class Detector:
         if self._structure != guards.structure(self._subject.modules):
             self._resolve()
         checks.check_kind(x, self.model)
+        self._seen = x.shape[1:], x.dtype, x.device
         if self._pending:
             self._find_stages(x)
 

@@ -81,6 +81,8 @@ class Gaia(JointScorer, Detector):
         True
     """
 
+    _kind = "Gaia"
+
     def __init__(
         self,
         model: nn.Module,

@@ -31,8 +31,8 @@ def load(path: str | Path, model: nn.Module) -> GaiaA | GaiaZ | Gaia: ...
 def load(path: str | Path, model: nn.Module | None = None) -> Exported | GaiaA | GaiaZ | Gaia:
     """Returns a saved detector, for its model; or an exported file, which holds its own.
 
-    Both have `score`, `predict`, `is_ood` and `threshold`. A saved detector is prepared anew, from `cache_dir` where it
-    was prepared with one.
+    Both have `score`, `predict`, `is_ood` and `threshold`. A saved detector is prepared anew: `prepare` with the
+    `cache_dir` of an earlier process reads what was made there.
 
     A ".pt2" file is a program of machine code: loading it runs it, with all rights of the user. Load only what you
     trust. Nothing of a ".gaia" or ".onnx" file is run as code.
@@ -71,7 +71,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> Exported | GaiaA |
     if saved.kind not in _KINDS:
         raise ArgumentError(f"{path} is a {saved.kind}, by gaia_fast {saved.version}, which is not known here")
     plain = checks.unwrap(model)
-    if difference := saved.fingerprint.difference(Fingerprint.of(plain)):
+    checks.check_model(plain)
+    if difference := saved.fingerprint.difference(Fingerprint.of(plain, left_out=saved.fingerprint.left_out)):
         raise ModelError(
             f"{path} was saved with another model than this {type(plain).__name__}: {difference}. Give the model that "
             "it was saved with, its weights loaded; for this one calibrate and save a detector of its own"

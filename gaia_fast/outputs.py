@@ -58,8 +58,8 @@ class GaiaScores(_LogitsAndScores):
         thresholds: by name, those of the detector when this was scored.
     """
 
-    matrices: dict[str, Tensor]
-    thresholds: dict[str, float]
+    matrices: dict[str, Tensor] = {}  # noqa: RUF012  (of each object its own, but for those that others make)
+    thresholds: dict[str, float] = {}  # noqa: RUF012
 
     def __new__(
         cls,

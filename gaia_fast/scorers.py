@@ -32,6 +32,7 @@ class Scorer(ABC):
     @threshold.setter
     def threshold(self, value: float | None) -> None:
         self._threshold = None if value is None else calibration.checked(value)
+        self.calibration = None  # it was taken from no images, as far as is known
 
     @abstractmethod
     def score(self, x: Tensor) -> GaiaOutput:
@@ -203,7 +204,7 @@ class JointScorer(ABC):
             >>> {name: found.dtype for name, found in detector.is_ood(x[:4]).items()}
             {'gaia-z': torch.bool, 'energy': torch.bool}
         """
-        if missing := [name for name in self.scores if name not in self.thresholds]:
+        if missing := [name for name in self.scores if self.thresholds.get(name) is None]:
             raise CalibrationError(
                 f"there is no threshold yet for {', '.join(missing)}: call calibrate(...) with in-distribution images "
                 "or scores, or set .thresholds"
@@ -214,6 +215,8 @@ class JointScorer(ABC):
         """What a user set may be any kind of number, or none."""
         found = {}
         for name, value in self.thresholds.items():
+            if value is None:
+                continue
             try:
                 found[name] = calibration.checked(value)
             except ArgumentError as error:

@@ -23,6 +23,7 @@ _PROCESSOR = ("model name", "cpu family", "model", "stepping", "CPU implementer"
 # By cache, what was asked for while this thread records; see `recorded`.
 _recording = threading.local()
 _CACHES: dict[str, "TimingCache"] = {}
+_MEASURING = threading.RLock()
 
 
 class TimingCache:
@@ -45,14 +46,16 @@ class TimingCache:
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
         """Returns what is kept under a key; measures and keeps it where there is nothing.
 
-        One thread measures at a time: two would slow each other.
+        One thread of the process measures at a time: two would slow each other. Who only asks never waits for it.
         """
-        with self._lock:
-            found = self.find(key)
-            if found is None:
-                found = measure()
-                self.put(key, found)
-            return found
+        found = self.find(key)
+        if found is None:
+            with _MEASURING:
+                found = self.find(key)
+                if found is None:
+                    found = measure()
+                    self.put(key, found)
+        return found
 
     def find(self, key: str) -> Any:
         """Returns what is kept under a key; None for nothing."""
@@ -77,10 +80,10 @@ class TimingCache:
         return found
 
     def take(self, values: Mapping[str, Any]) -> None:
-        """Takes what was timed by another process on a machine like this, as far as nothing was timed here."""
+        """Takes what was timed by another process on a machine like this, in the place of what was timed here."""
         with self._lock:
             self._load()
-            self._known = {key: value for key, value in values.items() if self._valid(value)} | self._known
+            self._known |= {key: value for key, value in values.items() if self._valid(value)}
 
     def forget(self) -> None:
         """Forgets what this process knows; the file stays."""
@@ -132,7 +135,10 @@ def recorded() -> Iterator[dict[str, dict[str, Any]]]:
 
 
 def take(record: Mapping[str, Mapping[str, Any]]) -> None:
-    """Takes what was `recorded` by another process on a machine like this, as far as nothing was timed here."""
+    """Takes what was `recorded` by another process on a machine like this, in the place of what was timed here.
+
+    What that process decided by it is then decided in the same way: else the last bit would differ.
+    """
     for name, values in record.items():
         if name in _CACHES:
             _CACHES[name].take(values)

@@ -72,12 +72,16 @@ def test_all_that_a_detector_is_made_with_is_saved() -> None:
         assert sorted(detector._arguments()) == sorted(set(parameters) - {"model"})
 
 
-def test_quantiles_are_scores_of_images() -> None:
+@pytest.mark.parametrize("images", [777, 100, 2])
+def test_quantiles_are_scores_of_images(images: int) -> None:
     detector = GaiaZ(zoo.build("parallel"), engine="hooks")
-    given = np.random.default_rng(0).normal(size=777)
-    found = detector.calibrate(given, 0.95).calibration
+    given = np.random.default_rng(0).normal(size=images)
+    found = detector.calibrate(given, np.float32(0.95)).calibration
     assert found is not None
-    assert found.images == 777
+    assert found.images == images
+    for share in (0.07, 0.14, 0.28, 0.56, 0.9, 1.0):
+        assert float(found.quantiles[round(1000 * share)]) == detector.calibrate(given, share).threshold
+    detector.calibrate(given, 0.95)
     assert set(found.quantiles.tolist()) <= set(given.tolist())
     assert float(found.quantiles[950]) == detector.threshold
     assert (float(found.quantiles[0]), float(found.quantiles[-1])) == (given.min(), given.max())
@@ -124,8 +128,8 @@ def test_a_detector_goes_to_a_spawned_process() -> None:
     [
         (lambda model: model.fc.weight.data[0, 0].add_(1), r"tensor 'fc\.weight' is float32"),
         (lambda model: model.double(), r"tensor '.*' is float64 .*, and was float32"),
-        (lambda model: setattr(model, "fc", nn.Identity()), r"module 'fc' is Identity\(\), and was Linear\("),
-        (lambda model: setattr(model, "more", nn.ReLU()), r"module 'more' is ReLU\(\), and was not there"),
+        (lambda model: setattr(model, "fc", nn.Identity().eval()), r"module 'fc' is Identity\(\), and was Linear\("),
+        (lambda model: setattr(model, "more", nn.ReLU().eval()), r"module 'more' is ReLU\(\), and was not there"),
         (lambda model: model.get_buffer("shortcut.1.running_mean").add_(1), r"tensor 'shortcut\.1\.running_mean'"),
     ],
     ids=["weight", "dtype", "module", "new", "buffer"],
@@ -228,3 +232,43 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         GaiaZ(model, p=3.0).save(path)
     assert path.read_bytes() == before
     assert SavedDetector.read(path).arguments["p"] == 2.0
+
+
+class Other(nn.Module):
+    """Another model where an attribute is another."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor, self.calls = zoo.build("parallel"), factor, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.inner(x) * self.factor
+
+
+def test_an_attribute_makes_another_model_and_a_counter_does_not(tmp_path: Path) -> None:
+    x = zoo.images(4)
+    path = GaiaZ(Other(1.0).eval(), engine="hooks").calibrate(x).save(tmp_path / "det.gaia")
+    load(path, Other(1.0).eval())
+    with pytest.raises(ModelError, match=r"factor=2\.0"):
+        load(path, Other(2.0).eval())
+
+
+def test_what_cannot_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    class Mine(GaiaZ):
+        pass
+
+    with pytest.raises(ArgumentError, match="a Mine cannot be loaded again"):
+        Mine(zoo.build("parallel")).save(tmp_path / "det.gaia")
+    with pytest.raises(LayerError, match="the head, a Linear, is no module of Parallel"):
+        GaiaA(zoo.build("parallel"), head=nn.Linear(2, 2)).save(tmp_path / "det.gaia")
+    assert not list(tmp_path.iterdir())
+
+
+def test_thresholds_that_are_set_by_hand() -> None:
+    detector = GaiaZ(zoo.build("parallel"), engine="hooks").calibrate([1.0, 2.0, 3.0])
+    detector.threshold = 2.5
+    assert detector.calibration is None
+    several = Gaia(zoo.build("parallel"), scores=("msp", "energy"), engine="hooks")
+    several.thresholds = {"msp": None, "energy": 1.0}  # type: ignore[dict-item]
+    assert list(several.score(zoo.images(2)).is_ood) == ["energy"]

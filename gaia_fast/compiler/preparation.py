@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -24,7 +25,7 @@ from gaia_fast.compiler.runtimes import autotuning
 from gaia_fast.compiler.runtimes.checked import Checks
 from gaia_fast.compiler.sparsity import Sparsity, analyse
 from gaia_fast.compiler.verification import Found, Truth, Verifier, rounding
-from gaia_fast.errors import CompilationError, GaiaError, ModelError, first_line
+from gaia_fast.errors import CompilationError, GaiaError, ModelError, ProgramCacheWarning, first_line
 from gaia_fast.inspection import guards
 from gaia_fast.inspection.fingerprint import Fingerprint, code_digest
 from gaia_fast.inspection.head import Head, find_head
@@ -51,6 +52,7 @@ class Prepared:
         state: of the model, when it was captured.
         checked: whether the runner gives one output more: (N,), positive where an image's results mean something.
         checked_memory: the device whose memory it compares as well, if any.
+        kept_in: where it is kept for later processes, if anywhere.
     """
 
     program: Program
@@ -63,6 +65,7 @@ class Prepared:
     state: guards.ModelGuard
     checked: bool
     checked_memory: torch.device | None
+    kept_in: ProgramCache | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,9 @@ def prepare(
     if widened != plain.dtype:
         try:
             copied = source.in_dtype(widened, plain)
-            return _Preparation(copied, plain.to(widened), runtime, thorough, tune, cache).prepared(source.head, state)
+            widening = _Preparation(copied, plain.to(widened), runtime, thorough, tune, cache)
+            widening.original = source.model
+            return widening.prepared(source.head, state)
         except ModelError as error:
             if runtime != AUTO:
                 who = f"runtime={runtime!r}" if dtype is None else "the file"
@@ -161,6 +166,7 @@ class _Preparation:
     ) -> None:
         self.source, self.x, self.runtime, self.thorough, self.tune = source, x, runtime, thorough, tune
         self.cache, self.verifier = cache, source.verifier()
+        self.original = source.model
 
     @cached_property
     def own(self) -> Truth:
@@ -174,13 +180,20 @@ class _Preparation:
         """The program that is kept for such images; else a new one, which is kept from then on."""
         if self.cache is None:
             return self._new(head, state)
-        hangs_on = self._hangs_on(head)
+        hangs_on = [
+            Fingerprint.of(self.original, state.but_for).digest(),
+            code_digest(self.original),
+            *self._asked(head),
+        ]
         entry = self.cache.load(hangs_on)
         if entry is not None:
             timing_cache.take(entry.timings)
-            # Of another runtime's release, or of a model whose code has changed elsewhere: a new one is made.
-            with contextlib.suppress(Exception):
+            try:
                 return self._kept(entry, head, state)
+            # Of a model that differs where no hash sees it, or damaged where no hash is taken.
+            except Exception as error:
+                message = f"the program kept in {self.cache.folder} does not fit and is made anew: {first_line(error)}"
+                warnings.warn(message, ProgramCacheWarning, stacklevel=2)
         with timing_cache.recorded() as timings:
             made = self._new(head, state)
         onnx = self.convert().SerializeToString() if made.runtime.name in FROM_ONNX else None
@@ -190,9 +203,9 @@ class _Preparation:
         )
         return made
 
-    def _hangs_on(self, head: Head | None) -> list[Any]:
-        """All that a program hangs on, but for releases and the machine."""
-        model, x = self.source.model, self.x
+    def _asked(self, head: Head | None) -> list[Any]:
+        """All that a program hangs on beside the model, but for releases and the machine."""
+        x = self.x
         asked = [
             [asdict(each.method), *(layer.name for layer in each.layers), each.name] for each in self.source.requests
         ]
@@ -200,12 +213,14 @@ class _Preparation:
         threads = [torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "")]
         images = [list(x.shape), str(x.dtype), str(x.device)]
         options = [self.runtime, self.thorough, self.tune, *([head.name, head.last_name] if head else [])]
-        return [Fingerprint.of(model).digest(), code_digest(model), asked, images, options, versions, threads]
+        return [asked, images, options, versions, threads]
 
     def _kept(self, entry: Entry, head: Head | None, state: guards.ModelGuard) -> Prepared:
-        """A program that was read from a file, held to the reference on the example."""
+        """A program that was read from a file, held to the reference: on the example, and on its negative."""
         program, chosen, dynamic = entry.program, entry.runtime, entry.dynamic
         batches = [(self.x, self.own)]
+        with contextlib.suppress(GaiaError):  # the model's own, which every engine would meet
+            batches.append((-self.x.flip(3), self.verifier.reference(-self.x.flip(3))))
         if entry.native is not None:
             runner: runtimes.Runner = runtimes.Native.from_data(*entry.native, self.x)
             self._check(program, runner, chosen, batches)
@@ -261,6 +276,7 @@ class _Preparation:
             state.renewed(),
             runtimes.checks_results(chosen.name, self.x),
             self.x.device if runtimes.checks_memory(chosen.name, self.x) else None,
+            self.cache,
         )
 
     def _runner(

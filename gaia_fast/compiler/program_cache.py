@@ -6,6 +6,7 @@ used: one that does not fit is made anew. Nothing of a file is run as code but a
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor, fx
 
 from gaia_fast import timing_cache
@@ -23,7 +23,7 @@ from gaia_fast.backends import Choice
 from gaia_fast.compiler.ir.results import ResultNames
 from gaia_fast.compiler.ir.serialization import NotSerializableError, from_data, to_data
 from gaia_fast.compiler.program import Program
-from gaia_fast.errors import ArgumentError
+from gaia_fast.errors import ArgumentError, ProgramCacheWarning, first_line
 from gaia_fast.files import replacing
 from gaia_fast.measurement import FeatureMap
 
@@ -79,6 +79,7 @@ class ProgramCache:
 
     def __init__(self, folder: Path) -> None:
         try:
+            folder = folder.expanduser()
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ArgumentError(
@@ -98,15 +99,16 @@ class ProgramCache:
             return None
 
     def store(self, hangs_on: Sequence[Any], entry: Entry) -> None:
-        """Keeps a program under a key, whole or not at all; one that plain data cannot hold is not kept.
-
-        Raises:
-            ArgumentError: the folder takes no files.
-        """
+        """Keeps a program under a key, whole or not at all. Warns where it cannot: the program itself is fine."""
         try:
-            graph, constants = to_data(entry.program.graph)
-        except NotSerializableError:
-            return
+            self._store(self._path(hangs_on), entry)
+        except NotSerializableError as error:
+            _warn(f"the program is not kept in {self.folder}: in its graph {error}")
+        except (ArgumentError, OSError) as error:
+            _warn(f"the program is not kept in {self.folder}: {first_line(error)}")
+
+    def _store(self, path: Path, entry: Entry) -> None:
+        graph, constants = to_data(entry.program.graph)
         tensors = _Tensors()
         native = None
         if entry.native is not None:
@@ -127,7 +129,8 @@ class ProgramCache:
         }
         if entry.onnx is not None:
             tensors.by_name[_ONNX] = torch.frombuffer(bytearray(entry.onnx), dtype=torch.uint8)
-        with replacing(self._path(hangs_on)) as written:
+        kept["content"] = _digest(save(tensors.by_name))
+        with replacing(path) as written:
             written.write_bytes(save(tensors.by_name, {_KEY: json.dumps(kept)}))
 
     def _path(self, hangs_on: Sequence[Any]) -> Path:
@@ -157,12 +160,15 @@ class _Tensors:
 
 
 def _read(path: Path) -> Entry:
-    # Left open for what is read later: a file that takes this one's place is another.
-    file = safe_open(path, "pt").__enter__()
-    kept = json.loads(file.metadata()[_KEY])
+    # All of it, at once: what lies in a mapped file changes with the file.
+    data = path.read_bytes()
+    kept = json.loads(json.loads(_header(data))["__metadata__"][_KEY])
+    if kept["content"] != _digest(data):
+        raise ValueError("the tensors are not those that were written")
+    read = load(data)
 
     def tensors(places: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {name: _laid_out(file.get_tensor(of), strides, on) for name, (of, strides, on) in places.items()}
+        return {name: _laid_out(read[of], strides, on) for name, (of, strides, on) in places.items()}
 
     program = KeptProgram(
         lambda: from_data(kept["graph"], tensors(kept["constants"])),
@@ -178,9 +184,23 @@ def _read(path: Path) -> Entry:
         tuple(map(tuple, kept["derivations"])),
         Choice(*kept["runtime"]),
         kept["timings"],
-        bytes(file.get_tensor(_ONNX).numpy()) if _ONNX in file.keys() else None,  # noqa: SIM118
+        bytes(read[_ONNX].numpy()) if _ONNX in read else None,
         None if native is None else (native["data"], tensors(native["tensors"])),
     )
+
+
+def _header(data: bytes) -> bytes:
+    """The JSON that a file of safetensors begins with, behind its length."""
+    return data[8 : 8 + int.from_bytes(data[:8], "little")]
+
+
+def _digest(data: bytes) -> str:
+    """A hash of the tensors of a file of safetensors."""
+    return hashlib.blake2b(data[8 + int.from_bytes(data[:8], "little") :], digest_size=16).hexdigest()
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, ProgramCacheWarning, stacklevel=2)
 
 
 def _laid_out(value: Tensor, strides: Sequence[int], device: str) -> Tensor:

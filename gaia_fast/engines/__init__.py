@@ -1,5 +1,6 @@
 """Ways to measure images. `make_engine` is the only place that knows them all."""
 
+from gaia_fast.compiler.program_cache import ProgramCache
 from gaia_fast.engines.auto import AutoEngine
 from gaia_fast.engines.base import Engine, EnginePlan, Subject
 from gaia_fast.engines.compiled import CompiledEngine, export_program
@@ -10,7 +11,9 @@ from gaia_fast.options import EngineName
 __all__ = ["Engine", "EnginePlan", "Subject", "export_program", "make_engine"]
 
 
-def make_engine(name: str, subject: Subject, backend: str, runtime: str, on_unprepared: str) -> Engine:
+def make_engine(
+    name: str, subject: Subject, backend: str, runtime: str, on_unprepared: str, cache: ProgramCache | None = None
+) -> Engine:
     """Makes an engine.
 
     Args:
@@ -19,11 +22,12 @@ def make_engine(name: str, subject: Subject, backend: str, runtime: str, on_unpr
         backend: the kernels of hooks; see `gaia_fast.backends`.
         runtime: how compiled programs run: of `gaia_fast.options.Runtime`, or "auto".
         on_unprepared: of "auto", what is done with images that no program was prepared for.
+        cache: where programs are kept, as far as that was said before.
     """
     if name == EngineName.REFERENCE:
         return ReferenceEngine(subject, backend)
     hooks = HooksEngine(subject, backend)
     if name == EngineName.HOOKS:
         return hooks
-    compiled = CompiledEngine(subject, runtime, hooks)
+    compiled = CompiledEngine(subject, runtime, hooks, cache)
     return compiled if name == EngineName.COMPILED else AutoEngine(hooks, compiled, on_unprepared)

@@ -1,7 +1,9 @@
 """Hooks until a program was prepared, the compiled engine from then on where it is faster; no slow path unsaid."""
 
+import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -11,7 +13,7 @@ from gaia_fast.compiler.preparation import Prepared
 from gaia_fast.compiler.program_cache import ProgramCache
 from gaia_fast.compiler.runtimes import autotuning
 from gaia_fast.engines.base import EnginePlan
-from gaia_fast.engines.compiled import CompiledEngine, Key, key
+from gaia_fast.engines.compiled import CompiledEngine, Key, Refusal, key
 from gaia_fast.engines.hooks import HooksEngine
 from gaia_fast.errors import BackendError, LayerError, ModelError, UnpreparedError, UnpreparedWarning
 from gaia_fast.inspection.head import MOST_SIZES
@@ -19,7 +21,7 @@ from gaia_fast.measurement import Measurement
 from gaia_fast.options import AUTO, EngineName, Tune, Unprepared
 from gaia_fast.recent import Recent
 
-_PACKAGE = str(Path(__file__).parents[1])
+_PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 
 
 class AutoEngine:
@@ -33,23 +35,21 @@ class AutoEngine:
 
     def __init__(self, hooks: HooksEngine, compiled: CompiledEngine, on_unprepared: str) -> None:
         self._hooks, self._compiled, self._on_unprepared = hooks, compiled, on_unprepared
-        self._refusals: Recent[Key, str] = Recent(MOST_SIZES)
+        self._refusals: Recent[Key, Refusal] = Recent(MOST_SIZES)
         self._slower: Recent[tuple[Key, int], str] = Recent(MOST_SIZES)  # programs, and by how much
         self._warned: Recent[Key, bool] = Recent(MOST_SIZES)
-        self._cache: ProgramCache | None = None
 
     def plan(self, x: Tensor) -> EnginePlan:
         found = self.program(x)
         if found is not None:
             return self._compiled.plan_of(x, found, "prepared for such images")
         plan = self._hooks.plan(x)
-        why = self._refusals.get(key(x)) or self._slower.get((key(x), x.shape[0]))
+        why = self._refusal(x) or self._slower.get((key(x), x.shape[0]))
         return EnginePlan(
             Choice("hooks", why or "takes any eager model; prepare(...) compiles it, for speed"), plan.backend
         )
 
     def prepare(self, x: Tensor, tune: str | None = None, cache: ProgramCache | None = None) -> None:
-        self._cache = cache
         self._slower.pop((key(x), x.shape[0]))
         self._warned.pop(key(x))
         try:
@@ -58,11 +58,11 @@ class AutoEngine:
             forced = isinstance(error, BackendError) and self._compiled.runtime != AUTO
             if self._on_unprepared == Unprepared.ERROR or forced:
                 raise
-            self._refusals.put(key(x), f"not compiled: {error}")
-            _warn(f"the model cannot be compiled, and is scored by hooks, several times slower: {error}")
+            self._refusals.put(key(x), self._compiled.refused(x, f"not compiled: {error}"))
+            _warn(f"the model cannot be compiled, and is scored by hooks, which is slower: {error}")
             return
         self._refusals.pop(key(x))
-        if (tune or Tune.default()) == Tune.MEASURE and x.device.type == "cpu":
+        if (self._compiled.tune or Tune.default()) == Tune.MEASURE and x.device.type == "cpu":
             self._compare(x)
 
     def _compare(self, x: Tensor) -> None:
@@ -73,8 +73,9 @@ class AutoEngine:
             return
 
         def measure() -> dict[str, float]:
-            runs = {compiled: lambda: self._compiled.score(x), hooks: lambda: self._hooks.score(x)}
-            return autotuning.seconds(runs)
+            # With the program in hand: to score may prepare another, and who prepares waits for who measures.
+            program = partial(self._compiled.measure, x, prepared, guarded=True)
+            return autotuning.seconds({compiled: program, hooks: lambda: self._hooks.score(x)})
 
         rivals = [f"{compiled}, {prepared.runtime.name}", hooks]
         try:
@@ -98,13 +99,18 @@ class AutoEngine:
         engine = self._hooks if self.program(x) is None else self._compiled
         return engine.score(x)
 
+    def _refusal(self, x: Tensor) -> str:
+        """Why the model could not be compiled for images like `x`, as far as that still holds; else empty."""
+        found = self._refusals.get(key(x))
+        return found.reason if found is not None and found.holds(x) else ""
+
     def _unprepared(self, x: Tensor) -> None:
         """Does what was asked for with images that no program was prepared for."""
-        if self._refusals.get(key(x)) is not None and self._on_unprepared != Unprepared.ERROR:
+        if self._refusal(x) and self._on_unprepared != Unprepared.ERROR:
             return  # it was said when it was tried
         images = f"images of {tuple(x.shape[1:])} {x.dtype}".replace("torch.", "")
         if self._on_unprepared == Unprepared.PREPARE:
-            self.prepare(x, cache=self._cache)
+            self.prepare(x)
         elif self._on_unprepared == Unprepared.ERROR:
             raise UnpreparedError(
                 f"there is no program for {images}: {self._compiled.programs(x)}; call prepare(x) with such images "
@@ -113,7 +119,7 @@ class AutoEngine:
         elif self._warned.get(key(x)) is None:
             self._warned.put(key(x), True)
             _warn(
-                f"{images} are scored by hooks, several times slower than compiled: {self._compiled.programs(x)}. Call "
+                f"{images} are scored by hooks, slower than by a program: {self._compiled.programs(x)}. Call "
                 "prepare(x) with such images, or take on_unprepared='prepare'; engine='hooks' says that this is meant"
             )
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from gaia_fast.data.presets import Preset
 from gaia_fast.engines.base import EnginePlan, Subject
 from gaia_fast.engines.hooks import HooksEngine
 from gaia_fast.errors import GaiaError, ModelError, first_line
-from gaia_fast.inspection import checks
+from gaia_fast.inspection import checks, guards
 from gaia_fast.inspection.head import Head
+from gaia_fast.inspection.survey import nothing
 from gaia_fast.measurement import Measurement, Result
 from gaia_fast.ops import result_checks
 from gaia_fast.options import Tune
@@ -31,10 +33,31 @@ Key = tuple[torch.Size, torch.dtype, torch.device]
 
 # One program holds the model's weights once more: sizes of images without end would fill the memory.
 MOST_PROGRAMS = 16
+# A model that keeps something for each size of a batch has changed once it was compared on other numbers of images.
+_TRIES = 2
 
 
 class _ChangedError(Exception):
     """The model is not what the program was made of."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a model could not be compiled.
+
+    Attributes:
+        reason: the message.
+        state: of the model then.
+        autocast: whether autocast was on.
+    """
+
+    reason: str
+    state: guards.ModelGuard
+    autocast: bool
+
+    def holds(self, x: Tensor) -> bool:
+        """Whether the reason may still hold: nothing that it may rest on is otherwise."""
+        return self.autocast == torch.is_autocast_enabled(x.device.type) and bool(self.state.holds())
 
 
 class CompiledEngine:
@@ -44,17 +67,30 @@ class CompiledEngine:
         subject: what is measured.
         runtime: of `gaia_fast.options.Runtime`, or "auto".
         hooks: for images that a program cannot score.
+        cache: where programs are kept; None for nowhere, until `prepare` names a place.
     """
 
-    def __init__(self, subject: Subject, runtime: str, hooks: HooksEngine) -> None:
+    def __init__(self, subject: Subject, runtime: str, hooks: HooksEngine, cache: ProgramCache | None = None) -> None:
         self._subject, self.runtime, self._hooks = subject, runtime, hooks
         self._prepared: Recent[Key, Prepared] = Recent(MOST_PROGRAMS)
         self._lock = threading.Lock()
+        # As last asked for: what is prepared unasked is prepared so, too.
+        self.tune: str | None = None
+        self.cache = cache
 
     def program(self, x: Tensor) -> Prepared | None:
         """The program for images like `x`, unless there is none or the model has changed since."""
         found = self._prepared.get(key(x))
         return found if found is not None and found.state.holds() else None
+
+    def refused(self, x: Tensor, reason: str) -> Refusal:
+        """Returns a reason why the model was not compiled for images like `x`, with what it may rest on."""
+        subject = self._subject
+        try:
+            state = guards.settled(subject.modules, lambda: subject.passes.run(subject.model, x, nothing), values=False)
+        except Exception:  # the model's own, which `score` will say
+            state = guards.ModelGuard(subject.modules, values=False)
+        return Refusal(reason, state, torch.is_autocast_enabled(x.device.type))
 
     def programs(self, x: Tensor) -> str:
         """What is prepared, for a message about images that have no program."""
@@ -74,16 +110,30 @@ class CompiledEngine:
         return EnginePlan(Choice("compiled", why), backend, prepared.runtime, prepared.derivations, programs)
 
     def prepare(self, x: Tensor, tune: str | None = None, cache: ProgramCache | None = None) -> None:
-        self._prepare(x, tune, cache)
+        if cache is not None and self.cache is not None and cache.folder == self.cache.folder:
+            cache = self.cache
+        self.tune, self.cache = tune or self.tune, cache or self.cache
+        self._prepare(x, kept=cache is not None)
 
-    def _prepare(self, x: Tensor, tune: str | None = None, cache: ProgramCache | None = None) -> Prepared:
-        """The program for images like `x`, compared with the reference on them where it is new."""
+    def _prepare(self, x: Tensor, kept: bool = False) -> Prepared:
+        """The program for images like `x`, compared with the reference on them where it is new.
+
+        Args:
+            kept: whether it is to be in the cache, so that one that is not is made anew.
+        """
         head = self._subject.head(x)
         with self._lock:
             found = self.program(x)
+            if found is not None and kept and found.kept_in is not self.cache:
+                found = None
             if found is None:
                 source = _source(self._subject, head)
-                found = prepare(source, x, self.runtime, tune=tune or Tune.default(), cache=cache)
+                tune = self.tune or Tune.default()
+                for _ in range(_TRIES):
+                    found = prepare(source, x, self.runtime, tune=tune, cache=self.cache)
+                    if found.state.holds():
+                        break
+                assert found is not None
                 self._prepared.put(key(x), found)
             elif isinstance(found.runner, runtimes.FixedSizes):
                 found.runner.prepare(x.shape[0])

@@ -106,6 +106,11 @@ class ModelGuard:
         self._but_for = self._look.but_for
         self._patience = _PATIENCE
 
+    @property
+    def but_for(self) -> frozenset[Place]:
+        """The places that do not matter."""
+        return self._but_for
+
     def holds(self, but_for: torch.device | None = None) -> bool | Tensor:
         """Whether the model is the same: a bool, or where a device has to tell, a 0-d tensor.
 

@@ -1,5 +1,6 @@
 """Engine "auto": no slow path that is not spoken of."""
 
+import threading
 import warnings
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast import GaiaZ
+from gaia_fast.compiler.runtimes import autotuning
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError, UnpreparedError, UnpreparedWarning
 
 import zoo
@@ -42,7 +44,7 @@ def test_the_first_images_of_a_size_are_spoken_of_once() -> None:
 def test_the_warning_is_of_the_line_that_calls() -> None:
     detector, x = GaiaZ(zoo.build("parallel")), zoo.images(2)
     with pytest.warns(UnpreparedWarning) as caught:
-        detector.is_ood(x) if detector.threshold is not None else detector.calibrate(x)
+        detector.calibrate(x)
     assert caught[0].filename == __file__
 
 
@@ -59,7 +61,7 @@ def test_a_model_that_has_changed_is_spoken_of() -> None:
     detector(x)
 
 
-def test_programs_are_prepared_where_that_is_asked_for(tmp_path: Any) -> None:
+def test_programs_are_prepared_where_that_is_asked_for() -> None:
     model, x = zoo.build("parallel"), zoo.images(2)
     detector = GaiaZ(model, runtime="eager", on_unprepared="prepare")
     expected = GaiaZ(model, engine="hooks")
@@ -110,3 +112,49 @@ def test_a_runtime_that_is_forced_and_cannot_run_raises() -> None:
         pytest.skip("a CUDA graph can be recorded here")
     with pytest.raises(BackendError, match="cudagraph"):
         GaiaZ(zoo.build("parallel"), runtime="cudagraph").prepare(zoo.images(2))
+
+
+def test_a_refusal_lasts_as_long_as_its_cause() -> None:
+    model, x = zoo.build("parallel"), zoo.images(2)
+    detector = GaiaZ(model, runtime="eager", on_unprepared="prepare")
+    with torch.autocast("cpu"), pytest.warns(UnpreparedWarning, match="autocast"):
+        detector(x)
+    detector(x)
+    assert detector.plan(x).engine.name == "compiled"
+    handle = model.register_full_backward_hook(lambda *_: None)
+    with pytest.warns(UnpreparedWarning, match="backward hooks"):
+        detector(x)
+    detector(x)  # said once
+    handle.remove()
+    detector(x)
+    assert detector.plan(x).engine.name == "compiled"
+
+
+@pytest.mark.usefixtures("deadline")
+def test_threads_that_prepare_do_not_wait_for_each_other_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One measures the engines while the other prepares, and the model changes under both."""
+    model = zoo.build("parallel")
+    detector = GaiaZ(model, runtime="native", on_unprepared="prepare")
+    right, begun, going = autotuning.seconds, threading.Event(), threading.Event()
+
+    def seconds(runs: Any) -> dict[str, float]:
+        begun.set()
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.0)  # written: what was prepared holds no more
+        going.wait(5)
+        return right(runs)
+
+    monkeypatch.setattr(autotuning, "seconds", seconds)
+    monkeypatch.setenv("GAIA_FAST_TUNE", "measure")
+    first = threading.Thread(target=detector.prepare, args=(zoo.images(1),))
+    first.start()
+    begun.wait(30)
+    monkeypatch.setattr(autotuning, "seconds", right)
+    second = threading.Thread(target=detector.prepare, args=(zoo.images(1, 24),))
+    second.start()
+    second.join(1)
+    going.set()
+    first.join(25)
+    second.join(25)
+    assert not first.is_alive()
+    assert not second.is_alive()
