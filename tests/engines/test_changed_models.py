@@ -156,15 +156,21 @@ def test_a_change_by_another_thread_while_the_model_is_prepared(monkeypatch: pyt
     x = zoo.images(2)
     model: Any = zoo.build("strided_shortcut")
 
+    calls = 0
+
     def captured(*arguments: Any) -> Captured:
+        nonlocal calls
+        calls += 1
         found = capture(*arguments)
         model.residual[1].eps = 2.0
         return found
 
     monkeypatch.setattr(preparation, "capture", captured)
     detector = GaiaZ(model, engine="compiled", runtime="eager")
-    detector.prepare(x)
-    assert detector.program(x) is None  # the model is not what it was when it was begun
+    detector.prepare(x)  # the model is not what it was when it was begun, and is captured once more
+    program = detector.program(x)
+    assert program is not None
+    assert calls == 2
     monkeypatch.undo()
     assert_scored_as_it_is(detector, x, GaiaZ(zoo.build("strided_shortcut"), engine="reference").score(x))
 
