@@ -125,6 +125,49 @@ class Turned(nn.Module):
 WrappedLayerNorm2d = type("LayerNorm2d", (Turned,), {})
 
 
+class Permute(nn.Module):
+    def __init__(self, *order: int) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.order)
+
+
+def _in_sequence(channels: int, *more: nn.Module, name: str = "LayerNorm2d") -> nn.Module:
+    """Modules turn the axes, and the class counts as a norm by its name."""
+    made: nn.Module = type(name, (nn.Sequential,), {})(
+        Permute(0, 2, 3, 1), nn.LayerNorm(channels), Permute(0, 3, 1, 2), *more
+    )
+    return made
+
+
+class AroundGroupNorm(nn.Module):
+    """A norm by the name of its class, around one of PyTorch's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gn = nn.GroupNorm(1, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gn(x)
+
+
+GroupNormAsLayerNorm2d = type("LayerNorm2d", (AroundGroupNorm,), {})
+
+
+class LastOrFirst(nn.LayerNorm):
+    """A norm that is told the order of the axes at each call, as mmpretrain writes it."""
+
+    def forward(self, x: Tensor, data_format: str = "channel_first") -> Tensor:
+        if data_format == "channel_last":
+            return super().forward(x)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+LastOrFirstLayerNorm2d = type("LayerNorm2d", (LastOrFirst,), {})
+
+
 class EitherLayerNorm(nn.LayerNorm):
     """As ConvNeXt's own code and Hugging Face's write it: for both orders of axes."""
 
@@ -159,7 +202,7 @@ class ConvNextLike(nn.Module):
         self.block = nn.Sequential(nn.LayerNorm(10), nn.Linear(10, 16), nn.ReLU(inplace=True), nn.Linear(16, 10))
         second = norm(10)
         # After a ReLU in place inside the norm, another would undo what the backward pass of the first needs.
-        act = nn.ReLU(inplace=not isinstance(second, LayerNormAct2d))
+        act = nn.ReLU(inplace=type(second).__name__ != "LayerNormAct2d")
         self.downsample = nn.Sequential(second, act, nn.Conv2d(10, 12, 2, 2))
         self.fc = nn.Linear(12, 5)
 
@@ -248,6 +291,8 @@ NORMS_2D: dict[str, Callable[[int], nn.Module]] = {
     "wrapper": WrappedLayerNorm2d,
     "either": EitherLayerNorm,
     "act": LayerNormAct2d,
+    "sequence": _in_sequence,
+    "sequence with act": lambda channels: _in_sequence(channels, nn.ReLU(), name="LayerNormAct2d"),
 }
 # Of each network its norms with maps of tokens.
 OF_TOKENS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
