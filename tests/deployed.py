@@ -192,6 +192,25 @@ class LayerNormAct2d(LayerNorm2d):
         return self.act(self.drop(super().forward(x)))
 
 
+class OwnLayerNorm(nn.Module):
+    """As ConvNeXt's own code writes it, which derives from no norm of PyTorch's."""
+
+    def __init__(self, channels: int, data_format: str = "channels_first") -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.normalized_shape, self.data_format = (channels,), data_format
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.data_format == "channels_last":
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias)
+        mean, var = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
+        x = (x - mean) / torch.sqrt(var + 1e-5)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
+OwnLayerNorm.__name__ = "LayerNorm"
+
+
 class ConvNextLike(nn.Module):
     """LayerNorm2d between stages, and in the blocks norms whose channels come last."""
 
@@ -290,6 +309,7 @@ NORMS_2D: dict[str, Callable[[int], nn.Module]] = {
     "subclass": LayerNorm2d,
     "wrapper": WrappedLayerNorm2d,
     "either": EitherLayerNorm,
+    "own": OwnLayerNorm,
     "act": LayerNormAct2d,
     "sequence": _in_sequence,
     "sequence with act": lambda channels: _in_sequence(channels, nn.ReLU(), name="LayerNormAct2d"),
@@ -306,7 +326,7 @@ def built(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     model = make()
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, (nn.LayerNorm, OwnLayerNorm)):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.2)
     return model.eval()

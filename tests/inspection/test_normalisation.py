@@ -19,6 +19,7 @@ from deployed import (
     GroupNormAsLayerNorm2d,
     LastOrFirstLayerNorm2d,
     LayerNorm2d,
+    OwnLayerNorm,
     Permute,
     built,
 )
@@ -59,6 +60,7 @@ def test_what_a_norm_is(module: nn.Module) -> None:
         nn.ReLU(),
         nn.Conv2d(3, 4, 1),
         EitherLayerNorm(4, "channels_last"),
+        OwnLayerNorm(4, "channels_last"),
         GroupNormAsLayerNorm2d(4),
         type("LayerNorm2d", (nn.LayerNorm,), {})(4),  # of the last axis, whatever its name
         type("LayerNorm2d", (nn.Module,), {})(),  # of how many channels is not known
@@ -90,7 +92,7 @@ def test_densities_are_of_channels_and_before_the_activation(name: str) -> None:
     assert isinstance(model, ConvNextLike)
     y = model.stem(x)
     y = y + model.block(model.depthwise(y).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    affine: Any = next(each for each in model.downsample[0].modules() if isinstance(each, nn.LayerNorm))
+    affine: Any = next(each for each in model.downsample[0].modules() if hasattr(each, "normalized_shape"))
     centred = (y - y.mean(1, keepdim=True)) / (y.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     map_ = centred * affine.weight[:, None, None] + affine.bias[:, None, None]
     matrix = GaiaZ(model, layers=["downsample.0"]).score(x, return_matrix=True).matrix
