@@ -125,6 +125,49 @@ class Turned(nn.Module):
 WrappedLayerNorm2d = type("LayerNorm2d", (Turned,), {})
 
 
+class Permute(nn.Module):
+    def __init__(self, *order: int) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.order)
+
+
+def _in_sequence(channels: int, *more: nn.Module, name: str = "LayerNorm2d") -> nn.Module:
+    """Modules turn the axes, and the class counts as a norm by its name."""
+    made: nn.Module = type(name, (nn.Sequential,), {})(
+        Permute(0, 2, 3, 1), nn.LayerNorm(channels), Permute(0, 3, 1, 2), *more
+    )
+    return made
+
+
+class AroundGroupNorm(nn.Module):
+    """A norm by the name of its class, around one of PyTorch's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gn = nn.GroupNorm(1, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gn(x)
+
+
+GroupNormAsLayerNorm2d = type("LayerNorm2d", (AroundGroupNorm,), {})
+
+
+class LastOrFirst(nn.LayerNorm):
+    """A norm that is told the order of the axes at each call, as mmpretrain writes it."""
+
+    def forward(self, x: Tensor, data_format: str = "channel_first") -> Tensor:
+        if data_format == "channel_last":
+            return super().forward(x)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+LastOrFirstLayerNorm2d = type("LayerNorm2d", (LastOrFirst,), {})
+
+
 class EitherLayerNorm(nn.LayerNorm):
     """As ConvNeXt's own code and Hugging Face's write it: for both orders of axes."""
 
@@ -149,6 +192,25 @@ class LayerNormAct2d(LayerNorm2d):
         return self.act(self.drop(super().forward(x)))
 
 
+class OwnLayerNorm(nn.Module):
+    """As ConvNeXt's own code writes it, which derives from no norm of PyTorch's."""
+
+    def __init__(self, channels: int, data_format: str = "channels_first") -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.normalized_shape, self.data_format = (channels,), data_format
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.data_format == "channels_last":
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias)
+        mean, var = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
+        x = (x - mean) / torch.sqrt(var + 1e-5)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
+OwnLayerNorm.__name__ = "LayerNorm"
+
+
 class ConvNextLike(nn.Module):
     """LayerNorm2d between stages, and in the blocks norms whose channels come last."""
 
@@ -159,7 +221,7 @@ class ConvNextLike(nn.Module):
         self.block = nn.Sequential(nn.LayerNorm(10), nn.Linear(10, 16), nn.ReLU(inplace=True), nn.Linear(16, 10))
         second = norm(10)
         # After a ReLU in place inside the norm, another would undo what the backward pass of the first needs.
-        act = nn.ReLU(inplace=not isinstance(second, LayerNormAct2d))
+        act = nn.ReLU(inplace=type(second).__name__ != "LayerNormAct2d")
         self.downsample = nn.Sequential(second, act, nn.Conv2d(10, 12, 2, 2))
         self.fc = nn.Linear(12, 5)
 
@@ -247,7 +309,10 @@ NORMS_2D: dict[str, Callable[[int], nn.Module]] = {
     "subclass": LayerNorm2d,
     "wrapper": WrappedLayerNorm2d,
     "either": EitherLayerNorm,
+    "own": OwnLayerNorm,
     "act": LayerNormAct2d,
+    "sequence": _in_sequence,
+    "sequence with act": lambda channels: _in_sequence(channels, nn.ReLU(), name="LayerNormAct2d"),
 }
 # Of each network its norms with maps of tokens.
 OF_TOKENS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
@@ -261,7 +326,7 @@ def built(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     model = make()
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, (nn.LayerNorm, OwnLayerNorm)):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.2)
     return model.eval()

@@ -3,12 +3,13 @@
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from gaia_fast.errors import LayerError, ModelError
-from gaia_fast.inspection import proposals, token_maps
+from gaia_fast.inspection import normalisation, proposals, token_maps
 from gaia_fast.inspection.forward_hooks import ForwardHooks
 from gaia_fast.inspection.normalisation import is_normalisation
 
@@ -18,7 +19,8 @@ class InspectedLayer:
     """A module whose feature map A^l is inspected.
 
     The map is the module's output; for a layer that normalises and activates in one module (timm's BatchNormAct2d),
-    it is what the first module called inside it reads, so that the map lies before the activation as everywhere else.
+    it is what the first module called inside it reads, or where the norm is known by its name alone what its activation
+    reads, so that the map lies before the activation as everywhere else.
     For a module that works on the last axis alone (nn.LayerNorm, nn.Linear) it is a map of tokens: see `token_maps`.
 
     Attributes:
@@ -32,10 +34,50 @@ class InspectedLayer:
 
     @property
     def inner(self) -> tuple[nn.Module, ...]:
-        """The modules that may be called inside a norm, after it: a norm of the axes turned, inside it, is its own."""
+        """The modules that may be called inside a norm, after it.
+
+        Inside a norm that is known by its name these are activations alone: others may come before it, or turn axes.
+        """
         if not is_normalisation(self.module):
             return ()
+        if self._is_known_by_name:
+            return tuple(proposals.activations_in(self.module))
         return tuple(each for each in self.module.children() if not token_maps.is_token_norm(each))
+
+    @cached_property
+    def _is_known_by_name(self) -> bool:
+        return is_normalisation(self.module) and normalisation.is_known_by_name(self.module)
+
+    @cached_property
+    def _channels(self) -> int:
+        """How many channels a norm has that is known by its name alone; else 0."""
+        return normalisation.channels(self.module) if self._is_known_by_name else 0
+
+    @cached_property
+    def _has_channels_first(self) -> bool:
+        return normalisation.has_channels_first(self.module)
+
+    def gives_channels_first(self, output: Tensor) -> bool:
+        """Returns whether the second axis of a 4-D output is that of the channels, for a norm known by its name alone.
+
+        Of any other module it is taken for that.
+
+        Raises:
+            LayerError: it cannot be told.
+        """
+        if not self._channels:
+            return True
+        second, last = output.shape[1] == self._channels, output.shape[-1] == self._channels
+        if second and (not last or self._has_channels_first):
+            return True
+        if last and not second:
+            return False
+        which = "may be the second axis or the last" if second else "are neither its second axis nor its last"
+        raise LayerError(
+            f"layer {self.name!r}, a {type(self.module).__name__}, gives a map of shape {tuple(output.shape)}, whose "
+            f"{self._channels} channels {which}; name the layers to inspect without it, layers=[...], or use images of "
+            "another size"
+        )
 
     def may_have_channels_last(self, output: Tensor) -> bool:
         """Returns whether the last axis of a 4-D output may be that of its channels, for all that is known."""
@@ -163,7 +205,7 @@ def is_feature_map(output: object, layer: InspectedLayer, images: int) -> bool:
     """Returns whether what a layer gave is a floating (N, K, H, W) map with positions.
 
     Raises:
-        LayerError: it is not, and the layer is explicit.
+        LayerError: it is not, and the layer is explicit; or it cannot be told which axis is that of the channels.
     """
     if isinstance(output, Tensor) and output.ndim == 4 and output.is_floating_point() and output.shape[0] == images:
         if layer.explicit and layer.may_have_channels_last(output):
@@ -171,7 +213,14 @@ def is_feature_map(output: object, layer: InspectedLayer, images: int) -> bool:
                 f"layer {layer.name!r} gives a map of shape {tuple(output.shape)} whose channels may come last, not a "
                 f"(N, K, H, W) feature map; leave it out{_norms_of_tokens(layer)}"
             )
-        return True
+        if layer.gives_channels_first(output):
+            return True
+        if layer.explicit:
+            raise LayerError(
+                f"layer {layer.name!r}, a {type(layer.module).__name__}, gives a map of shape {tuple(output.shape)} "
+                "whose channels come last, not a (N, K, H, W) feature map; leave it out"
+            )
+        return False
     if layer.explicit:
         shape = f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
         raise LayerError(

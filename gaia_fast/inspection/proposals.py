@@ -67,6 +67,16 @@ def refusal(model: nn.Module, names: str) -> str:
     )
 
 
+def activations_in(module: nn.Module) -> list[nn.Module]:
+    """Returns the children of a module that are activations, by the names of their classes or their own.
+
+    Example:
+        >>> activations_in(nn.Sequential(nn.Identity(), nn.ReLU()))
+        [ReLU()]
+    """
+    return [each for name, each in module.named_children() if _is_activation(each) or _ACTIVATION.fullmatch(name)]
+
+
 def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules that compute, in order; one that is parametrised counts as a whole."""
     found: list[tuple[str, nn.Module]] = []

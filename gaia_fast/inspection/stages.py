@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from gaia_fast.errors import LayerError
-from gaia_fast.inspection.feature_maps import feature_maps
+from gaia_fast.inspection.feature_maps import check_images_first, feature_maps
 from gaia_fast.inspection.layers import InspectedLayer, inspected_layers
 from gaia_fast.inspection.proposals import CONVOLUTIONS, convolutions
 from gaia_fast.inspection.token_maps import TOKEN_MAPS, check_order, token_norms, width
@@ -68,9 +68,11 @@ def found_on(name: str, model: nn.Module, x: Tensor) -> list[str]:
     """Returns the layers that a name in `NAMES` stands for, as images `x` show it.
 
     Raises:
-        LayerError: as `candidates` and `feature_maps`. ModelError: as `candidates`.
+        LayerError: as `candidates`, `feature_maps` and `check_images_first`. ModelError: as `candidates`.
     """
-    maps = feature_maps(model, candidates(name, model), x)
+    layers = candidates(name, model)
+    maps = feature_maps(model, layers, x)
+    check_images_first(model, layers, x)
     if name in LAST:
         return layers_of(name, maps)
     # A convolution whose map has one position weighs channels, and comes before no activation of a feature map.
@@ -84,9 +86,17 @@ def found_on(name: str, model: nn.Module, x: Tensor) -> list[str]:
 
 
 def resolved(layers: str | Sequence[str] | None, model: nn.Module, x: Tensor) -> str | Sequence[str] | None:
-    """Returns `layers`, or for a name in `NAMES` what is `found_on` images `x`."""
+    """Returns `layers`, or for a name in `NAMES` what is `found_on` images `x`.
+
+    Raises:
+        LayerError: as `found_on`, and for layers that are named as `inspected_layers`.
+    """
     name = asked_for(layers, model)
-    return layers if name is None else found_on(name, model, x)
+    if name is not None:
+        return found_on(name, model, x)
+    if layers is not None:
+        check_images_first(model, inspected_layers(model, layers), x)
+    return layers
 
 
 def described(name: str | None, layers: Sequence[InspectedLayer]) -> str:

@@ -1,33 +1,37 @@
 """Maps of tokens, of transformers: (N, T, C) or (N, H, W, C), whose channels come last. Experimental.
 
 A module that works on the last axis alone, nn.LayerNorm(C) or nn.Linear, tells which axis is that of the channels; all
-axes between it and the first, that of the images, are positions: the class token is one of them. docs/transformers.md
-shows how little GAIA-Z tells there.
+axes between it and the first, that of the images, are positions: the class token is one of them. So does a LayerNorm of
+one's own that says data_format="channels_last". docs/transformers.md shows how little GAIA-Z tells there.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any
 
 from torch import Tensor, nn
 
 from gaia_fast.errors import LayerError, ModelError
-from gaia_fast.inspection.normalisation import is_normalisation
+from gaia_fast.inspection.normalisation import channels, is_layer_norm, is_normalisation
 
 TOKEN_MAPS = "token_maps"  # in `layers=`: of every norm over the last axis
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
-def is_token_norm(module: nn.Module) -> TypeGuard[nn.LayerNorm | nn.RMSNorm]:
+def is_token_norm(module: nn.Module) -> bool:
     """Returns whether `module` is a norm over the last axis alone."""
-    return isinstance(module, _NORMS) and not is_normalisation(module) and len(module.normalized_shape) == 1
+    if is_normalisation(module):
+        return False
+    if isinstance(module, _NORMS):
+        return len(module.normalized_shape) == 1
+    return _says_channels_last(module) and channels(module) > 0
 
 
 def width(module: nn.Module) -> int:
     """Returns C where `module` works on the last axis alone, so that its C channels are there; else 0."""
     if isinstance(module, nn.Linear):
         return module.out_features
-    return module.normalized_shape[0] if is_token_norm(module) else 0
+    return channels(module) if is_token_norm(module) else 0
 
 
 def token_norms(model: nn.Module) -> list[str]:
@@ -58,17 +62,22 @@ def as_map(output: Any, name: str, module: nn.Module) -> Any:
     Raises:
         LayerError: the module has a `forward` of its own, and its result may have its channels in second place.
     """
-    channels = width(module)
-    if not isinstance(output, Tensor) or output.ndim not in (3, 4) or output.shape[-1] != channels:
+    last = width(module)
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4) or output.shape[-1] != last:
         return output
     own = all(type(module).forward is not each.forward for each in (*_NORMS, nn.Linear))
-    if own and output.ndim == 4 and output.shape[1] == channels:
+    if own and not _says_channels_last(module) and output.ndim == 4 and output.shape[1] == last:
         raise LayerError(
             f"layer {name!r} gives a map of shape {tuple(output.shape)}, whose channels may be the second axis or the "
             "last; leave it out, or use images of another size"
         )
     channels_first = output.movedim(-1, 1)
     return channels_first.unsqueeze(-1) if output.ndim == 3 else channels_first
+
+
+def _says_channels_last(module: nn.Module) -> bool:
+    """Whether a LayerNorm by the name of its class, as ConvNeXt's own code has it, says which axis it works on."""
+    return getattr(module, "data_format", None) == "channels_last" and is_layer_norm(module)
 
 
 def in_place_of(output: Tensor, replaced: Tensor) -> Tensor:

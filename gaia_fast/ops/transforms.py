@@ -2,7 +2,10 @@
 
 torch.vmap hands a rule tensors with one dimension more; it joins that of the images, or that of the channels where a
 parameter of the channels is mapped, so that one call of a kernel takes them all. Nothing here can be differentiated,
-and torch.func.grad and its kin would take that for a gradient of zero: they are refused.
+and torch.func.grad and its kin would take that for a gradient of zero: they are refused. So they are for values that
+are detached inside the function that is differentiated, as a.detach() of its argument a, and for those that has_aux
+returns beside the loss: PyTorch counts both as values of that function. What is to be computed of them is computed
+outside of it.
 """
 
 from collections.abc import Callable
@@ -80,10 +83,28 @@ def _mapped(op: Callable[..., Any], transform: VmapInterpreter, rule: BatchingRu
     with transform.lower():
         if all(dim is None for _, dim in pairs):
             return op(*given)
-        results, dims = rule(op, transform.batch_size(), tuple(dim for _, dim in pairs), *(x for x, _ in pairs))
+        times = transform.batch_size()
+        if times == 0:  # what one element gives tells the shapes
+            pairs = [(x if dim is None else _ones(x, dim), dim) for x, dim in pairs]
+        results, dims = rule(op, times or 1, tuple(dim for _, dim in pairs), *(x for x, _ in pairs))
+        if times == 0:
+            results, dims = _emptied(results, dims)
     if isinstance(results, Tensor):
         return torch._C._functorch._add_batch_dim(results, dims, level)
     return tuple(torch._C._functorch._add_batch_dim(each, dim, level) for each, dim in zip(results, dims, strict=True))
+
+
+def _ones(empty: Tensor, dim: int) -> Tensor:
+    """Ones in the shape of one element of a mapped tensor that has none."""
+    dim %= empty.ndim
+    return empty.new_ones((*empty.shape[:dim], 1, *empty.shape[dim + 1 :]))
+
+
+def _emptied(results: Any, dims: Any) -> tuple[Any, Any]:
+    """Takes the one element out of the results of a rule."""
+    if isinstance(results, Tensor):
+        return results.narrow(dims, 0, 0), dims
+    return tuple(each.narrow(dim, 0, 0) for each, dim in zip(results, dims, strict=True)), dims
 
 
 def _refuse_derivatives(op: Callable[..., Any], transform: FuncTorchInterpreter, given: tuple[Any, ...]) -> None:
@@ -94,6 +115,7 @@ def _refuse_derivatives(op: Callable[..., Any], transform: FuncTorchInterpreter,
             return
         raise BackendError(
             f"{op} has no derivative, and torch.func.grad, vjp, jvp and their kin would take it for zero; take it out "
-            "of the function that is differentiated"
+            "of the function that is differentiated, also where it has detached values or goes into has_aux: return "
+            "its arguments there, and call it on what is returned"
         )
     raise BackendError(f"{op} runs under torch.vmap, and under no other transform: {transform.key()}")

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from gaia_fast import Gaia, GaiaA, GaiaZ
 from gaia_fast.errors import CompilationError, LayerError, ModelError
+from gaia_fast.inspection.stages import resolved
 from gaia_fast.options import EngineOption, FusionOption
 from gaia_fast.reference import relative_error
 
-from deployed import OF_TOKENS, ConvNextLike, LayerNorm2d, SwinLike, VitLike, built
+from deployed import OF_TOKENS, ConvNextLike, EitherLayerNorm, LayerNorm2d, OwnLayerNorm, SwinLike, VitLike, built
 from zoo import build, images
 
 ENGINES = ["hooks", "reference", "compiled"]
@@ -193,6 +194,59 @@ def test_tokens_before_images_are_refused() -> None:
     for layers in ("token_maps", ["norm"]):
         with pytest.raises(ModelError, match="'attn' is a MultiheadAttention with batch_first=False"):
             GaiaZ(TokensFirst().eval(), layers=layers)
+
+
+class TokensFirst(nn.Module):
+    """Maps (T, N, C) of 16 tokens, and attention by hand."""
+
+    def __init__(self, images: int = 0) -> None:
+        super().__init__()
+        self.proj, self.norm, self.head = nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 5)
+        self.images = images
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.proj(x).flatten(2).permute(2, 0, 1)
+        if self.images:
+            tokens = tokens.view(16, self.images, 6)
+        y = self.norm(tokens)
+        weights = torch.softmax(torch.einsum("tnc,snc->nts", y, y), -1)
+        return self.head(torch.einsum("nts,snc->tnc", weights, y).mean(0))
+
+
+@pytest.mark.parametrize("made_for", [0, 16])
+def test_as_many_images_as_tokens_are_no_tokens(made_for: int) -> None:
+    model = built(lambda: TokensFirst(made_for))
+    with pytest.raises(LayerError, match="'norm' gives a map of tokens with as many tokens as there are images, 16"):
+        GaiaZ(model, layers="token_maps")(images(16))
+    with pytest.raises(LayerError, match="first axis is not known to be that of the images; name other layers"):
+        resolved(["norm"], model, images(16))
+
+
+def test_as_many_images_as_tokens_are_seen_as_fewer_images_are() -> None:
+    vit, swin = built(VitLike), built(SwinLike)
+    x = images(17)
+    torch.testing.assert_close(
+        GaiaZ(vit, layers="token_maps")(x)[:3], GaiaZ(vit, layers="token_maps")(x[:3]), rtol=1e-6, atol=0
+    )
+    assert resolved("token_maps", vit, x) == OF_TOKENS["vit"][1]
+    assert resolved(["stage.0"], swin, images(4)) == ["stage.0"]
+    assert resolved("token_maps", swin, images(4)) == OF_TOKENS["swin"][1]
+
+
+@pytest.mark.parametrize("rows", [8, 10])
+@pytest.mark.parametrize("make", [OwnLayerNorm, EitherLayerNorm])
+def test_a_norm_that_says_its_channels_come_last_gives_tokens(make: Any, rows: int) -> None:
+    """ConvNeXt's own, also where it has as many channels as there are rows."""
+    model, x = built(lambda: ConvNextLike(LayerNorm2d)), images(3, 2 * rows)
+    assert isinstance(model, ConvNextLike)
+    norm = make(10, "channels_last").eval()
+    norm.load_state_dict(model.block[0].state_dict())
+    plain = GaiaZ(model, layers=["block.0"])(x)
+    model.block[0] = norm
+    detector = GaiaZ(model, layers=["block.0"])
+    assert torch.equal(detector(x), plain)
+    assert [(each.channels, each.height, each.width) for each in detector.plan(x).maps] == [(10, rows, rows)]
+    assert torch.equal(GaiaZ(model, layers="token_maps")(x), plain)
 
 
 @pytest.mark.parametrize("engine", ["hooks", "reference"])

@@ -110,6 +110,22 @@ def test_vmap_is_one_call_and_warns_of_nothing(capfd: pytest.CaptureFixture[str]
 
 
 @each_call
+@pytest.mark.parametrize("dim", [0, -1])
+def test_vmap_over_no_elements_gives_none(name: str, dim: int) -> None:
+    call, shapes = CALLS[name]
+    mapped = tuple(dim % (len(shape) + 1) for shape in shapes)
+    one = torch.vmap(call, mapped)(*tensors(shapes, mapped, 1))
+    none = torch.vmap(call, mapped)(*tensors(shapes, mapped, 0))
+    pairs = zip(one, none, strict=True) if isinstance(one, tuple) else [(one, none)]
+    assert [(each.dtype, each[:0].shape) for each, _ in pairs] == [
+        (each.dtype, each.shape) for each in (none if isinstance(none, tuple) else [none])
+    ]
+    outer = tuple((2, *shape) for shape in shapes)
+    within = torch.vmap(torch.vmap(call, mapped), 0)(*(tensors(outer, tuple(at + 1 for at in mapped), 0)))
+    assert (within[0] if isinstance(within, tuple) else within).shape[:2] == (2, 0)
+
+
+@each_call
 def test_what_cannot_be_differentiated_is_no_gradient_of_zero(name: str) -> None:
     call, shapes = CALLS[name]
     given = tensors(shapes, (None,) * len(shapes), 0)
@@ -134,6 +150,18 @@ def test_what_does_not_hang_on_the_variable_may_be_computed_beside_it() -> None:
     g = tensors((MAP,), (None,), 0)[0]
     found = torch.func.grad(lambda x: x * ops.channel_moments(g).sum())(torch.ones((), device=DEVICE))
     torch.testing.assert_close(found, ops.channel_moments(g).sum())
+
+
+def test_detached_values_within_are_refused_with_what_to_do() -> None:
+    g = tensors((MAP,), (None,), 0)[0]
+
+    def loss(x: Tensor) -> tuple[Tensor, Any]:
+        return x.square().sum(), ops.channel_moments(x.detach())
+
+    with pytest.raises(BackendError, match="detached values or goes into has_aux: return its arguments there"):
+        torch.func.grad(loss, has_aux=True)(g)
+    _, beside = torch.func.grad(lambda x: (x.square().sum(), x.detach()), has_aux=True)(g)
+    torch.testing.assert_close(ops.channel_moments(beside), ops.channel_moments(g))
 
 
 def test_other_transforms_are_refused() -> None:

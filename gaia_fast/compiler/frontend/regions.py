@@ -8,6 +8,7 @@ from torch import fx
 from gaia_fast.errors import CompilationError
 
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
+_GRADIENTS = torch.ops.higher_order.wrap_with_set_grad_enabled
 
 
 def inline_regions(module: fx.GraphModule) -> None:
@@ -43,7 +44,12 @@ def _inline(node: fx.Node, module: fx.GraphModule) -> None:
 
 
 def _refusal(node: fx.Node) -> str:
-    on = "; it is on there" if node.target is _AUTOCAST else ""
+    if node.target not in (_AUTOCAST, _GRADIENTS):
+        return (
+            f"the model has the operator {node.target}, whose own graphs are not compiled; engine='hooks' scores it "
+            "as it is"
+        )
+    on = "; it is on there" if node.target is _AUTOCAST and node.args[2] else ""
     return (
         f"the model has a region under {node.target}{on}, which decides dtypes or gradients while it runs, and a "
         "compiled program has decided before; engine='hooks' scores it as it is"

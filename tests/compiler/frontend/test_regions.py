@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, reference
+from gaia_fast.compiler.frontend.regions import inline_regions
 from gaia_fast.errors import CompilationError
 from gaia_fast.reference import relative_error
 
@@ -52,3 +53,30 @@ def test_regions_with_autocast_are_refused_by_name_and_scored_by_hooks() -> None
     detector = GaiaZ(model).prepare(x)
     assert "region under wrap_with_autocast" in detector.plan(x).engine.why
     assert torch.equal(detector(x), GaiaZ(model, engine="hooks")(x))
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.cond(x.sum() > 0, lambda a: a + 1, lambda a: a - 1, (x,))
+        return y
+
+
+class Ungraded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return torch.relu(x) + 1
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Branches(), r"^the model has the operator cond, whose own graphs are not compiled; engine='hooks'"),
+        (Ungraded(), r"^the model has a region under wrap_with_set_grad_enabled, which decides dtypes or gradients"),
+    ],
+)
+def test_other_operators_with_graphs_are_refused_by_their_names(model: nn.Module, message: str) -> None:
+    with torch.no_grad():
+        graph = torch.export.export(model.eval(), (images(2),)).module(check_guards=False)
+    assert isinstance(graph, torch.fx.GraphModule)
+    with pytest.raises(CompilationError, match=message):
+        inline_regions(graph)
