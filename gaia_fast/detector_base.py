@@ -20,8 +20,8 @@ from gaia_fast.data.presets import Preset, preset_named
 from gaia_fast.detector_file import SavedDetector
 from gaia_fast.engines import EnginePlan, Subject, export_program, make_engine
 from gaia_fast.errors import ArgumentError, InputError, LayerError
-from gaia_fast.inspection import checks, guards, layers, stages
-from gaia_fast.inspection.feature_maps import feature_maps
+from gaia_fast.inspection import checks, guards, layers, stages, token_maps
+from gaia_fast.inspection.feature_maps import check_images_first, feature_maps
 from gaia_fast.inspection.fingerprint import Fingerprint
 from gaia_fast.inspection.forward_hooks import in_grad_mode
 from gaia_fast.inspection.requests import Request
@@ -330,6 +330,8 @@ class Detector:
             elif method.needs_maps:
                 inspected = layers.inspected_layers(self.model, names)
             requests.append(Request(method, tuple(inspected), name))
+        # Whether the first axis of maps of tokens is that of the images is seen on images.
+        self._unseen = any(token_maps.width(each.module) for request in requests for each in request.layers)
         self._subject = Subject(self.model, modules, requests, options.head)
         self._engine = make_engine(
             options.engine, self._subject, options.backend, options.runtime, options.on_unprepared, self._cache
@@ -354,6 +356,10 @@ class Detector:
         self._seen = x.shape[1:], x.dtype, x.device
         if self._pending:
             self._find_stages(x)
+        if self._unseen and x.shape[0] > 1:
+            for request in self._subject.requests:
+                check_images_first(self.model, request.layers, x)
+            self._unseen = False
 
     def _check_example(self, example: Tensor) -> None:
         self._check(example)
@@ -376,7 +382,7 @@ class Detector:
     def __getstate__(self) -> dict[str, Any]:
         """What was asked for, and thresholds; what was found out about the model, programs too, is found again."""
         checks.check_model(self.model)
-        found_out = ("_structure", "_subject", "_engine", "_stages", "_pending", "_lock")
+        found_out = ("_structure", "_unseen", "_subject", "_engine", "_stages", "_pending", "_lock")
         return {name: value for name, value in vars(self).items() if name not in found_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

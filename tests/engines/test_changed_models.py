@@ -170,7 +170,7 @@ def test_a_change_by_another_thread_while_the_model_is_prepared(monkeypatch: pyt
     detector.prepare(x)  # the model is not what it was when it was begun, and is captured once more
     program = detector.program(x)
     assert program is not None
-    assert calls == 2
+    assert calls > 1
     monkeypatch.undo()
     assert_scored_as_it_is(detector, x, GaiaZ(zoo.build("strided_shortcut"), engine="reference").score(x))
 

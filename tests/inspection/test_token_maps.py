@@ -220,6 +220,8 @@ def test_as_many_images_as_tokens_are_no_tokens(made_for: int) -> None:
         GaiaZ(model, layers="token_maps")(images(16))
     with pytest.raises(LayerError, match="first axis is not known to be that of the images; name other layers"):
         resolved(["norm"], model, images(16))
+    with pytest.raises(LayerError, match="first axis is not known to be that of the images"):
+        GaiaZ(model, layers=["norm"])(images(16))
 
 
 def test_as_many_images_as_tokens_are_seen_as_fewer_images_are() -> None:
