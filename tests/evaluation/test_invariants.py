@@ -249,7 +249,9 @@ def test_a_model_that_refuses_images_by_an_error_of_its_own(kind: type[Exception
             return self.inner(x)
 
     results = check_detector(Strict().eval(), images(3), methods=("gaia-z",), engines=("hooks",))
-    assert detail(results, "wrong_channels_are_refused") == f"the model's own {kind.__name__}: images are (3, 4, 16, 16)"
+    assert (
+        detail(results, "wrong_channels_are_refused") == f"the model's own {kind.__name__}: images are (3, 4, 16, 16)"
+    )
     assert outcomes(results)["odd_sizes_of_images_are_right"] is None
 
 
