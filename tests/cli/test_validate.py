@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaOutput, GaiaZ
 from gaia_fast.cli import options
+from gaia_fast.cli.loading import load_model
 from gaia_fast.errors import InvariantError
 from gaia_fast.evaluation import validation
 from gaia_fast.evaluation.invariants import INVARIANTS, InvariantResult
@@ -165,8 +166,7 @@ def test_a_model_that_the_engine_does_not_take(
     run: Callable[..., Result], digits_npz: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reason is in the table and in the JSON."""
-    right = options.load_model
-    monkeypatch.setattr(options, "load_model", lambda *given: right(*given)._replace(model=Changing().eval()))
+    monkeypatch.setattr(options, "load_model", lambda *given: load_model(*given)._replace(model=Changing().eval()))
     arguments = ("--engine", "compiled", "--limit", "2", "--method", "gaia-z", "--json", "out.json")
     found = run("validate", digits_npz, *DIGITS, *arguments)
     assert found.exit_code == 1

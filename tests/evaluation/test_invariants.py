@@ -155,7 +155,8 @@ def test_a_model_that_keeps_something_by_size(warm: bool) -> None:
     class Cached(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner, self.by_size, self.last = build("strided_shortcut"), dict[Any, Tensor](), None
+            self.inner, self.by_size = build("strided_shortcut"), dict[Any, Tensor]()
+            self.last: torch.Size | None = None
 
         def forward(self, x: Tensor) -> Tensor:
             if x.shape not in self.by_size:

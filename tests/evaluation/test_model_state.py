@@ -55,7 +55,7 @@ def test_what_any_of_several_passes_writes_is_the_model_s_own() -> None:
     becoming("c")
     assert state.changes() == []
     state.restore()
-    assert model.kind == "a"  # type: ignore[comparison-overlap]
+    assert model.kind == "a"
 
 
 def test_a_pass_that_fails_leaves_nothing() -> None:

@@ -67,7 +67,8 @@ class FileCheck:
         except (ArgumentError, BackendError) as error:
             raise CompilationError(
                 f"{self._path} is not written, since it would not run on {self._parts[0][0].example.dtype} images of "
-                f"{shape[2]}x{shape[3]}: {first_line(error)}. Export the model in float32, model.float(), or to the other format"
+                f"{shape[2]}x{shape[3]}: {first_line(error)}. Export the model in float32, model.float(), or to the "
+                "other format"
             ) from error
         for batch, verifier, results, given in outputs:
             self._compare(batch, verifier, results, given)
