@@ -80,8 +80,9 @@ class _OneScore(Scorer, Detector):
                 holds the first as "model", another one as "model_HxW", for `AOTIModelPackageLoader(path, name)`.
             preset: how the file prepares pictures, if it is to: a `gaia_fast.data.Preset`, or the name of one, by which
                 the example was prepared. "images" are then uint8 RGB pictures (N, 3, H, W), those of one batch of one
-                size, which is any where the preset resizes or crops. The pixels are the preset's own, bit for bit. A
-                file cannot refuse pictures that are smaller than the crop: see that they are not; `load` does.
+                size, which is any where the preset resizes or crops. The pixels are the preset's own, bit for bit
+                (by lanczos in onnxruntime a few are one of 255 levels off). A file cannot refuse pictures that are
+                smaller than the crop: see that they are not; `load` does.
 
         Returns:
             The path.

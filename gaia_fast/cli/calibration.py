@@ -1,7 +1,7 @@
 """--calibrate-on: the thresholds of a command's methods, from in-distribution images."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from gaia_fast.calibration import check_informative, threshold_for
 from gaia_fast.cli import output
 from gaia_fast.cli.options import Command
 from gaia_fast.data import ImageSource, Preset, load_images
+from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation.image_sets import Detectors, score_set
 
 
@@ -43,6 +44,18 @@ class CalibrationOptions:
     def source(self, preset: Preset, max_pixels: int) -> ImageSource | None:
         """The images asked for; None where none are."""
         return None if self.path is None else load_images(self.path, preset, max_pixels)
+
+    def check_sizes(self, source: ImageSource, sizes: Collection[tuple[int, ...]], batch_size: int) -> None:
+        """Raises ArgumentError for an image of none of these sizes, (height, width): a score depends on the size."""
+        known = source.preset.input_size is not None
+        for batch in [source.first(batch_size)] if known else source.batches(batch_size):
+            size = tuple(batch.images.shape[2:])
+            if size not in sizes:
+                raise ArgumentError(
+                    f"--calibrate-on: {batch.names[0]} becomes {size[0]}x{size[1]}, and the file is for "
+                    f"{' or '.join(f'{h}x{w}' for h, w in sizes)}, where scores are others: give --size "
+                    f"{size[0]}x{size[1]}, or a --preset that makes images of the file's size"
+                )
 
     def run(
         self, detectors: Detectors, methods: Sequence[str], source: ImageSource | None, batch_size: int

@@ -23,7 +23,7 @@ from gaia_fast.cli.options import (
     thresholds_by_method,
 )
 from gaia_fast.cli.preparing import prepare_for
-from gaia_fast.compiler.package.writing import FORMATS
+from gaia_fast.compiler.package.writing import FORMATS, check_format
 from gaia_fast.data import Preset
 from gaia_fast.evaluation.image_sets import METHODS, Detector, model_input
 from gaia_fast.gaia import SCORES, Gaia
@@ -73,7 +73,8 @@ def export(
     An .onnx file runs in onnxruntime and holds standard operators alone; a .pt2 file is an AOTInductor package, for
     PyTorch's C++ library. Threshold, method and layers are in the file's metadata. The score of an image that the
     program cannot score is NaN, and the image counts as out of distribution. If an image to calibrate on cannot be
-    read, it is named on stderr and left out; the exit code is then 3.
+    read, it is named on stderr and left out; the exit code is then 3. They must be of a size that the file is for: a
+    score depends on the size. Of several sizes, one threshold serves all.
     """
     if images is not None and sizes:
         raise click.UsageError("give --images or --size, not both")
@@ -81,6 +82,7 @@ def export(
         raise click.UsageError("--preprocess makes images of one size; give one --size, or none")
     if file.suffix not in FORMATS:
         raise click.BadParameter(f"{file} ends in neither of {', '.join(FORMATS)}", param_hint="FILE")
+    check_format(file)
     loaded = model.load()
     network, prepared = loaded.model, preset.of(loaded)
     examples = [_example(images, size, prepared, max_pixels) for size in sizes or (None,)]
@@ -89,6 +91,10 @@ def export(
     chosen = detectors.build(network) if alone else detectors.build_joint(network)
     id_source = calibrating.source(prepared, max_pixels)
     if id_source is not None:
+        of_file = list(dict.fromkeys(tuple(x.shape[2:]) for x in examples))
+        calibrating.check_sizes(id_source, of_file, batch_size)
+        if len(of_file) > 1:
+            output.note("one threshold of each method serves all sizes, from the images to calibrate on at theirs")
         prepare_for(chosen, detectors.engine, id_source, prepared, len(id_source), batch_size)
     calibration = calibrating.run(chosen, detectors.methods, id_source, batch_size)
     if calibration is not None:

@@ -22,7 +22,7 @@ from gaia_fast.cli.options import (
     preset_options,
 )
 from gaia_fast.data import ImageSource, load_images
-from gaia_fast.errors import DataError
+from gaia_fast.errors import DataError, GaiaError
 from gaia_fast.evaluation import validation
 from gaia_fast.evaluation.image_sets import model_input
 from gaia_fast.evaluation.invariants import INVARIANTS, InvariantResult, check_detector
@@ -106,8 +106,8 @@ def validate(
             raise
 
     _print(found)
-    held = _invariants(network, first[0], detectors, engines) if invariants else []
-    passed = found.passed and not any(each.passed is False for each in held)
+    held, error = _invariants(network, first[0], detectors, engines) if invariants else ([], None)
+    passed = found.passed and error is None and not any(each.passed is False for each in held)
     click.echo("passed" if passed else "FAILED")
     output.write_json(
         json_file,
@@ -121,6 +121,8 @@ def validate(
         },
     )
     output.report_unreadable(source.unreadable)
+    if error is not None:
+        raise error
     if not passed:
         click.get_current_context().exit(1)
     output.finish(len(source.unreadable))
@@ -156,23 +158,34 @@ def _print(found: Validation) -> None:
 
 def _invariants(
     network: nn.Module, x: Tensor, detectors: DetectorOptions, engines: Sequence[str]
-) -> list[InvariantResult]:
-    """What must always hold of a detector, asked and printed; none where files alone are validated."""
+) -> tuple[list[InvariantResult], GaiaError | None]:
+    """What must always hold of a detector, asked and printed, none where files alone are validated; and why not all of
+    it could be asked."""
     asked = [engine for engine in engines if engine in EngineName.values()]
     if not asked:
-        return []
+        return [], None
     columns = [(method, engine) for method in detectors.methods for engine in asked]
+    results: list[InvariantResult] = []
+    error = None
     with output.progress("asking invariants", len(INVARIANTS) * len(columns)) as advance:
-        results = check_detector(
-            network,
-            x,
-            methods=detectors.methods,
-            layers=detectors.layers,
-            **detectors.gaia_a,
-            engines=asked,
-            on_fail="return",
-            callback=lambda _: advance(1),
-        )
+
+        def add(result: InvariantResult) -> None:
+            results.append(result)
+            advance(1)
+
+        try:
+            check_detector(
+                network,
+                x,
+                methods=detectors.methods,
+                layers=detectors.layers,
+                **detectors.gaia_a,
+                engines=asked,
+                on_fail="return",
+                callback=add,
+            )
+        except GaiaError as refusal:  # the model cannot be put back as it was, for one
+            error = refusal
     cells = {(each.name, each.method, each.engine): RESULTS[each.passed] for each in results}
     output.print_table(
         "what must always hold of a detector",
@@ -186,7 +199,7 @@ def _invariants(
             reasons.setdefault((each.name, each.detail), []).append(f"{each.method} {each.engine}")
     for (name, detail), of in reasons.items():
         click.echo(f"{name} ({', '.join(of)}): {detail}")
-    return results
+    return results, error
 
 
 def _row(check: Check) -> tuple[str, ...]:

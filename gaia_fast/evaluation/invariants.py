@@ -9,7 +9,7 @@ import copy
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -81,7 +81,8 @@ def check_detector(
     That a call leaves the model as it was, also when it raises; that scores are right, the same each time, and depend
     on no other image, memory layout or gradient mode; that bad input is refused; that nothing falls back without a
     word; that decisions and copies agree. What the model itself cannot do in plain PyTorch is not asked of its
-    detector, and the result says so. Nothing is printed; the model is put back as it was, whatever a detector does.
+    detector, and the result says so. Nothing is printed; the model is put back as it was, whatever a detector does, and
+    so are the attributes and buffers that the model itself writes in a pass.
 
     The compiled engine takes runtime "auto" without timing the runtimes, and is prepared several times: seconds for a
     small network, minutes for a large one. `gaia-fast validate` asks the same, and compares every runtime and export.
@@ -102,7 +103,8 @@ def check_detector(
     Raises:
         InvariantError: something does not hold, and `on_fail` is "raise"; the message lists all that does not, and the
             attribute `results` holds all results.
-        GaiaError: as `GaiaZ` and `GaiaA`, where no engine takes the model and images with one of the methods.
+        GaiaError: as `GaiaZ` and `GaiaA`: the model and images are none for any engine; or no engine takes them with
+            one of the methods, and `on_fail` is "raise".
         ArgumentError: a method, engine or `on_fail` that does not exist.
 
     Example:
@@ -145,7 +147,7 @@ def check_detector(
 
     x = _enough(example)
     with torch.autocast(x.device.type, enabled=False):
-        state = ModelState(model, lambda: checks.forward(model, x.clone()))
+        state = ModelState(model, *_passes(model, x))
         try:
             for method in methods:
                 of_layers = by_method.get(method)
@@ -155,14 +157,16 @@ def check_detector(
                     if (refusal := _ask_all(case, add)) is not None:
                         refusals.setdefault(method, refusal)
         finally:
-            state.put_back()
+            state.restore()
             left = state.changes()
     if left:
         raise InvariantError(f"the model could not be put back as it was: {_listed(left)}; load it anew", results)
     taken = {each.method for each in results if each.passed is not None}
+    if on_fail == "return":
+        return results
     if refused := [method for method in methods if method not in taken]:
         raise refusals[refused[0]]
-    if on_fail == "raise" and any(each.passed is False for each in results):
+    if any(each.passed is False for each in results):
         raise InvariantError(_report(type(model).__name__, results), results)
     return results
 
@@ -334,8 +338,8 @@ def odd_sizes_of_images_are_right(case: _Case) -> str:
     x = _odd(case.x)
     try:
         case.plain(x)
-    except _CannotAsk:
-        _refused(case, lambda: case.score(x), "")  # then the detector gives no number either
+    except _CannotAsk as reason:
+        _refused(lambda: case.score(x), "", own=reason.__cause__)  # then the detector gives no number either
         raise
     truth = _truth(case.verifier, x, case.method)
     case.prepare(case.detector, x)
@@ -477,7 +481,7 @@ def training_mode_is_refused(case: _Case) -> str:
     try:
         for module, _ in modes:
             module.training = True  # not by `train`, in which models do what they like
-        seen = _refused(case, lambda: case.score(case.x), "training mode")
+        seen = _refused(lambda: case.score(case.x), "training mode")
         turned = sum(not module.training for module, _ in modes)
     finally:
         for module, flag in modes:
@@ -491,15 +495,15 @@ def _refusal(name: str, spoil: Callable[[Tensor], Tensor], *words: str, plain: b
     """Of images made wrong by `spoil`, by a message with one of the words; `plain`: unless the model takes them."""
 
     def check(case: _Case) -> str:
-        wrong = spoil(case.x)
+        wrong, own = spoil(case.x), None
         if plain:
             try:
                 case.plain(wrong)
-            except _CannotAsk:
-                pass  # as it should be
+            except _CannotAsk as reason:
+                own = reason.__cause__
             else:
                 raise _CannotAsk(f"the model itself takes images of shape {tuple(wrong.shape)}")
-        return _refused(case, lambda: case.score(wrong), *words)
+        return _refused(lambda: case.score(wrong), *words, own=own)
 
     check.__name__ = name
     _invariant(check)
@@ -714,8 +718,15 @@ def _ask_all(case: _Case, add: Callable[[InvariantResult], None]) -> GaiaError |
     return None
 
 
-def _refused(case: _Case, call: Callable[[], Tensor], *words: str) -> str:
-    """What the package's own refusal says; _Failed where there is none, or it does not say one of the words."""
+def _refused(call: Callable[[], Tensor], *words: str, own: BaseException | None = None) -> str:
+    """What the package's own refusal says; _Failed where there is none, or it does not say one of the words.
+
+    Args:
+        call: what is to be refused.
+        words: one of which the message says.
+        own: what the plain model raises, if anything. An error of the model's own, which is not PyTorch's RuntimeError,
+            passes through a detector unchanged, and is as good.
+    """
     try:
         score = call()
     except GaiaError as error:
@@ -724,6 +735,8 @@ def _refused(case: _Case, call: Callable[[], Tensor], *words: str) -> str:
             raise _Failed(f"the refusal does not name what is at fault ({' or '.join(words)}): {said}") from error
         return said
     except Exception as error:
+        if type(error) is type(own) and not isinstance(error, RuntimeError):
+            return f"the model's own {type(error).__name__}: {first_line(error)}"
         raise _Failed(f"a {type(error).__name__}, none of the package's own errors: {first_line(error)}") from error
     raise _Failed(f"not refused: {score.numel()} scores came of it")
 
@@ -747,6 +760,22 @@ def _enough(example: Tensor) -> Tensor:
     while x.shape[0] < IMAGES:
         x = torch.cat([x, x.flip(3 if x.shape[0] == 1 else 2)])[:IMAGES]
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def _passes(model: nn.Module, x: Tensor) -> list[Callable[[], object]]:
+    """A pass through the model for each kind of images that invariants use: what the model keeps of one kind alone, in
+    a cache by size for one, shows with another. Only the images themselves must be taken."""
+
+    def tried(images: Tensor, autocast: bool = False) -> None:
+        with contextlib.suppress(Exception), torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+            model(images.clone())
+
+    others = (_odd(x), *(x[:images] for images in range(1, IMAGES)))
+    return [
+        lambda: checks.forward(model, x.clone()),
+        *(partial(tried, images) for images in others),
+        partial(tried, x, autocast=True),
+    ]
 
 
 def _odd(x: Tensor) -> Tensor:

@@ -20,17 +20,26 @@ class ModelState:
 
     Args:
         model: the model.
-        run: a pass through it: what that writes is the model's own doing, and is not compared.
+        passes: through it: what any of them writes is the model's own doing, which is put back, and then not compared
+            until `restore`.
     """
 
-    def __init__(self, model: nn.Module, run: Callable[[], object]) -> None:
-        self._model = model
-        self._own: frozenset[str] = frozenset()
-        self._take()
-        with torch.no_grad():
-            run()
-        self._own = frozenset(self.changes())
-        self._take()
+    def __init__(self, model: nn.Module, *passes: Callable[[], object]) -> None:
+        tables = {name or "the model": vars(module) for name, module in model.named_modules()}
+        self._tables = [(name, table, _held(table)) for name, table in tables.items()]
+        everywhere = {key: value for key, value in vars(torch_module).items() if key.startswith("_global_")}
+        self._tables.append(("every module", vars(torch_module), _held(everywhere)))
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._tensors = [_SavedTensor(name, tensor) for name, tensor in tensors.items()]
+        self._own, own = set[str](), set[str]()
+        try:
+            for run in passes:
+                with torch.no_grad():
+                    run()
+                own.update(self.changes())
+        finally:
+            self.put_back()
+        self._own = own
 
     def __len__(self) -> int:
         """How many modules, parameters and buffers there are."""
@@ -42,20 +51,17 @@ class ModelState:
         return entries + [name for each in self._tensors for name in each.changes() if name not in self._own]
 
     def put_back(self) -> None:
-        """Makes everything what it was."""
+        """Makes everything what it was, but for what the model's own passes write."""
         for entry in list(self._changed_entries()):
             entry.put_back()
         for each in self._tensors:
             if set(each.changes()) - self._own:
                 each.put_back()
 
-    def _take(self) -> None:
-        tables = {name or "the model": vars(module) for name, module in self._model.named_modules()}
-        self._tables = [(name, table, _held(table)) for name, table in tables.items()]
-        everywhere = {key: value for key, value in vars(torch_module).items() if key.startswith("_global_")}
-        self._tables.append(("every module", vars(torch_module), _held(everywhere)))
-        tensors = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-        self._tensors = [_SavedTensor(name, tensor) for name, tensor in tensors.items()]
+    def restore(self) -> None:
+        """Makes everything what it was before the first pass; from then on, everything is compared."""
+        self._own = set()
+        self.put_back()
 
     def _changed_entries(self) -> Iterator["_Entry"]:
         for owner, table, before in self._tables:

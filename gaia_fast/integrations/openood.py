@@ -3,6 +3,7 @@
 Needs OpenOOD, which no index has: pip install git+https://github.com/Jingkang50/OpenOOD.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,10 +35,10 @@ class _GAIAPostprocessor(BasePostprocessor):  # type: ignore[misc]  # the librar
         self, kind: type[GaiaA] | type[GaiaZ], config: Any, APS_mode: bool | None, options: dict[str, Any]
     ) -> None:
         super().__init__(config)
-        given = getattr(config, "postprocessor", None)
-        self.options = {**(getattr(given, "postprocessor_args", None) or {}), **options}
-        self.args_dict = dict(getattr(given, "postprocessor_sweep", None) or search_space())
-        self.APS_mode = bool(getattr(given, "APS_mode", None)) if APS_mode is None else APS_mode
+        given = _entry(config, "postprocessor")
+        self.options = {**(_entry(given, "postprocessor_args") or {}), **options}
+        self.args_dict = dict(_entry(given, "postprocessor_sweep") or search_space())
+        self.APS_mode = bool(_entry(given, "APS_mode")) if APS_mode is None else APS_mode
         self.hyperparam_search_done = False
         self._kept = KeptDetector(kind)
         self._kept.check_names(self.options, "postprocessor_args")
@@ -75,6 +76,11 @@ class _GAIAPostprocessor(BasePostprocessor):  # type: ignore[misc]  # the librar
     def get_hyperparam(self) -> list[Any]:
         """Returns the options that are searched, in the order of `args_dict`."""
         return [self.options.get(name, self._kept.defaults[name]) for name in self.args_dict]
+
+
+def _entry(config: Any, name: str) -> Any:
+    """What a config has by a name; None for what it has not. Some of the library's raise KeyError for an attribute."""
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
 
 
 class GAIAZPostprocessor(_GAIAPostprocessor):

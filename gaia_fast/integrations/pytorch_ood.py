@@ -50,8 +50,6 @@ class _GAIA(GradientDetector):  # type: ignore[misc]  # the library has no types
         micro_batch_size: int | None,
         options: dict[str, Any],
     ) -> None:
-        if micro_batch_size is not None and (not isinstance(micro_batch_size, int) or micro_batch_size < 1):
-            raise ArgumentError(f"micro_batch_size={micro_batch_size!r} must be a whole number of at least 1, or None")
         self.model = model
         self.layers = layers
         self.p = p
@@ -60,6 +58,21 @@ class _GAIA(GradientDetector):  # type: ignore[misc]  # the library has no types
         self._kept = KeptDetector(kind)
         self._kept.check_names(options, type(self).__name__)
         self.gaia  # noqa: B018  what is wrong with model or options is said now
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        """How many images are scored together at most; None for all of a batch.
+
+        Raises:
+            ArgumentError: set to what is no whole number of at least 1.
+        """
+        return self._micro_batch_size
+
+    @micro_batch_size.setter
+    def micro_batch_size(self, size: int | None) -> None:
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise ArgumentError(f"micro_batch_size={size!r} must be a whole number of at least 1, or None")
+        self._micro_batch_size = size
 
     @property
     def gaia(self) -> GaiaA | GaiaZ:

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def test_thresholds_of_several_methods_for_several_sizes(
     found = run("export", path, *DIGITS, *arguments, "--size", "32", "--size", "24x40")
     assert found.exit_code == 0, found.output
     assert "images of noise of (3, 24, 40)" in found.stderr
+    assert "one threshold of each method serves all sizes" in found.stderr
     assert json.loads(read_metadata(path)["images"]) == [[None, 3, 32, 32], [None, 3, 24, 40]]
     exported = load_several(path)
     assert exported.thresholds.keys() == {"gaia-z", "msp"}
@@ -105,6 +107,31 @@ def test_images_to_calibrate_on_that_cannot_be_read(
     assert "broken.png" in found.stderr
     assert "from 6 images" in found.stderr
     assert read_metadata(tmp_path / "model.onnx")["threshold"]
+
+
+@pytest.mark.parametrize("preset", [("--preset", "digits"), ("--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")])
+def test_images_to_calibrate_on_of_another_size(
+    run: Callable[..., Result], digits_npz: Path, tmp_path: Path, preset: tuple[str, ...]
+) -> None:
+    arguments = ("--arch", "digits_resnet", *preset, "--calibrate-on", digits_npz, "--size", "24x40")
+    found = run("export", tmp_path / "model.onnx", *arguments)
+    assert found.exit_code == 1
+    assert re.search(r"--calibrate-on: \S+ becomes (32x32|8x8), and the file is for 24x40", found.stderr)
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_a_file_that_cannot_be_written_is_told_first(
+    run: Callable[..., Result], digits_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrated = ("--calibrate-on", digits_npz)
+    found = run("export", tmp_path / "none" / "model.onnx", *DIGITS, *calibrated)
+    assert found.exit_code == 1
+    assert "none does not exist" in found.stderr
+    monkeypatch.setattr("gaia_fast.compiler.package.writing.missing", lambda: "onnx is not installed")
+    without_onnx = run("export", tmp_path / "model.onnx", *DIGITS, *calibrated)
+    assert without_onnx.exit_code == 1
+    assert "model.onnx cannot be written: onnx is not installed" in without_onnx.stderr
+    assert "threshold" not in found.stderr + without_onnx.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,15 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from torch import Tensor
+from torch import Tensor, nn
 
 from gaia_fast import GaiaOutput, GaiaZ
+from gaia_fast.cli import options
+from gaia_fast.cli.loading import load_model
+from gaia_fast.errors import InvariantError
 from gaia_fast.evaluation import validation
-from gaia_fast.evaluation.invariants import INVARIANTS
+from gaia_fast.evaluation.invariants import INVARIANTS, InvariantResult
+from gaia_fast.models import digits_resnet
 
 DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
 # The figures alone, of what need not be compiled.
@@ -144,6 +148,50 @@ def test_an_invariant_that_does_not_hold_fails(
         "an_image_by_itself_scores_as_in_a_batch"
     ]
     assert run("validate", digits_npz, *DIGITS, *arguments, "--no-invariants").exit_code == 0
+
+
+class Changing(nn.Module):
+    """Its other way through is chosen by the values, so that no program of it can be made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = digits_resnet(pretrained=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)
+        return logits if float(x.detach().sum()) > 1e9 else 2 * logits
+
+
+def test_a_model_that_the_engine_does_not_take(
+    run: Callable[..., Result], digits_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason is in the table and in the JSON."""
+    monkeypatch.setattr(options, "load_model", lambda *given: load_model(*given)._replace(model=Changing().eval()))
+    arguments = ("--engine", "compiled", "--limit", "2", "--method", "gaia-z", "--json", "out.json")
+    found = run("validate", digits_npz, *DIGITS, *arguments)
+    assert found.exit_code == 1
+    assert found.stdout.splitlines()[-1] == "FAILED"  # nothing ran
+    record = read()
+    assert record["passed"] is False
+    (refusal,) = record["invariants"]
+    assert (refusal["name"], refusal["passed"]) == ("images_are_scored_or_refused", None)
+    assert f"images_are_scored_or_refused (gaia-z compiled): {refusal['detail']}" in found.stdout
+
+
+def test_what_ends_the_asking_is_said_last(
+    run: Callable[..., Result], digits_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(*args: Any, callback: Callable[[InvariantResult], None], **options: Any) -> None:
+        callback(InvariantResult("training_mode_is_refused", "gaia-z", "hooks", True, "seen"))
+        raise InvariantError("the model could not be put back", [])
+
+    monkeypatch.setattr("gaia_fast.cli.validate.check_detector", check)
+    arguments = ("--engine", "hooks", "--limit", "2", "--method", "gaia-z", "--json", "out.json")
+    found = run("validate", digits_npz, *DIGITS, *arguments)
+    assert found.exit_code == 1
+    assert "the model could not be put back" in found.stderr
+    assert read()["passed"] is False
+    assert [each["name"] for each in read()["invariants"]] == ["training_mode_is_refused"]
 
 
 def test_files_alone_have_no_invariants(

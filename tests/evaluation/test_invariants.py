@@ -145,6 +145,32 @@ def test_what_the_user_left_in_the_model_stays() -> None:
     assert seen
     assert model.inner.fc.bias.grad is grad  # type: ignore[union-attr]
     assert bool((grad == 1).all())
+    assert (model.calls, float(model.last), hasattr(model, "logits")) == (0, 0, False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_model_that_keeps_something_by_size(warm: bool) -> None:
+    """Whether it has seen such images before or not: a table of all sizes, and what is made for the last alone."""
+
+    class Cached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.by_size = build("strided_shortcut"), dict[Any, Tensor]()
+            self.last: torch.Size | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape not in self.by_size:
+                self.by_size[x.shape] = x.new_ones(x.shape[2:])
+            if self.last != x.shape:
+                self.last = x.shape
+            return self.inner(x * self.by_size[x.shape])
+
+    model, x = Cached().eval(), images(3)
+    if warm:
+        model(x)
+    before, last = dict(model.by_size), model.last
+    assert not failed(check_detector(model, x, methods=("gaia-z",), engines=("hooks",)))
+    assert (model.by_size, model.last) == (before, last)
 
 
 # ---- what the model itself cannot do
@@ -211,15 +237,45 @@ def test_a_model_that_takes_any_channels() -> None:
     assert outcomes(results)["wrong_channels_are_refused"] is None
 
 
+@pytest.mark.parametrize("kind", [ValueError, AssertionError])
+def test_a_model_that_refuses_images_by_an_error_of_its_own(kind: type[Exception]) -> None:
+    class Strict(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = build("parallel")
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[1:] != (3, 16, 16):
+                raise kind(f"images are {tuple(x.shape)}")
+            return self.inner(x)
+
+    results = check_detector(Strict().eval(), images(3), methods=("gaia-z",), engines=("hooks",))
+    assert (
+        detail(results, "wrong_channels_are_refused") == f"the model's own {kind.__name__}: images are (3, 4, 16, 16)"
+    )
+    assert outcomes(results)["odd_sizes_of_images_are_right"] is None
+
+
 # ---- what is refused
 
 
-def test_what_no_engine_takes_is_refused_whatever_is_asked() -> None:
+def test_what_no_engine_takes_is_refused() -> None:
     x = images(2)
+    without_norms = nn.Sequential(nn.Flatten(), nn.Linear(768, 4)).eval()
     with pytest.raises(LayerError, match="norm"):
-        check_detector(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)).eval(), x, engines=("hooks",), on_fail="return")
+        check_detector(without_norms, x, engines=("hooks",))
+    results = check_detector(without_norms, x, engines=("hooks",), on_fail="return")
+    assert [(each.name, each.method, each.passed) for each in results] == [
+        (FIRST, "gaia-z", None),
+        (FIRST, "gaia-a", None),
+    ]
+    assert all("norm" in each.detail for each in results)
     with pytest.raises(LayerError, match="nope"):  # although gaia-z needs no head
-        check_detector(build("parallel"), x, head="nope", engines=("hooks",), on_fail="return")
+        check_detector(build("parallel"), x, head="nope", engines=("hooks",))
+
+
+def test_what_is_no_model_or_no_images_is_refused_whatever_is_asked() -> None:
+    x = images(2)
     with pytest.raises(ModelError, match="training mode"):
         check_detector(build("parallel").train(), x, on_fail="return")
     for bad in (x[0], x.double(), x * float("nan")):
@@ -263,7 +319,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[bool | None, s
 
     def ask(name: str, engine: str = "hooks", model: nn.Module | None = None) -> tuple[bool | None, str]:
         model = build("strided_shortcut") if model is None else model
-        before = ModelState(model, lambda: None)
+        before = ModelState(model)
         monkeypatch.setattr(invariants, "INVARIANTS", {each: INVARIANTS[each] for each in (FIRST, name)})
         results = check_detector(model, images(3), methods=("gaia-z",), engines=(engine,), on_fail="return")
         assert before.changes() == []

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -31,10 +32,37 @@ def test_what_a_pass_writes_itself_is_no_change() -> None:
     state = ModelState(model, lambda: model(x))
     assert state.changes() == []
     assert len(state) == 2 + 2 + 2
+    assert (model.passes, model.seen, model.get_buffer("last").tolist()) == (0, [], [0, 0])
     model(2 * x)
     assert state.changes() == []
     state.put_back()
-    assert (model.passes, len(model.seen), model.get_buffer("last").tolist()) == (2, 2, [2, 2])  # not its to put back
+    assert (model.passes, len(model.seen), model.get_buffer("last").tolist()) == (1, 1, [2, 2])  # still the model's
+    state.restore()
+    assert state.changes() == []
+    assert (model.passes, model.seen, model.get_buffer("last").tolist()) == (0, [], [0, 0])
+
+
+def test_what_any_of_several_passes_writes_is_the_model_s_own() -> None:
+    """The last one makes all what it was."""
+    model, x = nn.Linear(2, 2), torch.ones(1, 2)
+    model.kind = "a"  # type: ignore[assignment]
+
+    def becoming(kind: str) -> None:
+        model.kind = kind  # type: ignore[assignment]
+        model(x)
+
+    state = ModelState(model, lambda: becoming("b"), lambda: becoming("a"))
+    becoming("c")
+    assert state.changes() == []
+    state.restore()
+    assert model.kind == "a"
+
+
+def test_a_pass_that_fails_leaves_nothing() -> None:
+    model = Keeping().eval()
+    with pytest.raises(RuntimeError):
+        ModelState(model, lambda: model(torch.ones(1, 2)), lambda: model(torch.ones(2, 3)))
+    assert (model.passes, model.seen) == (0, [])
 
 
 def test_what_has_changed_is_named_and_put_back() -> None:

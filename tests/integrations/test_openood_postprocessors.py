@@ -164,6 +164,18 @@ def test_options_of_the_config_and_of_the_caller(
     assert not postprocessor.APS_mode
 
 
+def test_a_config_that_raises_for_what_it_has_not(postprocessors: ModuleType) -> None:
+    """A dictionary with attributes, as that of the library's releases."""
+
+    class Config(dict[str, Any]):
+        def __getattr__(self, name: str) -> Any:
+            return self[name]
+
+    assert postprocessors.GAIAZPostprocessor(Config()).options == {}
+    given = Config(postprocessor=Config(postprocessor_args=Config(p=3.0)))
+    assert postprocessors.GAIAZPostprocessor(given).options == {"p": 3.0}
+
+
 def test_what_is_wrong_is_said(postprocessors: ModuleType, net: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(ArgumentError, match=r"GaiaZ has no option 'fusion'"):
         postprocessors.GAIAZPostprocessor(fusion="inner")

@@ -205,9 +205,13 @@ def test_what_is_wrong_is_said(kind: Any, model: nn.Module, x: Tensor) -> None:
         detector(x)
     with pytest.raises(ModelError, match="training mode"):
         kind(deepcopy(model).train())
-    for size in (0, -1, 2.5):
+    detector = kind(model)
+    for size in (0, -1, 2.5, True):
         with pytest.raises(ArgumentError, match="micro_batch_size"):
             kind(model, micro_batch_size=size)
+        with pytest.raises(ArgumentError, match="micro_batch_size"):
+            detector.micro_batch_size = size
+    assert detector.micro_batch_size is None
     for images in (x[0], x.numpy(), x.long()):
         with pytest.raises(InputError):
             kind(model, micro_batch_size=2)(images)

@@ -24,7 +24,6 @@ def by_size(models: Sequence["onnx.ModelProto"], sizes: Sequence[tuple[int, ...]
         models: with the same input and outputs, by name.
         sizes: height and width of each one's images.
     """
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     first = models[0].graph
@@ -49,6 +48,7 @@ def by_size(models: Sequence["onnx.ModelProto"], sizes: Sequence[tuple[int, ...]
         helper.make_node("Add", ["place_of_size", "nothing"], ["place"]),
     ]
     outputs = [each.name for each in first.output]
+    found = [_left_open(each, models) for each in first.output]
     rest = branches[-1]
     for place in range(len(models) - 2, -1, -1):
         inner = place > 0
@@ -61,14 +61,22 @@ def by_size(models: Sequence["onnx.ModelProto"], sizes: Sequence[tuple[int, ...]
         if not inner:
             nodes += chosen
             break
-        values = [_named(each, name) for each, name in zip(first.output, names, strict=True)]
+        values = [_named(each, name) for each, name in zip(found, names, strict=True)]
         rest = helper.make_graph(chosen, f"from{place}", [], values)
-    images = onnx.ValueInfoProto()
-    images.CopyFrom(first.input[0])
+    images = _left_open(first.input[0], models)
     for place, name in ((2, "height"), (3, "width")):
         images.type.tensor_type.shape.dim[place].dim_param = name
-    graph = helper.make_graph(nodes, "by_size", [images], list(first.output), constants)
+    graph = helper.make_graph(nodes, "by_size", [images], found, constants)
     return helper.make_model(graph, opset_imports=list(models[0].opset_import), ir_version=models[0].ir_version)
+
+
+def _left_open(given: "onnx.ValueInfoProto", models: Sequence["onnx.ModelProto"]) -> "onnx.ValueInfoProto":
+    """A copy, for any number of images unless all models are for the same."""
+    numbers = [model.graph.input[0].type.tensor_type.shape.dim[0] for model in models]
+    copied = _named(given, given.name)
+    if any(each.dim_param or each.dim_value != numbers[0].dim_value for each in numbers):
+        copied.type.tensor_type.shape.dim[0].dim_param = "number"
+    return copied
 
 
 def _branch(graph: "onnx.GraphProto", prefix: str) -> "onnx.GraphProto":

@@ -58,14 +58,17 @@ class FileCheck:
         """Raises CompilationError unless a file runs, and agrees with the reference on other images than the example,
         of each size."""
         outputs = []
+        shape = self._parts[0][0].example.shape
         try:
             run = open_program(written)
             for sized, verifier, results in self._parts:
+                shape = sized.example.shape
                 outputs += [(batch, verifier, results, run(batch.given)) for batch in self._batches(sized, verifier)]
         except (ArgumentError, BackendError) as error:
             raise CompilationError(
-                f"{self._path} is not written, since it would not run on {self._parts[0][0].example.dtype} images: "
-                f"{first_line(error)}. Export the model in float32, model.float(), or to the other format"
+                f"{self._path} is not written, since it would not run on {self._parts[0][0].example.dtype} images of "
+                f"{shape[2]}x{shape[3]}: {first_line(error)}. Export the model in float32, model.float(), or to the "
+                "other format"
             ) from error
         for batch, verifier, results, given in outputs:
             self._compare(batch, verifier, results, given)

@@ -23,12 +23,19 @@ __all__ = ["FORMATS", "check_format", "export", "read_metadata"]
 
 
 def check_format(path: Path) -> None:
-    """Raises ArgumentError unless the file's ending is one of `FORMATS`, its folder exists and itself is none."""
+    """Checks all of a file to be written that can be known before there is a program.
+
+    Raises:
+        ArgumentError: its ending is none of `FORMATS`, its folder does not exist, or itself is one.
+        BackendError: a package is missing.
+    """
     check_ending(path)
     if path.is_dir():
         raise ArgumentError(f"{path} is a folder; give the name of a file")
     if not path.absolute().parent.is_dir():
         raise ArgumentError(f"the folder {path.absolute().parent} does not exist")
+    if path.suffix == ".onnx" and (reason := missing()):
+        raise BackendError(f"{path} cannot be written: {reason}")
 
 
 def computes_in(path: Path, dtype: torch.dtype) -> torch.dtype:
@@ -83,7 +90,7 @@ def export(
         check: called with the file before it takes its name; what it raises is raised, and nothing is written.
 
     Raises:
-        BackendError: a package is missing. CompilationError: the program does not fit the format.
+        CompilationError: the program does not fit the format.
     """
     preprocessing = None
     shapes, dtype = [each.shape for each in sized], str(sized[0].example.dtype).removeprefix("torch.")
@@ -96,8 +103,6 @@ def export(
             shapes = [[*each.shape[:2], None, None]]
     metadata |= {"images": json.dumps(shapes[0] if len(shapes) == 1 else shapes), "dtype": dtype}
     write = _write_onnx if path.suffix == ".onnx" else _write_package
-    if path.suffix == ".onnx" and (reason := missing()):
-        raise BackendError(f"{path} cannot be written: {reason}")
     with replacing(path) as written:
         try:
             write(sized, preprocessing, written, metadata)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gaia_fast import Gaia, GaiaA, GaiaZ, read_metadata
 from gaia_fast.compiler.package import preprocessing
-from gaia_fast.compiler.package.metadata import preset_of, preset_record
+from gaia_fast.compiler.package.metadata import Accepted, preset_of, preset_record
 from gaia_fast.compiler.package.preprocessing import FILTERS, Preprocessing
+from gaia_fast.compiler.package.reading import open_program
 from gaia_fast.data import Preset
 from gaia_fast.errors import ArgumentError, CompilationError, InputError
 
@@ -57,6 +58,25 @@ def test_the_pixels_are_the_presets_bit_for_bit(interpolation: str, sizes: dict[
         given = picture(height, width)
         (found,) = prepare(torch.from_numpy(given).permute(2, 0, 1)[None])
         assert torch.equal(found, preset(given)), (height, width)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_onnxruntime_makes_the_same_pixels(tmp_path: Path, interpolation: str) -> None:
+    """Bit for bit. By lanczos it may be a level off: the sine is its own."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    prepare = Preprocessing(replace(SHORTER, interpolation=interpolation), torch.float32, torch.device("cpu"))
+    names = ({0: "images", 2: "height", 3: "width"},)
+    torch.onnx.export(
+        prepare, (batch(53, 71)[1],), tmp_path / "model.onnx", dynamo=True, dynamic_shapes=names, verbose=False
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (images,) = session.get_inputs()
+    for height, width in ((16, 16), (40, 30), (17, 100), (123, 45), (311, 207)):
+        pictures, given = batch(height, width)
+        (found,) = session.run(None, {images.name: given.numpy()})
+        levels = [torch.from_numpy(found), torch.stack([prepare.preset(each) for each in pictures])]
+        ours, theirs = ((each * prepare.std + prepare.mean) * 255 for each in levels)
+        assert torch.equal(ours.round(), theirs.round()), (height, width)
 
 
 @pytest.mark.parametrize("preset", [SHORTER, STRETCHED], ids=lambda preset: preset.name)
@@ -129,6 +149,28 @@ def test_pictures_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             exported.score(bad)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"picture is 20x20 pixels, smaller than the 24x16 crop"):
         exported.score(batch(64, 64)[1])
+
+
+def test_a_picture_smaller_than_the_crop_becomes_no_image() -> None:
+    prepare = Preprocessing(replace(SHORTER, resize=20, crop=(16, 24)), torch.float32, torch.device("cpu"))
+    for height, width, fits in ((64, 64, False), (50, 53, False), (64, 20, False), (20, 24, True)):
+        found = prepare(batch(height, width)[1])
+        assert bool(found.isfinite().all() if fits else found.isnan().all()), (height, width)
+
+
+def test_a_picture_smaller_than_the_crop_has_no_score_where_onnxruntime_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Accepted, "check", lambda self, x: None)
+    preset = replace(SHORTER, resize=20, crop=(16, 24))
+    detector = GaiaZ(zoo.build("parallel"))
+    detector.threshold = 1e9
+    path = detector.export(tmp_path / "model.onnx", zoo.images(3, 24)[:, :, :16], preset=preset)
+    alone = open_program(path)
+    for height, width, fits in ((64, 64, False), (50, 53, False), (64, 20, False), (20, 24, True)):
+        _, score, is_ood = alone(batch(height, width)[1])
+        assert score.isfinite().tolist() == [fits] * 2, (height, width)
+        assert is_ood.tolist() == [not fits] * 2
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from gaia_fast import Gaia, GaiaZ, read_metadata
 from gaia_fast.compiler.package.metadata import FORMATS
 from gaia_fast.errors import CompilationError, InputError
 
 import zoo
-from exported import load_several
+from exported import load_one, load_several
 
 SIZES = ((16, 16), (20, 24), (12, 16))
 
@@ -46,6 +47,38 @@ def test_an_onnx_file_refuses_other_sizes_itself(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(both, providers=["CPUExecutionProvider"])
     with pytest.raises(Exception, match=f"images_must_be_{size}x{size}_or_{2 * size}x{2 * size}"):
         session.run(None, {"images": zoo.images(2, size + 4).numpy()})
+
+
+class ThreeOfOneSize(nn.Module):
+    """Of one of its sizes takes three images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = zoo.build("parallel")
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)
+        return logits.view(3, -1) if x.shape[2] == 16 else logits
+
+
+@pytest.mark.parametrize("sizes", [(16, 24), (24, 16)], ids=str)
+def test_sizes_for_a_fixed_number_beside_others(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    """In any order."""
+    detector = GaiaZ(ThreeOfOneSize().eval(), engine="hooks")
+    path = detector.export(tmp_path / "model.onnx", [zoo.images(3, size) for size in sizes])
+    numbers = {16: 3, 24: None}
+    assert json.loads(read_metadata(path)["images"]) == [[numbers[size], 3, size, size] for size in sizes]
+    exported = load_one(path)
+    for size, count in ((16, 3), (24, 1), (24, 5)):
+        x = zoo.images(count, size, seed=size)
+        torch.testing.assert_close(exported.score(x).score, detector.score(x).score, rtol=1e-5, atol=0)
+
+
+def test_the_size_that_does_not_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that takes the first size alone."""
+    monkeypatch.setattr("gaia_fast.compiler.package.writing.by_size", lambda models, sizes: models[0])
+    with pytest.raises(CompilationError, match=r"would not run on torch.float32 images of 24x24: "):
+        GaiaZ(zoo.build("parallel")).export(tmp_path / "model.onnx", [zoo.images(2), zoo.images(2, 24)])
 
 
 def test_each_size_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
