@@ -113,7 +113,7 @@ def without_recourse(program: Program, scores: Sequence[str] | None = None) -> P
 
     A score that counts non-zeros is NaN for an image that violates a precondition: no number is better than a wrong
     one. So is an infinite score, of an image whose output component is zero, which a detector refuses, and every score
-    of an image whose logits are not finite.
+    of an image whose pixels or logits are not finite.
 
     Args:
         program: all of it.
@@ -126,9 +126,15 @@ def without_recourse(program: Program, scores: Sequence[str] | None = None) -> P
     given = dict(zip(program.outputs, program.graph.graph.output_node().args[0], strict=True))
     results: dict[str, fx.Node] = {}
     logits = found[LOGITS]
-    # What is not finite leaves NaN behind when it is taken from itself, and NaN is no zero.
-    rest = graph.call_function(aten.sum.dim_IntList, (graph.call_function(aten.sub.Tensor, (logits, logits)), [1]))
-    lost = graph.call_function(aten.ne.Scalar, (rest, 0))
+    images = next(node for node in graph.nodes if node.op == "placeholder")
+
+    def not_finite(values: fx.Node, axes: list[int]) -> fx.Node:
+        # What is not finite leaves NaN behind when it is taken from itself, and NaN is no zero.
+        rest = graph.call_function(aten.sub.Tensor, (values, values))
+        return graph.call_function(aten.ne.Scalar, (graph.call_function(aten.sum.dim_IntList, (rest, axes)), 0))
+
+    # Of images as well: a ReLU that compilers make of a comparison turns NaN into zero.
+    lost = graph.call_function(aten.logical_or.default, (not_finite(images, [1, 2, 3]), not_finite(logits, [1])))
 
     def known(score: fx.Node, unknown: fx.Node, value: Tensor) -> fx.Node:
         nan = graph.call_function(

@@ -127,3 +127,17 @@ def test_metadata_that_name_no_scores(tmp_path: Path, about: dict[str, str]) -> 
         archive.writestr("model/data/aotinductor/model/a.wrapper_metadata.json", json.dumps(record))
     with pytest.raises(ArgumentError, match=r"a\.pt2 does not say which scores it gives.*export it again"):
         load(path)
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_an_image_whose_pixels_are_not_finite_has_no_score(tmp_path: Path, ending: str) -> None:
+    model, x = zoo.build("parallel"), zoo.images(3)
+    detector = Gaia(model, scores=("gaia-z", "gaia-a", "msp"))
+    detector.thresholds = dict.fromkeys(detector.scores, 1e9)
+    run = load_several(detector.export(tmp_path / f"model{ending}", x))
+    x[1, 0, 3, 5] = float("nan")
+    x[2, 1, 0, 0] = float("inf")
+    found = run.score(x)
+    for name, score in found.scores.items():
+        assert score.isnan().tolist() == [False, True, True], name
+        assert found.is_ood[name].tolist() == [False, True, True]
