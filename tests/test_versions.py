@@ -73,10 +73,10 @@ def test_broken_packages_and_an_extension_that_does_not_import_are_told(tmp_path
         capture_output=True,
         text=True,
         timeout=120,
-        cwd=HERE,
+        cwd=tmp_path,  # before all else on its path; where the package is may have the real ones
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), str(HERE)]),
             "GAIA_FAST_CPU_LEVEL": "v9",
         },
     )
