@@ -10,7 +10,6 @@ import torch
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.compiler import runtimes
 from gaia_fast.compiler.runtimes import autotuning
-from gaia_fast.engines import auto
 from gaia_fast.engines.hooks import HooksEngine
 from gaia_fast.errors import CompilationError
 
@@ -167,7 +166,7 @@ def test_a_damaged_file_is_measured_anew(text: str) -> None:
 
 @pytest.mark.parametrize("hooks", [0.001, 0.01])
 def test_hooks_stay_where_they_are_faster_than_the_program(monkeypatch: pytest.MonkeyPatch, hooks: float) -> None:
-    clock(monkeypatch, auto, compiled=0.003, hooks=hooks)
+    clock(monkeypatch, autotuning, compiled=0.003, hooks=hooks)
     model, x = zoo.build("strided_shortcut"), zoo.images(4)
     detector = GaiaZ(model, runtime="native").prepare(x, tune="measure")
     engine = detector.plan(x).engine
