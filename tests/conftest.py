@@ -43,6 +43,14 @@ gc.freeze()
 gc.set_threshold(20_000, 20, 20)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Most tests mean hooks; `engines/test_auto.py` looks for the warning.
+
+    Not in pyproject.toml: pytest would import the package before `cases` has put the extension in place that is tested.
+    """
+    config.addinivalue_line("filterwarnings", "ignore::gaia_fast.errors.UnpreparedWarning")
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """Fills what torch.empty and its kin hand out with NaN, so that an element that a kernel forgets shows."""
