@@ -32,8 +32,7 @@ class Calibration:
     @classmethod
     def of(cls, scores: Any, id_tpr: float) -> "Calibration":
         """Returns the calibration by (N,) in-distribution scores; CalibrationError where there can be none."""
-        threshold_for(scores, id_tpr)
-        values = np.sort(np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64))
+        values = _sorted(scores, id_tpr)
         # In whole numbers: of n sorted scores number ceil(k n / 1000), as `threshold_for` counts.
         ranks = [max(-(-k * values.size // QUANTILES), 1) for k in range(QUANTILES + 1)]
         return cls(values.size, float(id_tpr), torch.from_numpy(values[np.array(ranks) - 1]))
@@ -52,18 +51,28 @@ def threshold_for(scores: Any, id_tpr: float = 0.95) -> float:
     Raises:
         CalibrationError: no scores, not finite, not one-dimensional, or a share outside (0, 1].
     """
+    values = _sorted(scores, id_tpr)
+    # The small slack keeps 0.95 * 20 at 19 although the product is 19.000000000000004 or so.
+    rank = max(math.ceil(id_tpr * values.size - 1e-9), 1)
+    return float(values[rank - 1])
+
+
+def _as_array(scores: Any) -> np.ndarray:
+    return np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64)
+
+
+def _sorted(scores: Any, id_tpr: float) -> np.ndarray:
+    """(N,) float64, ascending; CalibrationError for scores, or a share of them, that nothing can be calibrated on."""
     if not 0 < id_tpr <= 1:
         raise CalibrationError(f"id_tpr={id_tpr} is not a share of the in-distribution images; use a number in (0, 1]")
-    values = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64)
+    values = _as_array(scores)
     if values.ndim != 1 or values.size == 0:
         raise CalibrationError(f"calibration needs a non-empty list of scores of shape (N,), got shape {values.shape}")
     if not np.isfinite(values).all():
         raise CalibrationError(
             f"{int((~np.isfinite(values)).sum())} of {values.size} calibration scores are not finite"
         )
-    # The small slack keeps 0.95 * 20 at 19 although the product is 19.000000000000004 or so.
-    rank = max(math.ceil(id_tpr * values.size - 1e-9), 1)
-    return float(np.sort(values)[rank - 1])
+    return np.sort(values)
 
 
 def checked(threshold: Any) -> float:
@@ -86,7 +95,7 @@ def decide(scores: Tensor, threshold: float) -> Tensor:
 
 def check_informative(scores: Any) -> None:
     """Raises CalibrationError if several scores are all equal: a threshold between equal scores means nothing."""
-    values = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64)
+    values = _as_array(scores)
     if values.size > 1 and (values == values.flat[0]).all():
         raise CalibrationError(
             f"all {values.size} calibration scores are {values.flat[0]:g}: they tell nothing apart. GAIA-Z needs maps "
