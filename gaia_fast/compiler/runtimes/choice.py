@@ -50,13 +50,16 @@ def computes_in(requested: str, x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def _missing(runtime: str) -> str:
+    """Why one of `FLOAT32_ALONE` cannot run here; empty where it can."""
+    told = {Runtime.NATIVE: native.missing, Runtime.ONNXRUNTIME: missing, Runtime.OPENVINO: openvino.missing}
+    return told[Runtime(runtime)]()
+
+
 def check_forced(requested: str, x: Tensor) -> None:
     """Raises BackendError at once where a runtime that was asked for by its name cannot run here."""
     if requested in FLOAT32_ALONE:
-        obstacles = {Runtime.NATIVE: native.missing, Runtime.ONNXRUNTIME: missing, Runtime.OPENVINO: openvino.missing}
-        check_float32_on_cpu(
-            requested, obstacles[Runtime(requested)](), x.new_empty(0, dtype=computes_in(requested, x))
-        )
+        check_float32_on_cpu(requested, _missing(requested), x.new_empty(0, dtype=computes_in(requested, x)))
     elif requested == Runtime.CUDAGRAPH:
         check_cuda(x)
 
@@ -91,12 +94,7 @@ def rivals(requested: str, tune: str, x: Tensor) -> list[Runtime]:
     """Returns the runtimes that "auto" times against each other for images like `x`; none where it does not."""
     if requested != AUTO or tune != Tune.MEASURE or x.device.type != "cpu" or x.dtype != torch.float32:
         return []
-    obstacles = {
-        Runtime.NATIVE: native.missing(),
-        Runtime.ONNXRUNTIME: missing(),
-        Runtime.OPENVINO: openvino.missing(),
-    }
-    return [runtime for runtime, obstacle in obstacles.items() if not obstacle]
+    return [runtime for runtime in FLOAT32_ALONE if not _missing(runtime)]
 
 
 def instead_of(runtime: str) -> list[Runtime]:
@@ -109,8 +107,7 @@ def instead_of(runtime: str) -> list[Runtime]:
         return [Runtime.EAGER]
     if runtime != Runtime.NATIVE:
         return []
-    obstacles = {Runtime.ONNXRUNTIME: missing(), Runtime.OPENVINO: openvino.missing()}
-    return [*(each for each, obstacle in obstacles.items() if not obstacle), Runtime.EAGER]
+    return [*(each for each in FLOAT32_ALONE if each != runtime and not _missing(each)), Runtime.EAGER]
 
 
 def _choose_float32(graph: fx.GraphModule) -> Choice:
