@@ -67,6 +67,29 @@ def replacing(path: Path) -> Iterator[Path]:
             raise _refused(path, error) from error
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a folder to fill, which becomes `path` if all goes well. Whatever goes wrong leaves nothing.
+
+    Raises:
+        ArgumentError: there is something by that name, or its folder takes no new ones.
+    """
+    try:
+        beside = tempfile.TemporaryDirectory(prefix=".gaia-fast-", dir=path.absolute().parent)
+    except OSError as error:
+        raise _refused(path, error) from error
+    with beside:
+        filled = Path(beside.name) / path.name
+        filled.mkdir()
+        yield filled
+        if path.exists():
+            raise ArgumentError(f"{path} is there already; it is left as it is")
+        try:
+            filled.rename(path)
+        except OSError as error:
+            raise _refused(path, error) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text to a file, all of it or nothing; see `replacing`."""
     with replacing(path) as written:

@@ -1,6 +1,8 @@
 """`gaia-fast export`: prediction and scores as one file that needs neither this package nor Python."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import click
 import torch
@@ -10,6 +12,8 @@ from gaia_fast.cli import output
 from gaia_fast.cli.calibration import CalibrationOptions, calibration_options
 from gaia_fast.cli.images import blank_images, first_images
 from gaia_fast.cli.options import (
+    FILE,
+    FOLDER,
     DetectorOptions,
     ModelOptions,
     PresetOptions,
@@ -27,10 +31,25 @@ from gaia_fast.compiler.package.writing import FORMATS, check_format
 from gaia_fast.data import Preset
 from gaia_fast.evaluation.image_sets import METHODS, Detector, model_input
 from gaia_fast.gaia import SCORES, Gaia
+from gaia_fast.integrations.triton_inference_server import export_model
+from gaia_fast.integrations.triton_inference_server.repository import FORMATS as TRITON_FORMATS
+from gaia_fast.integrations.triton_inference_server.repository import check_repository
+
+Writer: TypeAlias = Callable[[Detector | Gaia, Sequence[Tensor], Preset | None], Path]
 
 
 @click.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", required=False, type=FILE)
+@click.option(
+    "--triton",
+    "repository",
+    type=FOLDER,
+    metavar="DIR",
+    help="In the place of FILE: a model repository of Triton Inference Server, made unless it is there. Writes "
+    "DIR/NAME/config.pbtxt, DIR/NAME/1/model.py and the file beside it; of a model that is there, its next version.",
+)
+@click.option("--name", metavar="NAME", help="With --triton: what the server calls the model.  [default: gaia]")
+@click.option("--format", type=click.Choice(TRITON_FORMATS), help="With --triton: of the file.  [default: onnx]")
 @model_options
 @preset_options
 @max_pixels_option
@@ -53,7 +72,10 @@ from gaia_fast.gaia import SCORES, Gaia
 @calibration_options
 @batch_size_option
 def export(
-    file: Path,
+    file: Path | None,
+    repository: Path | None,
+    name: str | None,
+    format: str | None,
     model: ModelOptions,
     preset: PresetOptions,
     max_pixels: int,
@@ -65,7 +87,8 @@ def export(
     calibrating: CalibrationOptions,
     batch_size: int,
 ) -> None:
-    """Writes FILE, model.onnx or model.pt2: images in, logits and scores out, for any number of images.
+    """Writes FILE, model.onnx or model.pt2: images in, logits and scores out, for any number of images. Or, with
+    --triton, a model for Triton Inference Server with such a file in it.
 
     One output for each method: "score" where gaia-z or gaia-a is the only one, else "gaia_z", "msp" and so on. And one
     for each threshold: "is_ood", else "is_ood_gaia_z" and so on.
@@ -80,9 +103,7 @@ def export(
         raise click.UsageError("give --images or --size, not both")
     if preprocess and len(sizes) > 1:
         raise click.UsageError("--preprocess makes images of one size; give one --size, or none")
-    if file.suffix not in FORMATS:
-        raise click.BadParameter(f"{file} ends in neither of {', '.join(FORMATS)}", param_hint="FILE")
-    check_format(file)
+    write = _writer(file, repository, name, format)
     loaded = model.load()
     network, prepared = loaded.model, preset.of(loaded)
     examples = [_example(images, size, prepared, max_pixels) for size in sizes or (None,)]
@@ -109,13 +130,33 @@ def export(
         (detector,) = chosen.values()
         detector.threshold = given.get(detectors.methods[0])
     inputs = [model_input(network, x) for x in examples]
-    written = detector.export(file, inputs, preset=prepared if preprocess else None)
+    written = write(detector, inputs, prepared if preprocess else None)
     for x in examples:
         output.note(f"checked on {x.shape[0]} {'images' if images else 'images of noise'} of {tuple(x.shape[1:])}")
     if preprocess:
         output.note(f"takes uint8 RGB pictures (N, 3, H, W): {described(prepared)}")
     click.echo(f"{written}: {written.stat().st_size / 2**20:.1f} MiB")
     output.finish(0 if calibration is None else len(calibration.unreadable))
+
+
+def _writer(file: Path | None, repository: Path | None, name: str | None, format: str | None) -> Writer:
+    """What writes the file, or the model for Triton; refuses now what can be known not to be written then."""
+    if repository is None:
+        if name is not None or format is not None:
+            raise click.UsageError(f"{'--name' if name is not None else '--format'} needs --triton")
+        if file is None:
+            raise click.UsageError("give FILE, or --triton DIR")
+        if file.suffix not in FORMATS:
+            raise click.BadParameter(f"{file} ends in neither of {', '.join(FORMATS)}", param_hint="FILE")
+        check_format(file)
+        return lambda detector, inputs, preset: detector.export(file, inputs, preset=preset)
+    if file is not None:
+        raise click.UsageError("give FILE or --triton DIR, not both")
+    name, format = name or "gaia", format or "onnx"
+    check_repository(repository, name, format)
+    return lambda detector, inputs, preset: export_model(
+        detector, repository, inputs, name=name, format=format, preset=preset
+    )
 
 
 def _example(images: str | None, size: str | None, preset: Preset, max_pixels: int) -> Tensor:

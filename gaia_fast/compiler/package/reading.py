@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from gaia_fast.calibration import checked
+from gaia_fast.compiler.ir.results import LOGITS, decision_name
+from gaia_fast.compiler.onnx.session import open_session
 from gaia_fast.compiler.package.metadata import Accepted, accepted, model_name, read_metadata
 from gaia_fast.errors import ArgumentError, BackendError, first_line
+from gaia_fast.inspection.requests import SCORE
 from gaia_fast.method import Method
 from gaia_fast.outputs import GaiaOutput, GaiaScores
 from gaia_fast.scorers import JointScorer, Scorer
@@ -41,7 +44,48 @@ class ExportedProgram:
             ) from error
 
 
-class ExportedDetector(Scorer):
+class _Exported:
+    """What exported files of one score and of several share.
+
+    Attributes:
+        path: the file.
+        metadata: all of `gaia_fast.read_metadata`.
+    """
+
+    path: Path
+    metadata: dict[str, str]
+    _program: ExportedProgram
+    _names: tuple[str, ...]
+
+    def outputs(self, x: Tensor) -> dict[str, Tensor]:
+        """Returns what the file itself gives, by the names of its outputs, in their order.
+
+        Args:
+            x: as in `score`.
+
+        Returns:
+            "logits" (N, C); scores, each (N,) float32: "score", or of several "gaia_z" and so on; decisions by the
+            file's own thresholds, whatever this object's are, each (N,) bool: "is_ood", or "is_ood_gaia_z" and so on.
+
+        Raises:
+            InputError, BackendError: as `score`.
+
+        Example:
+            >>> from gaia_fast import GaiaZ, load
+            >>> from gaia_fast.data.digits import held_out_digits
+            >>> from gaia_fast.models import digits_resnet
+            >>> from tempfile import TemporaryDirectory
+            >>> x, labels = held_out_digits()
+            >>> with TemporaryDirectory() as folder:
+            ...     detector = GaiaZ(digits_resnet(pretrained=True)).calibrate(x[:200])
+            ...     found = load(detector.export(f"{folder}/model.onnx", x[:4])).outputs(x[:3])
+            >>> {name: tuple(each.shape) for name, each in found.items()}
+            {'logits': (3, 10), 'score': (3,), 'is_ood': (3,)}
+        """
+        return dict(zip(self._names, self._program(x), strict=True))
+
+
+class ExportedDetector(_Exported, Scorer):
     """An exported file of one score. Scores and decides as the detector that it was written from, without its model.
 
     Attributes:
@@ -58,6 +102,8 @@ class ExportedDetector(Scorer):
             self.method = Method(**json.loads(metadata["method"]))
             self.layers: list[str] = json.loads(metadata["layers"])
             self.threshold = checked(metadata["threshold"]) if metadata["threshold"] else None
+        decided = () if self.threshold is None else (decision_name(SCORE),)
+        self._names = (LOGITS, SCORE, *decided)
         self._program = ExportedProgram(path, images)  # of a package it runs code: last
 
     def score(self, x: Tensor) -> GaiaOutput:
@@ -81,7 +127,7 @@ class ExportedDetector(Scorer):
         return f"ExportedDetector({str(self.path)!r}, {self.method}, threshold={self.threshold})"
 
 
-class ExportedJointDetector(JointScorer):
+class ExportedJointDetector(_Exported, JointScorer):
     """An exported file of several scores. Scores and decides as the `Gaia` that it was written from, without its model.
 
     Attributes:
@@ -103,6 +149,8 @@ class ExportedJointDetector(JointScorer):
             given = {name: each["threshold"] for name, each in described.items()}
             self.thresholds = {name: checked(each) for name, each in given.items() if each is not None}
             self.calibrations = {}
+            outputs = [each["output"] for each in described.values()]
+            self._names = (LOGITS, *outputs, *(each["decision"] for each in described.values() if "decision" in each))
         self._program = ExportedProgram(path, images)
 
     def score(self, x: Tensor) -> GaiaScores:
@@ -179,9 +227,7 @@ def _read(path: Path) -> Iterator[None]:
 
 
 def _onnx_runner(path: Path) -> Run:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = open_session(path, str(path))
     return lambda x: tuple(torch.from_numpy(each) for each in session.run(None, {"images": x.cpu().numpy()}))
 
 

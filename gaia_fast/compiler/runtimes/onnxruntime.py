@@ -3,16 +3,13 @@
 import torch
 from torch import Tensor
 
-from gaia_fast import extras
 from gaia_fast.compiler.onnx.conversion import Conversion, missing
+from gaia_fast.compiler.onnx.session import open_session
 from gaia_fast.compiler.runtimes.runner import Guard, check_float32_on_cpu, no_guard
 
 
 class OnnxRuntime:
     """Runs a program as an ONNX graph; float32 on the CPU, any number of images.
-
-    Uses as many threads as PyTorch does, and none that spins while it waits: spinning threads of several sessions slow
-    each other, and PyTorch, down.
 
     Args:
         convert: makes the graph.
@@ -25,15 +22,7 @@ class OnnxRuntime:
 
     def __init__(self, convert: Conversion, example: Tensor) -> None:
         check_float32_on_cpu("onnxruntime", missing(), example)
-        onnxruntime = extras.load("onnxruntime", "onnx", "runtime='onnxruntime'")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        model = convert()
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(convert().SerializeToString(), "runtime='onnxruntime'")
         self._name = self._session.get_inputs()[0].name
 
     def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
