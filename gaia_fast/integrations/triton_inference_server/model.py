@@ -4,6 +4,8 @@
 pip install 'gaia-fast[onnx]'.
 """
 
+from __future__ import annotations  # the server gives pb_utils its classes only when this has been imported
+
 import json
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
