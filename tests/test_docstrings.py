@@ -8,6 +8,7 @@ import pytest
 
 import gaia_fast
 from gaia_fast import Gaia, GaiaA, GaiaZ, backends, logit_scores, ops, reference, versions
+from gaia_fast.compiler.package.reading import ExportedDetector
 from gaia_fast.compiler.runtimes import availability
 from gaia_fast.data import surrogate_sources
 from gaia_fast.data.hugging_face import from_hugging_face
@@ -27,6 +28,7 @@ PUBLIC = [
     logit_scores.logit_score,
     gaia_fast.check_detector,
     gaia_fast.load,
+    ExportedDetector.outputs,
     gaia_fast.read_metadata,
     reference.gaia_z,
     reference.gaia_a,

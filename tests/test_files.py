@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gaia_fast.errors import ArgumentError
-from gaia_fast.files import kind, replacing, write_text
+from gaia_fast.files import kind, new_folder, replacing, write_text
 
 pytestmark = pytest.mark.usefixtures("deadline")
 
@@ -157,3 +157,50 @@ def test_kinds(tmp_path: Path) -> None:
     assert kind(Path("/dev/null")) == "a device"
     with pytest.raises(FileNotFoundError):
         kind(tmp_path / "absent")
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with new_folder(tmp_path / "a") as folder:
+            assert folder.name == "a"
+            (folder / "b").mkdir()
+            (folder / "b" / "c.txt").write_text("c")
+            assert not (tmp_path / "a").exists()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a" / "b" / "c.txt").read_text() == "c"
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o750
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def folder_fails_half_way(path: Path, error: type[BaseException]) -> None:
+    with new_folder(path) as folder:
+        (folder / "half").write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_folder_that_is_not_filled_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error):
+        folder_fails_half_way(tmp_path / "a", error)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("there", ["file", "folder", "full folder"])
+def test_what_has_a_folders_name_meanwhile_stays(tmp_path: Path, there: str) -> None:
+    def comes_between(path: Path) -> None:
+        with new_folder(path):
+            path.write_text("kept") if there == "file" else path.mkdir()
+            if there == "full folder":
+                (path / "kept").write_text("kept")
+
+    with pytest.raises(ArgumentError, match="is there already"):
+        comes_between(tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").is_file() is (there == "file")
+
+
+def test_a_folder_where_none_can_be(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="cannot be written"), new_folder(tmp_path / "none" / "a"):
+        pass

@@ -61,6 +61,42 @@ def test_a_file_of_several_scores(tmp_path: Path) -> None:
     assert exported.layers == {"gaia-a": ["right.1"]}
 
 
+def test_outputs_are_the_files_own_by_their_names(tmp_path: Path) -> None:
+    x = zoo.images(6)
+    several = Gaia(zoo.build("parallel"), scores=("msp", "gaia-a", "gaia-z"))
+    several.thresholds = {"gaia-z": 2.0, "msp": -0.5}
+    exported = load_several(several.export(tmp_path / "several.onnx", x[:3]))
+    found, out = exported.outputs(x), exported.score(x)
+    assert list(found) == ["logits", "msp", "gaia_a", "gaia_z", "is_ood_msp", "is_ood_gaia_z"]
+    assert torch.equal(found["logits"], out.logits)
+    assert torch.equal(found["gaia_a"], out.scores["gaia-a"])
+    assert torch.equal(found["is_ood_msp"], out.is_ood["msp"])
+    one = GaiaZ(zoo.build("parallel"), engine="hooks")
+    assert list(load_one(one.export(tmp_path / "one.onnx", x[:3])).outputs(x)) == ["logits", "score"]
+    one.threshold = float(found["gaia_z"].median())
+    again = load_one(one.export(tmp_path / "one.onnx", x[:3]))
+    again.threshold = 1e9
+    found = again.outputs(x)
+    assert list(found) == ["logits", "score", "is_ood"]
+    assert torch.equal(found["is_ood"], found["score"] > one.threshold)
+    assert set(found["is_ood"].tolist()) == {True, False}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("ending", FORMATS)
+def test_loaded_and_asked_inside_any_grad_mode(tmp_path: Path, ending: str, mode: type[torch.no_grad]) -> None:
+    x = zoo.images(6)
+    detector = GaiaZ(zoo.build("small_bit"), engine="hooks")
+    detector.threshold = 2.0
+    path = detector.export(tmp_path / f"model{ending}", x[:3])
+    expected = load(path).outputs(x)
+    with mode():
+        exported = load_one(path)
+        for name, found in exported.outputs(x.clone()).items():
+            assert torch.equal(found, expected[name])
+        assert torch.equal(exported.is_ood(x.clone()), expected["is_ood"])
+
+
 @pytest.mark.parametrize("ending", FORMATS)
 def test_what_cannot_be_scored_is_flagged_by_object_and_file(tmp_path: Path, ending: str) -> None:
     model, good, bad = zoo.sometimes_closed()
