@@ -21,7 +21,7 @@ from gaia_fast.serving.batching import Batcher
 from gaia_fast.serving.errors import OverloadedError, RequestError
 from gaia_fast.serving.metrics import Metrics
 from gaia_fast.serving.pictures import read_picture
-from gaia_fast.serving.replica import Answer
+from gaia_fast.serving.replica import Answer, ImageScores
 
 _BODY_SECONDS = 30.0  # that a request may take to send its picture
 
@@ -118,7 +118,7 @@ class _Handlers:
             self._run, service.max_batch, service.replicas * service.batches_a_replica
         )
         self._in_service = 0
-        self._page = importlib.resources.files("gaia_fast.serving").joinpath("page", "index.html").read_bytes()
+        self._page = importlib.resources.files("gaia_fast.serving").joinpath("page/index.html").read_bytes()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> Any:
@@ -202,8 +202,6 @@ class _Handlers:
         for name, value in scores.items():
             threshold = self._service.thresholds[name]
             decisions[name] = None if threshold is None else not value <= threshold
-            if name in self._monitors:
-                self._monitors[name].update([value])
         labels = self._service.labels
         described = {"predicted": predicted, "label": labels[predicted] if labels else None}
         if len(scores) > 1:
@@ -213,7 +211,11 @@ class _Handlers:
 
     async def _run(self, images: list[np.ndarray]) -> list[Answer]:
         self._metrics.batch.observe(len(images))
-        return await self._scorers.score(images)
+        answers = await self._scorers.score(images)
+        found = [each.scores for each in answers if isinstance(each, ImageScores)]
+        for name, monitor in self._monitors.items():
+            monitor.update([scores[name] for scores in found])
+        return answers
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:

@@ -63,8 +63,8 @@ class Metrics:
             if report.distance is not None:
                 distance.add_metric([name], report.distance)
                 drifted.add_metric([name], float(report.drifted))
-            for of, values in (("window", report.quantiles), ("calibration", report.expected_quantiles)):
-                for quantile, value in (values or {}).items():
+            for of, values in (("window", report.quantiles), ("calibration", report.calibration_quantiles)):
+                for quantile, value in values.items():
                     quantiles.add_metric([name, of, f"{quantile:g}"], value)
         return (images, share, distance, drifted, quantiles)
 

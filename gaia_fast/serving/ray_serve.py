@@ -170,7 +170,7 @@ def _running() -> int:
     if application is None:
         return 0
     states = [each.replica_states for each in application.deployments.values()]
-    return sum(count for each in states for state, count in each.items() if str(state.value) == "RUNNING")
+    return sum(count for each in states for state, count in each.items() if state == "RUNNING")
 
 
 def _model_bytes(detector: Detector | Gaia) -> int:

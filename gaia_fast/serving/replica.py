@@ -13,6 +13,7 @@ from gaia_fast.errors import GaiaError, first_line
 from gaia_fast.evaluation.image_sets import Detector, model_input
 from gaia_fast.gaia import Gaia
 from gaia_fast.options import EngineName
+from gaia_fast.outputs import GaiaScores
 from gaia_fast.serving.detectors import score_names
 from gaia_fast.serving.errors import RequestError
 
@@ -96,7 +97,7 @@ class Replica:
 
     def _score(self, images: np.ndarray) -> Scored:
         out = self._detector.score(self._input(images))
-        scores = out.scores if isinstance(self._detector, Gaia) else {score_names(self._detector)[0]: out.score}
+        scores = out.scores if isinstance(out, GaiaScores) else {score_names(self._detector)[0]: out.score}
         return Scored(
             out.logits.argmax(dim=1).cpu().numpy(),
             {name: score.double().cpu().numpy() for name, score in scores.items()},
