@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -134,17 +135,19 @@ def deployed(
         )
         if local:
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
             handle = serve.run(
                 deployment.bind(held), name=NAME, route_prefix=None, logging_config={"log_level": "ERROR"}
             )
         except Exception as error:
             raise BackendError(f"no replica could be made: {_why(error)}") from error
-        yield Replicas(handle)
-        serve.delete(NAME)
+        try:
+            yield Replicas(handle)
+        finally:
+            if not local:  # else all of Ray ends
+                serve.delete(NAME)
     finally:
-        if local:
-            serve.shutdown()
         ray.shutdown()
 
 
