@@ -9,6 +9,7 @@ from gaia_fast.detector import GaiaA, GaiaZ
 from gaia_fast.errors import GaiaError
 from gaia_fast.gaia import Gaia
 from gaia_fast.loading import load
+from gaia_fast.monitoring import DriftMonitor, DriftReport
 from gaia_fast.outputs import GaiaOutput, GaiaScores
 from gaia_fast.versions import show_versions
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from gaia_fast.evaluation.invariants import check_detector
 
 __all__ = [
+    "DriftMonitor",
+    "DriftReport",
     "Gaia",
     "GaiaA",
     "GaiaError",

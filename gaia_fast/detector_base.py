@@ -131,6 +131,11 @@ class Detector:
         return self._engine.program(x)
 
     @property
+    def engine(self) -> str:
+        """The engine that was asked for; the plan tells which one works."""
+        return str(self._options.engine)
+
+    @property
     def inspected_layers(self) -> dict[str, list[str]]:
         """By score, the names of the layers that are inspected; of a stage, none before images have shown it."""
         return {} if self._pending else dict(zip(self._methods, self._layer_names(), strict=True))

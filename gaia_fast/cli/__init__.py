@@ -6,12 +6,14 @@ from typing import Any
 
 import click
 
+from gaia_fast.cli.calibrate import calibrate as calibrate_command
 from gaia_fast.cli.demo import demo as demo_command
 from gaia_fast.cli.evaluate import evaluate as evaluate_command
 from gaia_fast.cli.export import export as export_command
 from gaia_fast.cli.layers import layers as layers_command
 from gaia_fast.cli.reproduce import reproduce as reproduce_command
 from gaia_fast.cli.score import score as score_command
+from gaia_fast.cli.serve import serve as serve_command
 from gaia_fast.cli.validate import validate as validate_command
 from gaia_fast.errors import GaiaError
 from gaia_fast.versions import version_report
@@ -67,6 +69,8 @@ for _command in (
     validate_command,
     layers_command,
     export_command,
+    calibrate_command,
+    serve_command,
     demo_command,
 ):
     main.add_command(_command)

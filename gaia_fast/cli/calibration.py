@@ -10,9 +10,11 @@ import click
 from gaia_fast.calibration import check_informative, threshold_for
 from gaia_fast.cli import output
 from gaia_fast.cli.options import Command
+from gaia_fast.cli.preparing import prepare_for
 from gaia_fast.data import ImageSource, Preset, load_images
 from gaia_fast.errors import ArgumentError
-from gaia_fast.evaluation.image_sets import Detectors, score_set
+from gaia_fast.evaluation.image_sets import Detector, Detectors, score_set
+from gaia_fast.gaia import Gaia
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,23 @@ class CalibrationOptions:
             thresholds[method] = threshold_for(found.scores[method], self.id_tpr)
         output.report_unreadable(found.unreadable, f"{self.path}: ")
         return Calibration(thresholds, len(found.names), found.unreadable)
+
+    def calibrate(self, detector: Detector | Gaia, source: ImageSource, engine: str, batch_size: int) -> int:
+        """Calibrates a detector on a source; returns how many of its images cannot be read: they are named on stderr.
+
+        Raises:
+            GaiaError: the images, or their scores, are no use.
+        """
+        detectors: Detectors = detector if isinstance(detector, Gaia) else {detector.method.name: detector}
+        prepare_for(detectors, engine, source, source.preset, len(source), batch_size)
+        with output.progress("calibrating", len(source)) as advance:
+            found = score_set(detectors, source, batch_size, advance)
+        if isinstance(detector, Gaia):
+            detector.calibrate(found.scores, self.id_tpr)
+        else:
+            detector.calibrate(found.scores[detector.method.name], self.id_tpr)
+        output.report_unreadable(found.unreadable, f"{self.path}: ")
+        return len(found.unreadable)
 
 
 def calibration_options(command: Command) -> Command:

@@ -251,6 +251,13 @@ class DetectorOptions:
             for method in self.methods
         }
 
+    def build_one(self, model: nn.Module) -> Detector | Gaia:
+        """One detector of all methods, of one where there is one."""
+        if len(self.methods) > 1 or self.methods[0] not in METHODS:
+            return self.build_joint(model)
+        (detector,) = self.build(model).values()
+        return detector
+
     def build_joint(self, model: nn.Module) -> Gaia:
         """One detector of all methods, those of the logits among them."""
         return Gaia(

@@ -21,7 +21,7 @@ from gaia_fast.errors import ArgumentError, DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # Named, so that no other reader of Pillow's is ever tried on a file that only claims to be an image.
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 
 MAX_PIXELS = 64_000_000  # of one image: it takes nearly 50 bytes a pixel until the network has it
 
@@ -88,7 +88,7 @@ class ImageSource(Dataset[Tensor]):
     def picture(self, index: int) -> Image.Image | np.ndarray:
         """The picture by its index, as the preset gets it; raises whatever its decoder does."""
         picture = self._pictures[index]
-        return picture if isinstance(picture, np.ndarray) else _open(picture, self.max_pixels)
+        return picture if isinstance(picture, np.ndarray) else open_picture(picture, self.max_pixels)
 
     @property
     def unreadable(self) -> list[tuple[str, str]]:
@@ -250,14 +250,19 @@ def _state(path: Path) -> str:
 def _reason(error: BaseException) -> str:
     """The first line of the message; Pillow's "cannot identify" repeats the path or an object's address."""
     if isinstance(error, UnidentifiedImageError):
-        return f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} image"
+        return f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _open(file: Path | bytes, max_pixels: int) -> Image.Image:
+def open_picture(file: Path | bytes, max_pixels: int) -> Image.Image:
+    """The decoded picture of a file, or of its bytes, as `load_images` reads it.
+
+    Raises:
+        DataError: no regular file, or more pixels than that; before it is decoded. Else whatever Pillow raises.
+    """
     if isinstance(file, Path) and (what := files.kind(file)):
         raise DataError(f"it is {what}, no file")
-    with Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=_FORMATS) as image:
+    with Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise DataError(f"{image.width}x{image.height} pixels are more than {max_pixels}, the limit (max_pixels)")
         image.load()

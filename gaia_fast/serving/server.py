@@ -1,0 +1,43 @@
+"""Runs the application in this process, until it is told to stop."""
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from gaia_fast import extras
+from gaia_fast.errors import ArgumentError
+
+
+def run(app: Any, host: str, port: int, listening: Callable[[str], None]) -> None:
+    """Serves an ASGI application by HTTP until SIGINT or SIGTERM; requests that are under way are answered first.
+
+    Args:
+        app: the application.
+        host, port: where; port 0 is any that is free.
+        listening: is called with the address once connections are taken.
+
+    Raises:
+        ArgumentError: the address cannot be had. BackendError: the extra `serve` is missing.
+    """
+    uvicorn = extras.load("uvicorn", "serve", "gaia-fast serve")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise ArgumentError(
+                f"{host}:{port} cannot be listened at ({error}); choose another --host or --port"
+            ) from error
+        name = f"[{host}]" if family == socket.AF_INET6 else host
+
+        class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
+            async def startup(self, sockets: Any = None) -> None:
+                await super().startup(sockets)
+                if self.started:
+                    listening(f"http://{name}:{bound.getsockname()[1]}")
+
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=30, lifespan="on", server_header=False
+        )
+        Server(config).run(sockets=[bound])
