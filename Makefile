@@ -20,7 +20,7 @@ SOURCES := pyproject.toml setup.py MANIFEST.in CMakeLists.txt constraints.txt Ma
 CONFIGURE = $(BIN)/cmake -S . -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	-DCMAKE_PREFIX_PATH=$$($(BIN)/python -m pybind11 --cmakedir)
 
-.PHONY: demo test quick lint unit interpreted instrumented dev bench docs fuzz clean
+.PHONY: demo test quick lint unit interpreted instrumented dev triton-server bench docs fuzz clean
 
 demo: $(VENV)/installed
 	$(BIN)/gaia-fast demo
@@ -97,6 +97,17 @@ dev: $(VENV)/test-tools
 	$(BIN)/cmake --install build/dev
 	$(BIN)/python -c "import site; open(site.getsitepackages()[0] + '/gaia_fast_dev.pth', 'w').write('$(CURDIR)')"
 	rm -f $(VENV)/installed
+
+# NVIDIA's own server, in an environment for itself: its Python backend takes no NumPy 2. Everything else it has from here.
+build/triton-server: $(VENV)/test-tools
+	$(BIN)/python -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check "numpy<2"
+	$@/bin/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt nvidia-pytriton
+
+triton-server: build/triton-server
+	$(BIN)/python -c "import gaia_fast, torch; [print(m.__path__[0].rpartition('/')[0]) for m in (gaia_fast, torch)]" \
+		> $$(echo build/triton-server/lib/python*/site-packages)/gaia_fast_tests.pth
+	GAIA_FAST_TRITON_SERVER=build/triton-server $(BIN)/pytest tests/integrations/test_triton_server.py
 
 bench: $(VENV)/test-tools
 	$(BIN)/pytest benchmarks/test_engines.py benchmarks/test_kernels.py --benchmark-disable-gc -q --results benchmarks/results/cpu.json
