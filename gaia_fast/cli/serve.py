@@ -29,7 +29,7 @@ from gaia_fast.loading import load
 from gaia_fast.serving.app import Service, make_app
 from gaia_fast.serving.detectors import calibrations_of, set_thresholds, thresholds_of
 from gaia_fast.serving.ray_serve import deployed
-from gaia_fast.serving.server import run
+from gaia_fast.serving.server import interruptible, run
 
 _EXAMPLES = 4  # images that replicas are prepared on
 
@@ -148,15 +148,18 @@ def serve(
     )
     threads = threads or max(1, (os.cpu_count() or 1) // replicas)
     output.note(f"starting {replicas} {'replica' if replicas == 1 else 'replicas'}, {threads} threads each")
-    with deployed(
-        detector,
-        example.numpy(),
-        replicas=replicas,
-        batches_a_replica=service.batches_a_replica,
-        threads=threads,
-        cache_dir=cache_dir,
-        address=address,
-    ) as scoring:
+    with (
+        interruptible(),
+        deployed(
+            detector,
+            example.numpy(),
+            replicas=replicas,
+            batches_a_replica=service.batches_a_replica,
+            threads=threads,
+            cache_dir=cache_dir,
+            address=address,
+        ) as scoring,
+    ):
         run(make_app(service, scoring), host, port, lambda url: output.note(f"serving at {url}"))
     output.finish(unreadable)
 
