@@ -472,15 +472,15 @@ class DriftMonitor:
         now = max(self._bucket_of_now(), self._now, self._now if at_least is None else at_least)
         if now == self._now:
             return
-        left, remain = self._now - self.resolution, now - self.resolution
-        # Of the windows that are no longer asked for, those that any images are in.
-        for index in range(left + 1, min(remain, self._now + self.resolution - 1) + 1):
-            if not self._window_drifted(index):
-                self._since = None
-            elif self._since is None:
-                self._since = index
-        if remain >= self._now + self.resolution:
+        remain = now - self.resolution  # the windows that end with it and before are no longer asked for
+        if remain >= self._now + self.resolution:  # there was one without images
             self._since = None
+        else:
+            for index in range(self._now - self.resolution + 1, remain + 1):
+                if not self._window_drifted(index):
+                    self._since = None
+                elif self._since is None:
+                    self._since = index
         self._now = now
         self._buckets = {i: each for i, each in self._buckets.items() if i > remain - self.resolution + 1}
         self._drifted = {i: each for i, each in self._drifted.items() if i > remain}

@@ -383,10 +383,17 @@ def test_what_is_older_than_the_window_goes() -> None:
 def test_with_one_bucket() -> None:
     clock = Clock()
     monitor = monitor_of(IDS, clock=clock, window=10.0, resolution=1)
-    for scores, since in ((LIKE_IDS, None), (ABOVE_ALL, 10.0), (ABOVE_ALL, 10.0), (LIKE_IDS, None), (ABOVE_ALL, 40.0)):
-        clock.now += 10.0
+    for passed, scores, since in (
+        (10, LIKE_IDS, None),
+        (20, ABOVE_ALL, 20),
+        (30, ABOVE_ALL, 20),
+        (40, LIKE_IDS, None),
+        (50, ABOVE_ALL, 50),
+        (70, ABOVE_ALL, 70),
+    ):
+        clock.now = 1_000_000.0 + passed
         monitor.update(scores)
-        assert monitor.report().since == (since and 1_000_000.0 + since + 10.0)
+        assert monitor.report().since == (None if since is None else 1_000_000.0 + since)
 
 
 # Several workers
@@ -455,6 +462,39 @@ def test_one_that_has_not_been_asked_for_long() -> None:
     for view in (first.copy().merge(stale), stale.copy().merge(first)):
         report = view.report()
         assert (report.images, report.total, report.drifted, report.since) == (2000, 101_000, False, None)
+
+
+def test_what_a_stopped_worker_had_found_ends_with_what_it_saw() -> None:
+    clock, first = timed()
+    stopped = first.copy()
+    pass_by(clock, stopped, 40, ABOVE_ALL)
+    pass_by(clock, first, 40, LIKE_IDS)
+    pass_by(clock, first, 40, ABOVE_ALL)
+    for view in (first.copy().merge(stopped), stopped.copy().merge(first)):
+        assert view.report().since == clock.now - 390.0
+
+
+def test_a_view_that_was_looked_at_takes_in_what_came_from_others() -> None:
+    clock, view = timed()
+    other = view.copy()
+    for bucket in range(15):
+        clock.now += 10.0
+        view.update(ABOVE_ALL[:100])
+        other.update(np.tile(ABOVE_ALL, 50) if bucket > 10 else np.tile(LIKE_IDS, 20))
+    assert view.report().since == 1_000_010.0
+    assert view.merge(other).report().since == clock.now - 30.0
+
+
+def test_a_worker_whose_clock_is_ahead() -> None:
+    clock, monitor = timed()
+    ahead = DriftMonitor.from_bytes(monitor.to_bytes(), clock=Clock(clock.now + 20.0))
+    pass_by(clock, monitor, 5, LIKE_IDS)
+    ahead._clock = Clock(clock.now + 60.0)
+    ahead.update(ABOVE_ALL)
+    for view in (monitor.copy().merge(ahead), ahead.copy().merge(monitor)):
+        report = view.report()
+        assert (report.images, report.total, report.since) == (1000, 1200, clock.now + 60.0)
+    assert monitor.report().images == 1000
 
 
 @pytest.mark.parametrize(
