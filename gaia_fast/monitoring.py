@@ -467,9 +467,9 @@ class DriftMonitor:
             found = self._buckets[index] = _Bucket(self._new_sketch(_SKETCH_K))
         return found
 
-    def _advance(self, at_least: int | None = None) -> None:
+    def _advance(self, *others: int) -> None:
         """Opens the bucket of now; a clock that was set back leaves the newest open. What no report looks at goes."""
-        now = max(self._bucket_of_now(), self._now, self._now if at_least is None else at_least)
+        now = max(self._bucket_of_now(), self._now, *others)
         if now == self._now:
             return
         remain = now - self.resolution  # the windows that end with it and before are no longer asked for

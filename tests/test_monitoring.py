@@ -346,10 +346,24 @@ def test_buckets_without_images_break_nothing_and_a_window_without_any_does(look
     pass_by(clock, monitor, 1, ABOVE_ALL, looking)
     assert monitor.report().since == clock.now
 
-    pass_by(clock, monitor, 1000, None)
+    clock.now += 1e12
     assert monitor.report().since is None
     monitor.update(ABOVE_ALL)
     assert monitor.report().since == clock.now
+
+
+@pytest.mark.parametrize("looking", [False, True])
+def test_one_bucket_is_enough_for_as_long_as_it_is_in_the_window(looking: bool) -> None:
+    clock, monitor = timed()
+    pass_by(clock, monitor, 20, LIKE_IDS, looking)
+    pass_by(clock, monitor, 1, ABOVE_ALL, looking)
+    begun = clock.now
+    pass_by(clock, monitor, 9, LIKE_IDS, looking)
+    pass_by(clock, monitor, 1, ABOVE_ALL, looking)
+    pass_by(clock, monitor, 8, LIKE_IDS, looking)
+    assert monitor.report().since == begun
+    pass_by(clock, monitor, 2, LIKE_IDS, looking)
+    assert monitor.report().since is None
 
 
 @pytest.mark.parametrize("gap", range(8, 32))
