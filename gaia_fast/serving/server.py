@@ -42,13 +42,13 @@ def run(app: Any, host: str, port: int, listening: Callable[[str], None]) -> Non
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=30, lifespan="on", server_header=False
         )
-        with contextlib.suppress(KeyboardInterrupt):  # the server raises its signal again once it has ended
+        with contextlib.suppress(KeyboardInterrupt), _terminating_as_interrupting():
             Server(config).run(sockets=[bound])
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM, what containers and service managers send, interrupts as Ctrl-C does: whatever was started is ended."""
+def _terminating_as_interrupting() -> Iterator[None]:
+    """Once it has ended, the server raises its signal again: SIGTERM, too, is then a KeyboardInterrupt."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt

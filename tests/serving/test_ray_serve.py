@@ -105,13 +105,16 @@ def test_an_image_that_kills_replicas_takes_no_other_with_it(replicas: Replicas)
 def test_replicas_that_cannot_be_made(replicas: Replicas) -> None:
     found = ask(replicas, IMAGES[:1, :1])  # one channel: a detector's own refusal
     assert found[0][0].status == 422
-    with pytest.raises(BackendError, match="cannot be reached at 127.0.0.1:1"), deployed(
-        GaiaZ(digits_resnet(pretrained=True)),
-        IMAGES[:1],
-        replicas=1,
-        batches_a_replica=1,
-        threads=1,
-        cache_dir=None,
-        address="127.0.0.1:1",
+    with (
+        pytest.raises(BackendError, match="cannot be reached at 127.0.0.1:1"),
+        deployed(
+            GaiaZ(digits_resnet(pretrained=True)),
+            IMAGES[:1],
+            replicas=1,
+            batches_a_replica=1,
+            threads=1,
+            cache_dir=None,
+            address="127.0.0.1:1",
+        ),
     ):
         pass
