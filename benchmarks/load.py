@@ -1,4 +1,4 @@
-"""Sends images to a service at a constant rate, and compares every answer; prints one line of JSON.
+"""Sends images to a service at random times (Poisson) and compares every answer; prints one line of JSON.
 
     python benchmarks/load.py http://127.0.0.1:8000 images/ expected.json --rate 100 --seconds 10
 
@@ -6,7 +6,7 @@ For `benchmarks/serving.py`, in a process of its own: the load generator (locust
 is answered (200), overloaded (503), refused (4xx), failed (5xx) or lost (no answer at all). An answer is wrong if its
 class is another one, or its score further than 1e-4 of it from what the detector itself says, which is how far rounding
 moves GAIA-Z (a unit that is zero to rounding counts or not); inexact if a bit differs.
-Latencies are of those that were answered, from when the request is sent.
+Latencies are of those that were answered, from the time at which the request was to be sent.
 """
 
 import argparse
@@ -14,12 +14,14 @@ import itertools
 import json
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gevent
-from locust import FastHttpUser, constant_throughput, task
+from locust import FastHttpUser, task
 from locust.env import Environment
+from locust.exception import StopUser
 
 CLOSE = 1e-4
 
@@ -35,7 +37,18 @@ def main() -> None:
     expected = json.loads(asked.expected.read_text())
     bodies = {name: (asked.images / name).read_bytes() for name in expected}
     names = itertools.cycle(random.Random(0).sample(sorted(bodies), len(bodies)))
-    users = 1 if asked.rate is None else max(8, min(256, round(asked.rate)))
+    # As many as can wait for an answer at one time.
+    users = 1 if asked.rate is None else max(16, min(512, round(2 * asked.rate)))
+    begin = time.perf_counter() + 0.5
+
+    def times() -> Iterator[float]:
+        """When requests are to be sent; at once, where there is no rate."""
+        draws, due = random.Random(1), begin
+        while due < begin + asked.seconds:
+            yield due
+            due = max(due, time.perf_counter()) if asked.rate is None else due + draws.expovariate(asked.rate)
+
+    due_times = times()
     counts = dict.fromkeys(("sent", "answered", "overloaded", "refused", "failed", "lost", "wrong", "inexact"), 0)
     latencies: list[float] = []
     differences = [0.0]
@@ -43,21 +56,19 @@ def main() -> None:
 
     class Sender(FastHttpUser):
         host = asked.url
-        wait_time = constant_throughput(1000 if asked.rate is None else asked.rate / users)
         connection_timeout = network_timeout = 60.0
         max_retries = 0
 
-        def on_start(self) -> None:
-            if asked.rate is not None:  # not all at the same time
-                gevent.sleep(random.random() * users / asked.rate)
-
         @task
         def score(self) -> None:
+            due = next(due_times, None)
+            if due is None:
+                raise StopUser
+            gevent.sleep(max(0.0, due - time.perf_counter()))
             name = next(names)
             counts["sent"] += 1
-            start = time.perf_counter()
             with self.client.post("/score", data=bodies[name], catch_response=True) as response:
-                seconds, status = time.perf_counter() - start, response.status_code
+                seconds, status = time.perf_counter() - due, response.status_code
                 response.success()
                 kind = {200: "answered", 503: "overloaded", 0: "lost"}.get(status) or (
                     "refused" if status < 500 else "failed"
@@ -74,12 +85,13 @@ def main() -> None:
             differences.append(abs(found["score"] - score) / abs(score))
             counts["wrong"] += found["predicted"] != predicted or differences[-1] > CLOSE
 
-    runner = Environment(user_classes=[Sender], stop_timeout=90).create_local_runner()  # what was sent is waited for
-    start = time.perf_counter()
+    runner = Environment(user_classes=[Sender]).create_local_runner()
     runner.start(users, spawn_rate=10_000)
     gevent.sleep(asked.seconds)
+    while runner.user_count and time.perf_counter() < begin + asked.seconds + 90:  # what was sent is waited for
+        gevent.sleep(0.05)
+    taken = time.perf_counter() - begin
     runner.stop()
-    taken = time.perf_counter() - start
     latencies.sort()
     quantiles = {
         f"p{share}": latencies[min(len(latencies) - 1, len(latencies) * share // 100)] for share in (50, 90, 99)

@@ -1,8 +1,8 @@
 """torchvision's ResNet-50, in a module that replicas can import beside a torch without torchvision's kernels."""
 
-from torchvision.models.resnet import Bottleneck, ResNet
+import torchvision_schemas  # noqa: F401, I001  (before torchvision)
 
-import torchvision_schemas  # noqa: F401  (first)
+from torchvision.models.resnet import Bottleneck, ResNet
 
 
 class ServedResNet50(ResNet):
