@@ -20,9 +20,10 @@ from gaia_fast.monitoring import DriftMonitor
 from gaia_fast.serving.batching import Batcher
 from gaia_fast.serving.errors import OverloadedError, RequestError
 from gaia_fast.serving.metrics import Metrics
-from gaia_fast.serving.pictures import read_picture
+from gaia_fast.serving.pictures import pixels_of, read_picture
 from gaia_fast.serving.replica import Answer, ImageScores
 
+_LARGE = 4_000_000  # pixels that take long to decode: such pictures wait for each other, and no small one for them
 _BODY_SECONDS = 30.0  # that a request may take to send its picture
 
 
@@ -122,7 +123,10 @@ class _Handlers:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> Any:
-        with ThreadPoolExecutor(os.cpu_count(), "decoding") as self._decoders:
+        with (
+            ThreadPoolExecutor(os.cpu_count(), "decoding") as self._decoders,
+            ThreadPoolExecutor(1, "decoding large pictures") as self._large_decoder,
+        ):
             yield
 
     async def score(self, request: Any) -> Any:
@@ -193,8 +197,11 @@ class _Handlers:
 
     async def _scored(self, data: bytes) -> Answer:
         preset, max_pixels = self._service.preset, self._service.max_pixels
+        run = asyncio.get_running_loop().run_in_executor
+        pixels = await run(self._decoders, pixels_of, data, max_pixels)
         # Decoders in C let go of the interpreter: other requests go on.
-        image = await asyncio.get_running_loop().run_in_executor(self._decoders, read_picture, data, preset, max_pixels)
+        decoder = self._large_decoder if pixels > _LARGE else self._decoders
+        image = await run(decoder, read_picture, data, preset, max_pixels)
         return await self._batcher.submit(image)
 
     def _described(self, predicted: int, scores: Mapping[str, float]) -> dict[str, Any]:

@@ -141,9 +141,9 @@ def deployed(
                 "runtime_env": {"env_vars": environment},
             },
         )
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         if local:
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
             handle = serve.run(
                 deployment.bind(held), name=NAME, route_prefix=None, logging_config={"log_level": "ERROR"}
