@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import importlib.resources
 import io
 import os
 import re
@@ -37,8 +38,9 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 
 ROOT = Path(__file__).parents[2]
 OPTIONS: Any = {"engine": "hooks"}  # nothing is compiled: what the page shows is the same
-DIGITS = held_out_pictures()[0]
+DIGITS, LABELS = held_out_pictures()
 NOISE = noise_pictures()
+PHOTOGRAPHS = importlib.resources.files("sklearn.datasets.images")
 BROKEN = b"\x89PNG\r\n\x1a\n and no more"
 
 
@@ -122,7 +124,9 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
             wrong: list[str] = []
             page.on("pageerror", lambda error: wrong.append(f"a script raised {error}"))
             page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
-            page.on("request", lambda each: None if each.url.startswith((url, "blob:", "data:")) else wrong.append(each.url))
+            page.on(
+                "request", lambda each: None if each.url.startswith((url, "blob:", "data:")) else wrong.append(each.url)
+            )
             page.on("dialog", lambda dialog: (wrong.append(f"a dialog opened: {dialog.message}"), dialog.dismiss()))
             stack.callback(lambda: check(wrong, expected))
             page.goto(url)
@@ -217,8 +221,12 @@ def test_chosen_and_pasted_images_and_the_newest_on_top(
     assert cards.locator(".file").all_inner_texts() == ["pasted.png", "chosen.png"]
     assert shown(cards.first) == approximately(expected(detector, NOISE[5:6]))[0]
     sync_api.expect(page.get_by_role("status")).to_contain_text("pasted.png: class")
-    sync_api.expect(page.locator("#scores")).to_contain_text(re.compile(r"gaia-z threshold 10\.\d+, calibrated on 540 images"))
-    sync_api.expect(page.locator("#scores")).to_contain_text(re.compile(r"last hour: \d+ images, .* out of .*, 4\.8 % expected"))
+    sync_api.expect(page.locator("#scores")).to_contain_text(
+        re.compile(r"gaia-z threshold 10\.\d+, calibrated on 540 images")
+    )
+    sync_api.expect(page.locator("#scores")).to_contain_text(
+        re.compile(r"last hour: \d+ images, .* out of .*, 5\.0 % expected")
+    )
     page.get_by_role("button", name="Clear").click()
     sync_api.expect(page.locator(".card")).to_have_count(0)
 
@@ -227,10 +235,12 @@ def test_a_file_that_is_refused_says_why_and_harms_no_other(
     visit: Callable[..., Any], service: str, detector: GaiaZ
 ) -> None:
     page = visit(service, expected="status of 4")  # the browser notes every 4xx
-    cards = choose(page, named("broken.png", BROKEN), named("digit.png", png(DIGITS[0])), named("empty.png", b""))
+    cards = choose(
+        page, named("cut-off.png", png(DIGITS[1])[:60]), named("digit.png", png(DIGITS[0])), named("empty.png", b"")
+    )
     reasons = cards.locator(".reason").all_inner_texts()
-    assert "the image cannot be read" in reasons[0] or "no PNG" in reasons[0]
-    assert "the body is empty" in reasons[1]
+    assert "The image cannot be read" in reasons[0]
+    assert "The body is empty" in reasons[1]
     assert cards.locator(".decision").all_inner_texts() == ["not scored", "in distribution", "not scored"]
     assert shown(cards.nth(1)) == approximately(expected(detector, DIGITS[:1]))[0]
     assert page.get_by_role("button", name="Try again").count() == 0
@@ -274,7 +284,7 @@ def test_several_scores(visit: Callable[..., Any]) -> None:
                 assert decision == ("out of distribution" if out.is_ood[name].item() else "in distribution")
         histograms = card.locator(".score:has(svg.histogram)")
         assert [each.get_attribute("data-score") for each in histograms.all()] == ["gaia-z", "msp"]
-        assert "knows no calibration scores" in card.locator("[data-score=energy] .note").inner_text()
+        assert "no calibration scores" in card.locator("[data-score=energy] .note").inner_text()
         sync_api.expect(page.locator("#scores")).to_contain_text("no threshold, calibrated on 540 images")
 
 
@@ -284,7 +294,7 @@ def test_without_calibration_the_score_alone(visit: Callable[..., Any], scorers:
         card = choose(page, named("digit.png", png(DIGITS[0])))
         assert card.locator(".decision").inner_text() == "no threshold"
         assert card.locator("svg.histogram").count() == 0
-        assert "There is no threshold" in card.locator(".note").inner_text()
+        assert card.locator(".note").inner_text() == "no calibration scores to compare with"
         sync_api.expect(page.locator("#scores")).to_have_text("gaia-z no threshold, not calibrated")
 
 
@@ -316,7 +326,7 @@ def test_when_the_service_is_busy_the_page_asks_again(
         sync_api.expect(page.locator(".progress")).to_have_text(f"the service is busy; trying again in {pause} s")
         page.clock.fast_forward(1000 * pause)
     card = answered(page, 2).first
-    assert "all places are taken" in card.locator(".reason").inner_text()
+    assert "All places are taken" in card.locator(".reason").inner_text()
     assert scorers.full == 0
     card.get_by_role("button", name="Try again").click()
     sync_api.expect(card.locator("data")).to_have_count(1)
@@ -326,15 +336,14 @@ def test_a_connection_that_is_lost(visit: Callable[..., Any], service: str) -> N
     page = visit(service, expected="net::ERR_")
     choose(page, named("before.png", png(DIGITS[0])))
     page.context.set_offline(True)
-    card = choose(page, named("after.png", png(DIGITS[1])), named("too.png", png(DIGITS[2]))).nth(0) if False else None
     page.set_input_files("#files", [named("after.png", png(DIGITS[1]))])
     card = answered(page, 2).first
-    assert "the service cannot be reached" in card.locator(".reason").inner_text()
+    assert "The service cannot be reached" in card.locator(".reason").inner_text()
     sync_api.expect(page.locator("#service")).to_have_text("the service cannot be reached")
     page.context.set_offline(False)
     card.get_by_role("button", name="Try again").click()
     sync_api.expect(card.locator("data")).to_have_count(1)
-    sync_api.expect(page.locator("#service")).to_contain_text("ResNet on digits at 32×32 · gaia_fast")
+    sync_api.expect(page.locator("#service")).to_contain_text("ResNet on digits at 32")
 
 
 def test_a_large_file_is_not_sent(visit: Callable[..., Any], scorers: InProcess) -> None:
@@ -343,7 +352,7 @@ def test_a_large_file_is_not_sent(visit: Callable[..., Any], scorers: InProcess)
         sent: list[str] = []
         page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
         card = choose(page, named("large.png", bytes(1025)))
-        assert card.locator(".reason").inner_text() == "the file has 2 KiB, and 1 KiB are the limit; take a smaller one"
+        assert card.locator(".reason").inner_text() == "The file has 2 KiB, and 1 KiB are the limit; take a smaller one"
         assert sent == []
 
 
@@ -356,7 +365,9 @@ def test_a_phone_needs_no_scrolling_sideways(visit: Callable[..., Any], service:
 
 def test_by_keyboard_alone(visit: Callable[..., Any], service: str) -> None:
     page = visit(service)
+    page.on("filechooser", lambda _: None)  # in place before a key is pressed
     page.keyboard.press("Tab")
+    sync_api.expect(page.locator("#files")).to_be_focused()
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files([named("digit.png", png(DIGITS[0]))])
@@ -408,12 +419,10 @@ def test_the_histogram_counts_every_score_on_its_side_of_the_threshold(
         assert out == pytest.approx(np.mean(quantiles[1:] > threshold))
         assert min(abs(np.array(edges) - threshold)) < 1e-9 * max(1, abs(threshold))
     if np.ptp(middle) > 0 and abs(float(threshold or 0)) < 50:
-        assert np.ptp(middle) > 0.2 * (edges[-1] - edges[0])
+        assert np.ptp(middle) > 0.15 * (edges[-1] - edges[0])
 
 
-def test_the_page_may_load_nothing_from_elsewhere_and_run_nothing_that_stands_in_it(
-    browser: Any, service: str
-) -> None:
+def test_the_page_may_load_nothing_from_elsewhere_and_run_nothing_that_stands_in_it(browser: Any, service: str) -> None:
     with contextlib.closing(browser.new_context()) as context:
         page = context.new_page()
         page.goto(service)
@@ -421,7 +430,8 @@ def test_the_page_may_load_nothing_from_elsewhere_and_run_nothing_that_stands_in
             """async () => {
                 const blocked = [];
                 document.addEventListener("securitypolicyviolation", (event) => blocked.push(event.effectiveDirective));
-                document.body.insertAdjacentHTML("beforeend", "<img src='http://127.0.0.2:9/x.png' onerror='document.title = 1'>");
+                const image = "<img src='http://127.0.0.2:9/x.png' onerror='document.title = 1'>";
+                document.body.insertAdjacentHTML("beforeend", image);
                 await fetch("http://127.0.0.2:9/").catch(() => null);
                 await new Promise((resolve) => setTimeout(resolve, 200));
                 return {blocked, title: document.title};
@@ -431,18 +441,26 @@ def test_the_page_may_load_nothing_from_elsewhere_and_run_nothing_that_stands_in
     assert tried["title"] == "gaia_fast"
 
 
-def test_the_picture_of_the_docs(visit: Callable[..., Any], service: str) -> None:
-    """A digit, noise, and a file that is no picture; GAIA_FAST_WRITE_DOCS=1 takes the picture anew."""
-    page = visit(service, expected="status of 4", viewport={"width": 1200, "height": 800})
-    cards = choose(
-        page,
-        named("seven.png", png(DIGITS[1])),
-        named("noise.png", png(NOISE[0])),
-        named("cut-off.png", png(DIGITS[2])[:60]),
-    )
-    assert cards.locator(".decision").all_inner_texts() == ["in distribution", "out of distribution", "not scored"]
-    sync_api.expect(page.locator("#scores")).to_contain_text("expected")
-    taken = page.screenshot(full_page=True)
-    assert Image.open(io.BytesIO(taken)).size[0] == 1200
+def test_the_picture_of_the_docs(visit: Callable[..., Any], detector: GaiaZ, scorers: InProcess) -> None:
+    """A digit, a photograph, and half a photograph; GAIA_FAST_WRITE_DOCS=1 takes the picture anew."""
+    flower, china = (PHOTOGRAPHS.joinpath(name).read_bytes() for name in ("flower.jpg", "china.jpg"))
+    with served(scorers, thresholds=thresholds_of(detector), calibrations=calibrations_of(detector)) as url:
+        page = visit(url, expected="status of 4", viewport={"width": 1200, "height": 800})
+        choose(page, *(named(f"{place}.png", png(picture)) for place, picture in enumerate(DIGITS[:40])))
+        page.get_by_role("button", name="Clear").click()
+        cards = choose(
+            page,
+            named("three.png", png(DIGITS[LABELS == 3][0])),
+            named("flower.jpg", flower),
+            named("cut-off.jpg", china[: len(china) // 2]),
+        )
+        assert cards.locator(".class").all_inner_texts()[0] == "class 3"
+        decisions = ["in distribution", "out of distribution", "not scored"]
+        assert cards.locator(".decision").all_inner_texts() == decisions
+        sync_api.expect(page.locator("#scores")).to_contain_text("last hour: 42 images")
+        page.mouse.move(0, 0)
+        taken = page.screenshot(full_page=True)
+    with Image.open(io.BytesIO(taken)) as picture:
+        assert picture.width == 1200
     if os.environ.get("GAIA_FAST_WRITE_DOCS"):
         (ROOT / "docs" / "serve.png").write_bytes(taken)

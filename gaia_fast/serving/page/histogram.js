@@ -16,7 +16,7 @@ const BARS = 64; // across the whole scale
  */
 export function histogramOf(quantiles, threshold) {
   const shown = quantiles.slice(5, -5);
-  const near = (shown.at(-1) - shown[0]) / 2;
+  const near = (shown.at(-1) - shown[0]) / 4;
   let from = Math.max(quantiles[0], shown[0] - near);
   let to = Math.min(quantiles.at(-1), shown.at(-1) + near);
   if (threshold !== null) [from, to] = [Math.min(from, threshold), Math.max(to, threshold)];

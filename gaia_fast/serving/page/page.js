@@ -27,7 +27,7 @@ window.addEventListener("paste", (event) => {
 });
 window.addEventListener("dragover", (event) => {
   event.preventDefault();
-  document.body.classList.add("dragging");
+  document.body.classList.toggle("dragging", event.dataTransfer.types.includes("Files"));
 });
 window.addEventListener("dragleave", (event) => {
   if (event.relatedTarget === null) document.body.classList.remove("dragging");
@@ -44,9 +44,10 @@ $("clear").addEventListener("click", () => {
 });
 
 /** Makes a card for each file, the newest on top, and has them scored. */
-function take(files) {
+function take(list) {
+  const files = [...list]; // the browser empties its own
   if (files.length === 0) return announce("That was no file.");
-  const cards = [...files].map((file) => cardOf(file));
+  const cards = files.map(cardOf);
   $("cards").prepend(...cards);
   $("results").hidden = false;
   cards.forEach((card, place) => enqueue(() => fill(card, files[place])));
@@ -79,10 +80,13 @@ function enqueue(task) {
 
 async function start(task) {
   underWay += 1;
-  await task();
-  underWay -= 1;
-  if (queue.length > 0) start(queue.shift());
-  else refresh();
+  try {
+    await task();
+  } finally {
+    underWay -= 1;
+    if (queue.length > 0) start(queue.shift());
+    else refresh();
+  }
 }
 
 // Answers go out.
@@ -94,15 +98,15 @@ async function fill(card, file) {
   const progress = document.createElement("p");
   progress.className = "progress";
   found.replaceChildren(progress);
+  card.dataset.state = "waiting";
   try {
     const answer = await score(file, described, (text) => (progress.textContent = text));
-    card.querySelector(".class").textContent = answer.label ?? `class ${answer.predicted}`;
-    if (answer.label !== null) card.querySelector(".class").title = `class ${answer.predicted}`;
-    card.dataset.predicted = answer.predicted;
+    const title = answer.label ?? `class ${answer.predicted}`;
+    card.querySelector(".class").textContent = title;
     card.dataset.state = "scored";
     found.replaceChildren(...answer.results.map(scoreOf));
     const told = answer.results.map(({ name, value, isOod }) => `${name} ${written(value)}, ${DECISIONS[decisionOf(isOod)]}`);
-    announce(`${file.name}: ${card.querySelector(".class").textContent}; ${told.join("; ")}`);
+    announce(`${file.name}: ${[title, ...told].join("; ")}`);
   } catch (failure) {
     if (!(failure instanceof Failure)) throw failure;
     card.dataset.state = "failed";
@@ -124,8 +128,8 @@ function scoreOf({ name, value, isOod }) {
   const note = document.createElement("p");
   note.className = "note";
   if (quantiles === null) {
-    const against = threshold === null ? "There is no threshold" : `The threshold is ${written(threshold)}`;
-    note.textContent = `${against}; the service knows no calibration scores to compare with.`;
+    const against = threshold === null ? "" : `threshold ${written(threshold)}; `;
+    note.textContent = `${against}no calibration scores to compare with`;
   } else {
     section.append(drawn(histogram, threshold, { value, isOod }, written));
     note.textContent = standing(value, quantiles, images);
@@ -138,7 +142,7 @@ function failureOf(failure, again) {
   const made = copyOf("failure");
   decide(made.querySelector(".decision"), "failed");
   made.querySelector(".reason").textContent = failure.message;
-  if (failure.again) made.querySelector(".again").addEventListener("click", again);
+  if (failure.again) made.querySelector(".again").addEventListener("click", again, { once: true });
   else made.querySelector(".again").remove();
   return made;
 }
@@ -195,7 +199,7 @@ function prepared(told) {
     each.histogram = each.quantiles && histogramOf(each.quantiles, each.threshold);
   }
   $("model").textContent = told.model;
-  $("limit").textContent = `(${size(told.max_bytes)} each at most)`;
+  $("limit").textContent = `, ${size(told.max_bytes)} each at most`;
   return told;
 }
 

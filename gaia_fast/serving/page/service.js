@@ -25,7 +25,8 @@ export const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1
  */
 export async function score(file, described, progress) {
   if (file.size > described.max_bytes) {
-    throw new Failure(`the file has ${size(file.size)}, and ${size(described.max_bytes)} are the limit; take a smaller one`, false);
+    const limit = `${size(described.max_bytes)} are the limit; take a smaller one`;
+    throw new Failure(`the file has ${size(file.size)}, and ${limit}`, false);
   }
   let bytes;
   try {
@@ -50,7 +51,9 @@ export async function score(file, described, progress) {
 }
 
 /** A number of bytes, in words. */
-export const size = (bytes) => (bytes < 2 ** 20 ? `${Math.ceil(bytes / 1024)} KiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`);
+export function size(bytes) {
+  return bytes < 2 ** 20 ? `${Math.ceil(bytes / 1024)} KiB` : `${Number((bytes / 2 ** 20).toFixed(1))} MiB`;
+}
 
 /** One score is answered as such, several by name. */
 function resultsOf(answer, described) {
