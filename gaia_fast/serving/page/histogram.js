@@ -117,7 +117,7 @@ export function drawn({ from, to, bars }, threshold, { value, isOod }, written) 
 
 /** Text at a share of the width, which stays inside. */
 function label(x, y, text, kind) {
-  const anchor = x < 20 ? "start" : x > 80 ? "end" : "middle";
+  const anchor = x < 12 ? "start" : x > 88 ? "end" : "middle";
   const found = element("text", { class: kind, x: `${x}%`, y, "text-anchor": anchor });
   found.textContent = text;
   return found;
