@@ -231,7 +231,7 @@ def test_chosen_and_pasted_images_and_the_newest_on_top(
         re.compile(r"gaia-z threshold 10\.\d+, calibrated on 540 images")
     )
     sync_api.expect(page.locator("#scores")).to_contain_text(
-        re.compile(r"last hour: \d+ images, .* out of .*, 5\.0 % expected")
+        re.compile(r"last hour: \d+ images, .* out of .*, 5\.0\s% expected")
     )
     page.get_by_role("button", name="Clear").click()
     sync_api.expect(page.locator(".card")).to_have_count(0)
@@ -321,6 +321,17 @@ def test_what_is_off_the_scale_is_at_its_edge(visit: Callable[..., Any], scorers
         assert right - 20 < marker["x"] + marker["width"] <= right + 5
         assert card.locator(".marker text").text_content() == "this image, off the scale"
         assert card.locator(".note").inner_text() == "above all 500 calibration scores"
+
+
+def test_drift_is_told(visit: Callable[..., Any], scorers: InProcess) -> None:
+    far = Calibration.of(np.linspace(1.0, 2.0, 500), id_tpr=0.95)
+    with served(scorers, thresholds={"gaia-z": 1.95}, calibrations={"gaia-z": far}, window=600.0) as url:
+        page = visit(url)
+        sync_api.expect(page.locator("#scores li")).to_contain_text("last 10 minutes: 0 images")
+        choose(page, *(named("digit.png", png(picture)) for picture in DIGITS[:10]))
+        told = re.compile(r"last 10 minutes: 10 images, 100\.0\s% out of .*; drifted since \d")
+        sync_api.expect(page.locator("#scores li")).to_contain_text(told)
+        sync_api.expect(page.locator("#scores li")).to_have_attribute("data-drifted", "true")
 
 
 def test_when_the_service_is_busy_the_page_asks_again(

@@ -1,5 +1,7 @@
 // The calibration scores as a histogram, with the threshold, and where the score of one image lies among them.
 
+import { percent, written } from "./words.js";
+
 const BARS = 64; // across the whole scale
 
 /**
@@ -46,7 +48,7 @@ export function standing(value, quantiles, images) {
   if (value > quantiles.at(-1)) return `above all ${among}`;
   if (value < quantiles[0]) return `below all ${among}`;
   const below = quantiles.slice(1).filter((score) => score < value).length;
-  return `above ${((100 * below) / (quantiles.length - 1)).toFixed(1)} % of ${among}`;
+  return `above ${percent(below / (quantiles.length - 1))} of ${among}`;
 }
 
 /**
@@ -55,10 +57,9 @@ export function standing(value, quantiles, images) {
  * @param histogram of `histogramOf`.
  * @param {number | null} threshold
  * @param {{value: number, isOod: boolean | null}} result where the image lies; at the edge, and said so, where it is off the scale.
- * @param {(value: number) => string} written how numbers are written.
  * @returns {SVGElement} as wide as there is room; its height is in the style sheet.
  */
-export function drawn({ from, to, bars }, threshold, { value, isOod }, written) {
+export function drawn({ from, to, bars }, threshold, { value, isOod }) {
   const [top, bottom] = [24, 96]; // of the bars, in pixels
   const across = (score) => (100 * (score - from)) / (to - from);
   const tallest = Math.max(...bars.map((bar) => bar.share));

@@ -1,5 +1,7 @@
 // What the page asks of the service, and what goes wrong between them.
 
+import { size } from "./words.js";
+
 const PAUSES = [1, 2, 4]; // seconds, before an image for which there was no room is sent again
 
 /** Why there is no answer; `again` where the same may be answered later. */
@@ -48,11 +50,6 @@ export async function score(file, described, progress) {
   }
   progress("scoring");
   return resultsOf(await answerTo("score", request), described);
-}
-
-/** A number of bytes, in words. */
-export function size(bytes) {
-  return bytes < 2 ** 20 ? `${Math.ceil(bytes / 1024)} KiB` : `${Number((bytes / 2 ** 20).toFixed(1))} MiB`;
 }
 
 /** One score is answered as such, several by name. */
