@@ -26,7 +26,7 @@ from gaia_fast.scorers import JointScorer, Scorer
 
 REPORTED = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-# Of the sketches: ranks to 0.7 % (at 99 % confidence), exact up to 400 scores, 9 kB at most.
+# Of the sketches: ranks to 0.7 % (at 99 % confidence), exact up to 400 scores, 11 kB at most.
 _SKETCH_K = 400
 
 _MAGIC = b"gaia_fast drift monitor\n"
@@ -70,7 +70,16 @@ class DriftReport:
     since: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns all of it as JSON takes it; the quantiles' shares are then strings, such as "0.05"."""
+        """Returns all of it as JSON takes it; the quantiles' shares are then strings, such as "0.05".
+
+        Example:
+            >>> import json
+            >>> from gaia_fast import DriftMonitor
+            >>> monitor = DriftMonitor(None, threshold=2.5)
+            >>> monitor.update([1.0, 2.0, 3.0])
+            >>> json.loads(json.dumps(monitor.report().as_dict()))["quantiles"]["0.5"]
+            2.0
+        """
         named = {
             name: {str(share): value for share, value in getattr(self, name).items()}
             for name in ("quantiles", "calibration_quantiles")
@@ -102,16 +111,15 @@ class DriftMonitor:
     which begin at the same times in every process: monitors of several workers are merged bucket by bucket. The window
     is the bucket that is open and the `resolution` - 1 before it.
 
-    The window has *drifted* where the Kolmogorov-Smirnov distance between its n scores and the m of the calibration is
-    above `sqrt(ln(2 / alpha) / 2 * (1 / n + 1 / m))`, which that of two samples from one distribution is with
-    probability `alpha` at most, plus what the sketch and the 1001 quantiles of the calibration leave unknown. Each
-    window is a new test, and those that overlap are nearly the same one. Many images make small differences
-    significant: `distance` says how large it is. Whatever it may be that changed, the images or the model: the monitor
-    sees scores alone.
+    The window has *drifted* where the Kolmogorov-Smirnov distance of its n scores from the m of the calibration is
+    above `sqrt(ln(2 / alpha) / 2 * (1 / n + 1 / m))`, plus what the sketch and the 1001 quantiles of the calibration
+    leave unknown. By chance, of independent images like those of the calibration, it is with probability `alpha` at
+    most. Each window is a new test, and those that overlap are nearly the same one. Many images make small differences
+    significant: `distance` says how large it is. What changed, the images or the model, scores do not tell.
 
-    *Since* is where the first of the buckets begins at the ends of which the window had drifted, without a break.
-    Buckets without images break nothing, but a whole window without images does. It reaches back as far as drift does,
-    beyond the window, too.
+    *Since* is the begin of the first bucket at whose end the window had drifted, as it has without a break up to now.
+    Buckets without images break nothing, but a whole window without images does. It reaches back as far as the drift
+    does, beyond the window, too.
 
     Safe to use from many threads. Copied, pickled, and sent as bytes (`to_bytes`), with all that it has seen.
 
@@ -306,7 +314,7 @@ class DriftMonitor:
         return self.from_bytes(self.to_bytes(), clock=self._clock)
 
     def to_bytes(self) -> bytes:
-        """Returns all that it has seen, and is, but the clock: 1.1 MB at most with 60 buckets, for `from_bytes`.
+        """Returns all that it has seen, and is, but the clock, for `from_bytes`: 1.4 MB at most with 60 buckets.
 
         Example:
             >>> from gaia_fast import DriftMonitor
@@ -340,8 +348,9 @@ class DriftMonitor:
         return _MAGIC + _digest(body) + body
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, clock: Callable[[], float] = time.time) -> Self:
-        """Returns the monitor that `to_bytes` was called of. Nothing is unpickled or run.
+    def from_bytes(cls, data: bytes | bytearray | memoryview, *, clock: Callable[[], float] = time.time) -> Self:
+        """Returns the monitor that `to_bytes` was called of. Nothing is unpickled. A checksum tells damage, not malice,
+        and the library that reads the sketches trusts them: take bytes of your own workers alone.
 
         Raises:
             ArgumentError: bytes that are damaged, cut short, of another kind or of a later release.
@@ -458,20 +467,20 @@ class DriftMonitor:
             found = self._buckets[index] = _Bucket(self._new_sketch(_SKETCH_K))
         return found
 
-    def _advance(self, at_least: int | None = None) -> None:
+    def _advance(self, *others: int) -> None:
         """Opens the bucket of now; a clock that was set back leaves the newest open. What no report looks at goes."""
-        now = max(self._bucket_of_now(), self._now, self._now if at_least is None else at_least)
+        now = max(self._bucket_of_now(), self._now, *others)
         if now == self._now:
             return
-        left, remain = self._now - self.resolution, now - self.resolution
-        # Of the windows that are no longer asked for, those that any images are in.
-        for index in range(left + 1, min(remain, self._now + self.resolution - 1) + 1):
-            if not self._window_drifted(index):
-                self._since = None
-            elif self._since is None:
-                self._since = index
-        if remain >= self._now + self.resolution:
+        remain = now - self.resolution  # the windows that end with it and before are no longer asked for
+        if remain >= self._now + self.resolution:  # there was one without images
             self._since = None
+        else:
+            for index in range(self._now - self.resolution + 1, remain + 1):
+                if not self._window_drifted(index):
+                    self._since = None
+                elif self._since is None:
+                    self._since = index
         self._now = now
         self._buckets = {i: each for i, each in self._buckets.items() if i > remain - self.resolution + 1}
         self._drifted = {i: each for i, each in self._drifted.items() if i > remain}
@@ -592,7 +601,8 @@ def _check(calibration: Any) -> None:
             f"a {type(calibration).__name__} is neither a detector nor a calibration; give one that was calibrated"
         )
     quantiles = calibration.quantiles
-    if calibration.images < 1 or quantiles.shape != (QUANTILES + 1,) or not quantiles.isfinite().all():
+    ascend = quantiles.shape == (QUANTILES + 1,) and quantiles.isfinite().all() and (quantiles.diff() >= 0).all()
+    if calibration.images < 1 or not ascend:
         raise ArgumentError("the calibration is not one that calibrate(...) made; calibrate again")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gaia_fast import GaiaOutput, GaiaScores
-from gaia_fast.calibration import decide, image_batches, looks_like_scores, threshold_for
+from gaia_fast.calibration import Calibration, decide, image_batches, looks_like_scores, threshold_for
 from gaia_fast.errors import CalibrationError
 
 
@@ -35,6 +35,24 @@ def test_at_least_the_share_is_accepted_and_no_smaller_threshold_would_do(share:
     threshold = threshold_for(scores, share)
     assert (scores.double() <= threshold).double().mean() >= share
     assert (scores.double() < threshold).double().mean() < share
+
+
+@pytest.mark.parametrize("count", [1, 7, 1000, 1001, 20_000])
+@pytest.mark.parametrize("decimals", [1, 17])
+def test_what_a_calibration_still_knows_of_its_scores(count: int, decimals: int) -> None:
+    scores = np.random.default_rng(0).normal(size=count).round(decimals)
+    allowed = 1e-12 if count <= 1000 else 0.001
+    for share in (0.05, 0.5, 0.95, 0.9999, 1.0):
+        calibration, threshold = Calibration.of(scores, share), threshold_for(scores, share)
+        assert calibration.accepted_by(threshold) == pytest.approx((scores <= threshold).mean(), abs=allowed)
+        if count == 20_000 and decimals == 17:
+            assert calibration.accepted_by(threshold) == share
+        assert calibration.accepted_by(threshold + 100) == 1
+        assert calibration.accepted_by(threshold - 100) == 0
+    values, shares = calibration.cdf()
+    assert (np.diff(values) > 0).all()
+    exact = (scores <= values[:, None]).mean(axis=1)
+    assert ((shares <= exact + 1e-12) & (shares >= exact - allowed)).all()
 
 
 @pytest.mark.parametrize("bad", [[], [[1.0]], [1.0, math.nan], [math.inf], torch.zeros(2, 2)])

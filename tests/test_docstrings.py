@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import gaia_fast
-from gaia_fast import Gaia, GaiaA, GaiaZ, backends, logit_scores, ops, reference, versions
+from gaia_fast import DriftMonitor, DriftReport, Gaia, GaiaA, GaiaZ, backends, logit_scores, ops, reference, versions
 from gaia_fast.compiler.runtimes import availability
 from gaia_fast.data import surrogate_sources
 from gaia_fast.data.hugging_face import from_hugging_face
@@ -17,12 +17,16 @@ from gaia_fast.evaluation.metrics import ood_metrics
 from docstring_examples import check_examples
 
 METHODS = dict.fromkeys(
-    method for of in (GaiaZ, Gaia) for name, method in inspect.getmembers(of, inspect.isfunction) if name[0] != "_"
+    method
+    for of in (GaiaZ, Gaia, DriftMonitor, DriftReport)
+    for name, method in inspect.getmembers(of, inspect.isfunction)
+    if name[0] != "_"
 )
 PUBLIC = [
     GaiaZ,
     GaiaA,
     Gaia,
+    DriftMonitor,
     *METHODS,
     logit_scores.logit_score,
     gaia_fast.check_detector,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gaia_fast
-from gaia_fast import GaiaZ, backends, extras
+from gaia_fast import DriftMonitor, GaiaZ, backends, extras
 from gaia_fast.baselines import pytorch_ood
 from gaia_fast.cli.loading import load_model
 from gaia_fast.cli.tables import table
@@ -69,6 +69,7 @@ NEEDS: list[tuple[str, str, Callable[[Path], object]]] = [
     *((name, "onnx", lambda folder: gaia_fast.read_metadata(folder / "x.onnx")) for name in EXTRAS["onnx"]),
     *((name, "onnx", lambda folder: gaia_fast.load(folder / "x.onnx")) for name in EXTRAS["onnx"]),
     *((name, "openvino", lambda _: prepare("openvino")) for name in EXTRAS["openvino"]),
+    ("datasketches", "monitor", lambda _: DriftMonitor(None, threshold=1.0)),
 ]
 
 

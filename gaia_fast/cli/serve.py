@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gaia_fast.cli import output
 from gaia_fast.cli.calibration import CalibrationOptions, calibration_options
@@ -23,7 +23,7 @@ from gaia_fast.cli.options import (
     thresholds_by_method,
 )
 from gaia_fast.errors import ArgumentError
-from gaia_fast.evaluation.image_sets import Detector
+from gaia_fast.evaluation.image_sets import Detector, model_input
 from gaia_fast.gaia import SCORES, Gaia
 from gaia_fast.loading import load
 from gaia_fast.serving.app import Service, make_app
@@ -133,12 +133,13 @@ def serve(
         unreadable = calibrating.calibrate(detector, source, detectors.engine, batch_size)
     elif thresholds:
         set_thresholds(detector, thresholds_by_method(thresholds, detectors.methods))
+    names = None if labels is None else _names(labels, detector, example)
     service = Service(
         type(loaded.model).__name__,
         prepared,
         thresholds_of(detector),
         calibrations_of(detector),
-        labels=None if labels is None else _names(labels),
+        labels=names,
         replicas=replicas,
         max_batch=max_batch,
         max_images=max_images,
@@ -169,11 +170,14 @@ def _detector(network: nn.Module, asked: DetectorOptions, saved: Path | None) ->
     return load(saved, network)
 
 
-def _names(labels: Path) -> list[str]:
+def _names(labels: Path, detector: Detector | Gaia, example: Tensor) -> list[str]:
     try:
         names = labels.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
         raise ArgumentError(f"--labels {labels} cannot be read ({error}); give a text file, a name a line") from error
-    if not names:
-        raise ArgumentError(f"--labels {labels} is empty; give a name a line")
+    classes = len(detector.score(model_input(detector.model, example[:1])).logits[0])
+    if len(names) != classes:
+        raise ArgumentError(
+            f"--labels {labels} has {len(names)} names for {classes} classes; give one for each, a line"
+        )
     return names

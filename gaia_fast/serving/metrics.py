@@ -45,7 +45,7 @@ class Metrics:
 
     def collect(self) -> Iterable[Any]:
         """The drift reports, as they are when Prometheus asks; for its client."""
-        gauge = self._prometheus.core.GaugeMetricFamily
+        gauge = extras.load("prometheus_client.core", "serve", "gaia-fast serve").GaugeMetricFamily
         images = gauge("gaia_fast_window_images", "Images in the rolling window.", labels=["score"])
         share = gauge("gaia_fast_ood_share", "Share of the window's images above the threshold.", labels=["score"])
         distance = gauge(

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from gaia_fast.serving.errors import ReplicaError
 from gaia_fast.serving.replica import Answer, Replica, Scored
 
 NAME = "gaia_fast"  # of the application, and its deployment
+_ERROR = re.compile(r"\s*[\w.]*(Error|Exception)\b.*: ")
 _STORE = 256 * 2**20  # bytes of a local Ray's object store: a few batches and the model
 
 
@@ -134,17 +137,19 @@ def deployed(
         )
         if local:
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
             handle = serve.run(
                 deployment.bind(held), name=NAME, route_prefix=None, logging_config={"log_level": "ERROR"}
             )
         except Exception as error:
-            raise BackendError(f"no replica could be made: {_why(error)}") from error
-        yield Replicas(handle)
-        serve.delete(NAME)
+            raise BackendError(f"no replica could be made: {_why() or first_line(error)}") from error
+        try:
+            yield Replicas(handle)
+        finally:
+            if not local:  # else all of Ray ends
+                serve.delete(NAME)
     finally:
-        if local:
-            serve.shutdown()
         ray.shutdown()
 
 
@@ -177,7 +182,14 @@ def _model_bytes(detector: Detector | Gaia) -> int:
     return sum(each.numel() * each.element_size() for each in detector.model.state_dict().values())
 
 
-def _why(error: Exception) -> str:
-    """The last line that a replica's constructor said, or Ray's first."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+def _why() -> str:
+    """What the first replica that failed said at last, in a line; empty where Ray keeps nothing of it."""
+    from ray import serve
+
+    application = serve.status().applications.get(NAME)
+    for each in application.deployments.values() if application else ():
+        # A traceback, behind which Ray says what it will do.
+        errors = [line.strip() for line in each.message.splitlines() if _ERROR.match(line)]
+        if errors:
+            return errors[-1]
+    return ""

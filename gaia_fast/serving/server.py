@@ -1,7 +1,9 @@
 """Runs the application in this process, until it is told to stop."""
 
+import contextlib
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gaia_fast import extras
@@ -40,4 +42,19 @@ def run(app: Any, host: str, port: int, listening: Callable[[str], None]) -> Non
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=30, lifespan="on", server_header=False
         )
-        Server(config).run(sockets=[bound])
+        with contextlib.suppress(KeyboardInterrupt), _terminating_as_interrupting():
+            Server(config).run(sockets=[bound])
+
+
+@contextlib.contextmanager
+def _terminating_as_interrupting() -> Iterator[None]:
+    """Once it has ended, the server raises its signal again: SIGTERM, too, is then a KeyboardInterrupt."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

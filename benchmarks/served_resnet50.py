@@ -1,0 +1,12 @@
+"""torchvision's ResNet-50, in a module that replicas can import beside a torch without torchvision's kernels."""
+
+import torchvision_schemas  # noqa: F401, I001  (before torchvision)
+
+from torchvision.models.resnet import Bottleneck, ResNet
+
+
+class ServedResNet50(ResNet):
+    """As `torchvision.models.resnet50`; its weights are whatever the seed makes."""
+
+    def __init__(self) -> None:
+        super().__init__(Bottleneck, [3, 4, 6, 3])

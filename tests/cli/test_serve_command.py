@@ -1,0 +1,91 @@
+"""`gaia-fast serve`: from the command to an answer, and to nothing left behind."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlparse
+
+import psutil
+import pytest
+from click.testing import Result
+
+import gaia_fast
+from gaia_fast import GaiaZ
+from gaia_fast.data.digits import held_out_digits
+from gaia_fast.models import digits_resnet
+
+from served import digit
+
+DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--detector", "d.gaia", "--threshold", "3"), 2, "--detector has its threshold"),
+        (("--detector", "d.gaia", "--calibrate-on", "x"), 2, "--detector has its threshold"),
+        (("--detector", "d.onnx"), 2, "no .gaia file"),
+        (("--preset", "none"), 2, "images of one size are served"),
+        (("--labels", "none.txt"), 1, "--labels none.txt cannot be read"),
+        (("--threshold", "nan"), 1, "the threshold is nan"),
+        (("--port", "70000"), 2, "--port"),
+        (("--calibrate-on", "nothing/"), 1, "does not exist"),
+    ],
+)
+def test_wrong_usage(run: Callable[..., Result], options: tuple[str, ...], code: int, message: str) -> None:
+    found = run("serve", *DIGITS, *options)
+    assert found.exit_code == code
+    assert message in found.stderr
+
+
+def test_labels_of_another_number_of_classes(run: Callable[..., Result]) -> None:
+    Path("labels.txt").write_text("zero\none\n")
+    found = run("serve", *DIGITS, "--labels", "labels.txt")
+    assert found.exit_code == 1
+    assert "2 names for 10 classes" in found.stderr
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_it_answers_and_ends_when_it_is_told_to(ending: signal.Signals, tmp_path: Path) -> None:
+    detector = GaiaZ(digits_resnet(pretrained=True)).calibrate(held_out_digits()[0][:100])
+    detector.save(tmp_path / "d.gaia")
+    (tmp_path / "labels.txt").write_text("\n".join(f"digit {k}" for k in range(10)))
+    command = [sys.executable, "-m", "gaia_fast", "serve", *DIGITS, "--port", "0", "--detector", "d.gaia"]
+    path = os.pathsep.join([str(Path(gaia_fast.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [*command, "--labels", "labels.txt"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if "serving at" in line:
+            break
+    try:
+        assert "serving at http://127.0.0.1:" in said[-1], said
+        connection = http.client.HTTPConnection(urlparse(said[-1].split()[-1]).netloc, timeout=60)
+        connection.request("POST", "/score", digit(200))
+        answer = json.loads(connection.getresponse().read())
+        connection.close()
+        started = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.send_signal(ending)
+        _, rest = process.communicate(timeout=60)
+    logits, score = detector.score(held_out_digits()[0][200:201])
+    assert answer["score"] == pytest.approx(float(score), rel=1e-5)
+    assert answer["label"] == f"digit {int(logits.argmax())}"
+    assert answer["is_ood"] == bool(score > detector.threshold)
+    assert process.returncode == 0, rest
+    assert rest == ""
+    assert started
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive

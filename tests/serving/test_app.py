@@ -1,0 +1,234 @@
+"""The HTTP interface over a detector in this process: answers, refusals, overload, probes, metrics, drift."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gaia_fast import Gaia
+from gaia_fast.data import PRESETS
+from gaia_fast.data.digits import held_out_digits, noise_pictures
+from gaia_fast.models import digits_resnet
+from gaia_fast.serving import app
+from gaia_fast.serving.errors import ReplicaError
+from gaia_fast.serving.replica import Answer
+
+from served import Client, InProcess, digit, digits_detector, file_of, service_of, serving
+
+LABELS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+@pytest.fixture(scope="module")
+def digits() -> Iterator[Client]:
+    detector = digits_detector()
+    with serving(service_of(detector, labels=LABELS, max_bytes=100_000), InProcess(detector)) as client:
+        yield client
+
+
+@pytest.fixture
+def held_up() -> Iterator[tuple[Client, InProcess]]:
+    """A service whose scorers wait, with room for three images, two of them in a batch."""
+    detector = digits_detector()
+    scorers = InProcess(detector)
+    scorers.gate.clear()
+    with serving(service_of(detector, max_images=3, max_batch=2, batches_a_replica=1), scorers) as client:
+        yield client, scorers
+        scorers.gate.set()
+
+
+def in_threads(client: Client, bodies: Sequence[bytes]) -> tuple[list[threading.Thread], dict[int, tuple[int, Any]]]:
+    """Sends each in a thread of its own; the answers come into the mapping."""
+    answers: dict[int, tuple[int, Any]] = {}
+
+    def send(place: int, body: bytes) -> None:
+        answers[place] = client.score(body)
+
+    threads = [threading.Thread(target=send, args=each) for each in enumerate(bodies)]
+    for thread in threads:
+        thread.start()
+    return threads, answers
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_class_score_and_decision(digits: Client) -> None:
+    detector = digits_detector()
+    images = torch.stack(
+        [*held_out_digits()[0][300:306], PRESETS["digits"](np.repeat(noise_pictures()[0][..., None], 3, 2))]
+    )
+    out = detector.score(images)
+    files = [*map(digit, range(300, 306)), file_of(noise_pictures()[0])]
+    found = [digits.score(each) for each in files]
+    assert out.is_ood is not None
+    assert len(set(out.is_ood.tolist())) == 2
+    for place, (status, answer) in enumerate(found):
+        predicted = int(out.logits[place].argmax())
+        assert status == 200
+        assert answer["score"] == pytest.approx(float(out.score[place]), rel=1e-5)
+        assert {key: answer[key] for key in ("predicted", "label", "is_ood")} == {
+            "predicted": predicted,
+            "label": LABELS[predicted],
+            "is_ood": bool(out.is_ood[place]),
+        }
+
+
+def test_several_scores() -> None:
+    detector = Gaia(digits_resnet(pretrained=True), scores=("gaia-z", "msp"))
+    detector.thresholds = {"gaia-z": 9.0}
+    with serving(service_of(detector), InProcess(detector)) as client:
+        status, answer = client.score(digit(0))
+        _, about = client.get("/about")
+        _, drift = client.get("/drift")
+    scores = detector.predict(held_out_digits()[0][:1])
+    assert status == 200
+    assert answer["scores"] == pytest.approx({name: float(score) for name, score in scores.items()}, rel=1e-5)
+    assert answer["is_ood"] == {"gaia-z": bool(scores["gaia-z"] > 9.0), "msp": None}
+    assert answer["label"] is None
+    assert about["scores"]["msp"] == {"threshold": None, "images": None, "quantiles": None}
+    assert list(drift) == ["gaia-z"]  # of the other there is nothing to tell
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "reason"),
+    [
+        (b"", {}, 400, "empty"),
+        (b"GIF89a", {}, 415, "no PNG"),
+        (digit(0)[:80], {}, 422, "damaged"),
+        (b"x" * 100_001, {}, 413, "100000 bytes"),
+        (digit(0), {"Content_Type": "multipart/form-data; boundary=x"}, 415, "form"),
+    ],
+    ids=["empty", "gif", "truncated", "long", "form"],
+)
+def test_bad_requests_get_a_reason(
+    digits: Client, body: bytes, headers: dict[str, str], status: int, reason: str
+) -> None:
+    found, answer = digits.score(body, **headers)
+    assert found == status
+    assert list(answer) == ["error"]
+    assert reason in answer["error"]
+    assert digits.score(digit(0))[0] == 200
+
+
+def test_a_body_whose_length_is_not_said(digits: Client) -> None:
+    chunks = (b"x" * 1000 for _ in range(101))
+    assert digits.ask("POST", "/score", chunks)[0] == 413
+    assert digits.ask("POST", "/score", iter([digit(0)[:50], digit(0)[50:]]))[0] == 200
+
+
+def test_a_picture_that_does_not_arrive(digits: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_BODY_SECONDS", 0.2)
+
+    def slow() -> Iterator[bytes]:
+        yield digit(0)[:50]
+        time.sleep(0.6)
+        yield digit(0)[50:]
+
+    assert digits.ask("POST", "/score", slow())[0] == 408
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/score", 405), ("POST", "/", 405), ("GET", "/no", 404)]
+)
+def test_what_is_not_there(digits: Client, method: str, path: str, status: int) -> None:
+    assert digits.ask(method, path)[0] == status
+
+
+def test_more_images_than_there_is_room_for(held_up: tuple[Client, InProcess]) -> None:
+    client, scorers = held_up
+    threads, answers = in_threads(client, [digit(k) for k in range(3)])
+    until(lambda: "gaia_fast_images_in_service 3.0" in client.get("/metrics")[1])
+    status, headers, answer = client.ask("POST", "/score", digit(3))
+    assert status == 503
+    assert headers["Retry-After"] == "1"
+    assert "3 images are in service" in answer["error"]
+    # Whatever is held up, the probes answer.
+    assert client.get("/healthz")[0] == client.get("/readyz")[0] == 200
+    scorers.gate.set()
+    for thread in threads:
+        thread.join()
+    assert [answers[k][0] for k in range(3)] == [200, 200, 200]
+    assert scorers.batches == [1, 2]
+    assert client.score(digit(3))[0] == 200
+
+
+def test_an_image_that_nobody_scores_in_time() -> None:
+    detector = digits_detector()
+    scorers = InProcess(detector)
+    scorers.gate.clear()
+    with serving(service_of(detector, timeout=0.3, max_images=1), scorers) as client:
+        status, answer = client.score(digit(0))
+        scorers.gate.set()
+        until(lambda: "gaia_fast_images_in_service 0.0" in client.get("/metrics")[1])
+        assert client.score(digit(0))[0] == 200
+    assert status == 503
+    assert "within 0.3 seconds" in answer["error"]
+
+
+def test_replicas_that_fail_are_not_the_requests_fault() -> None:
+    class Failing(InProcess):
+        async def score(self, images: Sequence[np.ndarray]) -> list[Answer]:
+            raise ReplicaError("the replica failed: no memory")
+
+    detector = digits_detector()
+    with serving(service_of(detector), Failing(detector)) as client:
+        assert client.score(digit(0)) == (500, {"error": "the replica failed: no memory"})
+
+
+def test_probes() -> None:
+    detector = digits_detector()
+    scorers = InProcess(detector)
+    with serving(service_of(detector, replicas=2), scorers) as client:
+        assert client.get("/healthz")[0] == 200
+        assert client.get("/readyz") == (200, {"replicas": 1, "of": 2})
+        scorers.ready = 0
+        assert client.get("/readyz") == (503, {"replicas": 0, "of": 2})
+        assert client.get("/healthz")[0] == 200
+
+
+def test_metrics_and_drift() -> None:
+    detector = digits_detector()
+    with serving(service_of(detector, max_images=64), InProcess(detector)) as client:
+        for k in range(400, 410):
+            client.score(digit(k))
+        client.score(b"")
+        text = client.get("/metrics")[1]
+        _, calm = client.get("/drift")
+        for picture in noise_pictures()[:60]:
+            client.score(file_of(picture))
+        noisy = client.get("/metrics")[1]
+        _, drift = client.get("/drift")
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert lines['gaia_fast_requests_total{status="200"}'] == "10.0"
+    assert lines['gaia_fast_requests_total{status="400"}'] == "1.0"
+    assert lines["gaia_fast_request_seconds_count"] == "10.0"
+    assert lines["gaia_fast_batch_images_count"] == "10.0"
+    assert lines["gaia_fast_replicas_ready"] == "1.0"
+    assert lines['gaia_fast_window_images{score="gaia-z"}'] == "10.0"
+    quantile = 'gaia_fast_score_quantile{of="calibration",quantile="0.5",score="gaia-z"}'
+    assert detector.calibration is not None
+    assert float(lines[quantile]) == pytest.approx(float(detector.calibration.quantiles[500]))
+    assert not calm["gaia-z"]["drifted"]
+    assert 'gaia_fast_drifted{score="gaia-z"} 1.0' in noisy
+    assert drift["gaia-z"]["drifted"]
+    assert drift["gaia-z"]["total"] == 70
+    assert drift["gaia-z"]["ood_share"] > 0.5
+
+
+def test_about(digits: Client) -> None:
+    detector = digits_detector()
+    _, about = digits.get("/about")
+    assert detector.calibration is not None
+    assert about["labels"] == LABELS
+    assert about["input_size"] == [32, 32]
+    assert about["scores"]["gaia-z"]["threshold"] == detector.threshold
+    assert about["scores"]["gaia-z"]["images"] == 300
+    assert about["scores"]["gaia-z"]["quantiles"] == detector.calibration.quantiles.tolist()
