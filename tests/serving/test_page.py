@@ -7,32 +7,25 @@ import io
 import os
 import re
 import shutil
-import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from gaia_fast import Gaia, GaiaZ
 from gaia_fast.calibration import Calibration
-from gaia_fast.data import PRESETS
 from gaia_fast.data.digits import held_out_digits, held_out_pictures, noise_pictures, prepare
 from gaia_fast.models import digits_resnet
-from gaia_fast.serving.app import Service, make_app
-from gaia_fast.serving.detectors import calibrations_of, thresholds_of
+from gaia_fast.serving.app import make_app
 from gaia_fast.serving.errors import OverloadedError
-from gaia_fast.serving.replica import Answer, Replica
+from gaia_fast.serving.replica import Answer
+
+from served import InProcess, file_of, listening, service_of
 
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not here")
-uvicorn: Any = pytest.importorskip("uvicorn", reason="uvicorn, of the extra serve, is not here")
-for package in ("starlette", "prometheus_client", "datasketches"):
-    pytest.importorskip(package, reason=f"{package}, of the extra serve, is not here")
-
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path (apt install chromium)")
 
@@ -44,44 +37,23 @@ PHOTOGRAPHS = importlib.resources.files("sklearn.datasets.images")
 BROKEN = b"\x89PNG\r\n\x1a\n and no more"
 
 
-class InProcess:
-    """Scores in the process of the server. While `full` is above 0, an image is turned away and it counts down."""
+class Scorers(InProcess):
+    """Turns away as many images as `full` says, each of them once."""
 
-    def __init__(self, detector: Any) -> None:
-        self._replica = Replica(detector, held_out_digits()[0][:2].numpy(), torch.get_num_threads())
-        self.full = 0
+    full = 0
 
     async def score(self, images: Sequence[np.ndarray]) -> list[Answer]:
         if self.full > 0:
             self.full -= 1
             return [OverloadedError("all places are taken; try again later") for _ in images]
-        return self._replica.score(np.stack(images)).answers()
-
-    async def running(self) -> int:
-        return 1
+        return await super().score(images)
 
 
 @contextlib.contextmanager
-def served(scorers: InProcess, **service: Any) -> Iterator[str]:
-    """The address of a service, on a free port."""
-    app = make_app(Service("ResNet on digits", PRESETS["digits"], **service), scorers)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join(timeout=20)
-    assert not thread.is_alive()
-
-
-def png(picture: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return file.getvalue()
+def serving(detector: Gaia | GaiaZ, scorers: Scorers, **changes: Any) -> Iterator[str]:
+    """The address of a service."""
+    with listening(make_app(service_of(detector, **changes), scorers)) as port:
+        yield f"http://127.0.0.1:{port}/"
 
 
 def named(name: str, content: bytes) -> dict[str, Any]:
@@ -94,18 +66,30 @@ def detector() -> GaiaZ:
 
 
 @pytest.fixture(scope="module")
-def scorers(detector: GaiaZ) -> InProcess:
-    return InProcess(detector)
+def scorers(detector: GaiaZ) -> Scorers:
+    return Scorers(detector)
 
 
 @pytest.fixture(scope="module")
-def service(detector: GaiaZ, scorers: InProcess) -> Iterator[str]:
-    with served(scorers, thresholds=thresholds_of(detector), calibrations=calibrations_of(detector)) as url:
+def service(detector: GaiaZ, scorers: Scorers) -> Iterator[str]:
+    with serving(detector, scorers) as url:
         yield url
+
+
+@pytest.fixture
+def serve(detector: GaiaZ, scorers: Scorers) -> Iterator[Callable[..., str]]:
+    """Starts a service that differs from the others' in what is given; returns its address."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(detector: Gaia | GaiaZ = detector, scorers: Scorers = scorers, **changes: Any) -> str:
+            return stack.enter_context(serving(detector, scorers, **changes))
+
+        yield serve
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    sync_api.expect.set_options(timeout=20_000)  # other tests run beside this
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=["--no-sandbox"])
         yield started
@@ -113,9 +97,9 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens a service's page. In the end no script failed, nothing was complained of but what may be (a pattern), and
-    nothing was asked of anything but the service.
+def visit(browser: Any, serve: Callable[..., str]) -> Iterator[Callable[..., Any]]:
+    """Opens a service's page, and closes it while `serve` still serves. In the end no script failed, nothing was
+    complained of but what may be (a pattern), and nothing was asked of anything but the service.
     """
     with contextlib.ExitStack() as stack:
 
@@ -197,7 +181,7 @@ def test_dropped_images_are_answered_as_the_detector_does(
     page = visit(service)
     files = [tmp_path / f"{place}.png" for place in range(len(pictures))]
     for file, picture in zip(files, pictures, strict=True):
-        file.write_bytes(png(picture))
+        file.write_bytes(file_of(picture))
     drag(page, "dragEnter", "dragOver", files=files)
     sync_api.expect(page.locator("body")).to_have_class("dragging")
     page.dispatch_event("body", "dragleave")
@@ -220,9 +204,9 @@ def test_chosen_and_pasted_images_and_the_newest_on_top(
     visit: Callable[..., Any], service: str, detector: GaiaZ
 ) -> None:
     page = visit(service)
-    chosen = choose(page, named("chosen.png", png(DIGITS[5])))
+    chosen = choose(page, named("chosen.png", file_of(DIGITS[5])))
     assert shown(chosen) == expected(detector, DIGITS[5:6])[0]
-    page.evaluate(PASTE, {"name": "pasted.png", "content": base64.b64encode(png(NOISE[5])).decode()})
+    page.evaluate(PASTE, {"name": "pasted.png", "content": base64.b64encode(file_of(NOISE[5])).decode()})
     cards = answered(page, 2)
     assert cards.locator(".file").all_inner_texts() == ["pasted.png", "chosen.png"]
     assert shown(cards.first) == expected(detector, NOISE[5:6])[0]
@@ -242,7 +226,10 @@ def test_a_file_that_is_refused_says_why_and_harms_no_other(
 ) -> None:
     page = visit(service, complaints="status of 4")  # the browser notes every 4xx
     cards = choose(
-        page, named("cut-off.png", png(DIGITS[1])[:60]), named("digit.png", png(DIGITS[0])), named("empty.png", b"")
+        page,
+        named("cut-off.png", file_of(DIGITS[1])[:60]),
+        named("digit.png", file_of(DIGITS[0])),
+        named("empty.png", b""),
     )
     reasons = cards.locator(".reason").all_inner_texts()
     assert "The image cannot be read" in reasons[0]
@@ -254,7 +241,7 @@ def test_a_file_that_is_refused_says_why_and_harms_no_other(
 
 def test_names_of_files_are_text(visit: Callable[..., Any], service: str, tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)>.png"
-    (tmp_path / name).write_bytes(png(DIGITS[0]))
+    (tmp_path / name).write_bytes(file_of(DIGITS[0]))
     (tmp_path / f"no {name}").write_bytes(BROKEN)
     page = visit(service, complaints="status of 4")
     drag(page, "dragEnter", "dragOver", "drop", files=[tmp_path / name, tmp_path / f"no {name}"])
@@ -270,83 +257,81 @@ def test_a_folder_that_is_dropped(visit: Callable[..., Any], service: str, tmp_p
     assert "is it a folder" in answered(page, 1).locator(".reason").inner_text()
 
 
-def test_several_scores(visit: Callable[..., Any]) -> None:
+def test_several_scores(visit: Callable[..., Any], serve: Callable[..., str]) -> None:
     several = Gaia(digits_resnet(pretrained=True), scores=("gaia-z", "msp", "energy"), **OPTIONS)
     several.calibrate(held_out_digits()[0])
     del several.thresholds["msp"], several.calibrations["energy"]
     labels = [f"<b>{digit}</b>" for digit in range(10)]
-    with served(
-        InProcess(several), thresholds=thresholds_of(several), calibrations=calibrations_of(several), labels=labels
-    ) as url:
-        page = visit(url)
-        card = choose(page, named("noise.png", png(NOISE[0])))
-        out = several.score(prepare(NOISE[:1]))
-        assert card.locator(".class").inner_text() == labels[int(out.logits.argmax())]
-        found = {
-            each.get_attribute("data-score"): (
-                float(each.locator("data").get_attribute("value")),
-                each.locator(".decision").inner_text(),
-            )
-            for each in card.locator(".score").all()
-        }
-        assert list(found) == ["gaia-z", "msp", "energy"]
-        for name, (value, decision) in found.items():
-            assert value == pytest.approx(out.scores[name].item(), rel=1e-4)
-            if name == "msp":
-                assert decision == "no threshold"
-            else:
-                assert decision == ("out of distribution" if out.is_ood[name].item() else "in distribution")
-        histograms = card.locator(".score:has(svg.histogram)")
-        assert [each.get_attribute("data-score") for each in histograms.all()] == ["gaia-z", "msp"]
-        assert "no calibration scores" in card.locator("[data-score=energy] .note").inner_text()
-        sync_api.expect(page.locator("#scores")).to_contain_text("no threshold, calibrated on 540 images")
+    url = serve(several, Scorers(several), labels=labels)
+    page = visit(url)
+    card = choose(page, named("noise.png", file_of(NOISE[0])))
+    out = several.score(prepare(NOISE[:1]))
+    assert card.locator(".class").inner_text() == labels[int(out.logits.argmax())]
+    found = {
+        each.get_attribute("data-score"): (
+            float(each.locator("data").get_attribute("value")),
+            each.locator(".decision").inner_text(),
+        )
+        for each in card.locator(".score").all()
+    }
+    assert list(found) == ["gaia-z", "msp", "energy"]
+    for name, (value, decision) in found.items():
+        assert value == pytest.approx(out.scores[name].item(), rel=1e-4)
+        if name == "msp":
+            assert decision == "no threshold"
+        else:
+            assert decision == ("out of distribution" if out.is_ood[name].item() else "in distribution")
+    histograms = card.locator(".score:has(svg.histogram)")
+    assert [each.get_attribute("data-score") for each in histograms.all()] == ["gaia-z", "msp"]
+    assert "no calibration scores" in card.locator("[data-score=energy] .note").inner_text()
+    sync_api.expect(page.locator("#scores")).to_contain_text("no threshold, calibrated on 540 images")
 
 
-def test_without_calibration_the_score_alone(visit: Callable[..., Any], scorers: InProcess) -> None:
-    with served(scorers, thresholds={"gaia-z": None}) as url:
-        page = visit(url)
-        card = choose(page, named("digit.png", png(DIGITS[0])))
-        assert card.locator(".decision").inner_text() == "no threshold"
-        assert card.locator("svg.histogram").count() == 0
-        assert card.locator(".note").inner_text() == "no calibration scores to compare with"
-        sync_api.expect(page.locator("#scores")).to_have_text("gaia-z no threshold, not calibrated")
+def test_without_calibration_the_score_alone(visit: Callable[..., Any], serve: Callable[..., str]) -> None:
+    url = serve(thresholds={"gaia-z": None}, calibrations={})
+    page = visit(url)
+    card = choose(page, named("digit.png", file_of(DIGITS[0])))
+    assert card.locator(".decision").inner_text() == "no threshold"
+    assert card.locator("svg.histogram").count() == 0
+    assert card.locator(".note").inner_text() == "no calibration scores to compare with"
+    sync_api.expect(page.locator("#scores")).to_have_text("gaia-z no threshold, not calibrated")
 
 
-def test_what_is_off_the_scale_is_at_its_edge(visit: Callable[..., Any], scorers: InProcess) -> None:
+def test_what_is_off_the_scale_is_at_its_edge(visit: Callable[..., Any], serve: Callable[..., str]) -> None:
     far = Calibration.of(np.linspace(1.0, 2.0, 500), id_tpr=0.95)
-    with served(scorers, thresholds={"gaia-z": 1.95}, calibrations={"gaia-z": far}) as url:
-        card = choose(visit(url), named("digit.png", png(DIGITS[0])))
-        picture, marker = (card.locator(each).bounding_box() for each in ("svg.histogram", ".marker path"))
-        right = picture["x"] + picture["width"]
-        assert right - 20 < marker["x"] + marker["width"] <= right + 5
-        assert card.locator(".marker text").text_content() == "this image, off the scale"
-        assert card.locator(".note").inner_text() == "above all 500 calibration scores"
+    url = serve(thresholds={"gaia-z": 1.95}, calibrations={"gaia-z": far})
+    card = choose(visit(url), named("digit.png", file_of(DIGITS[0])))
+    picture, marker = (card.locator(each).bounding_box() for each in ("svg.histogram", ".marker path"))
+    right = picture["x"] + picture["width"]
+    assert right - 20 < marker["x"] + marker["width"] <= right + 5
+    assert card.locator(".marker text").text_content() == "this image, off the scale"
+    assert card.locator(".note").inner_text() == "above all 500 calibration scores"
 
 
-def test_drift_is_told(visit: Callable[..., Any], scorers: InProcess) -> None:
+def test_drift_is_told(visit: Callable[..., Any], serve: Callable[..., str]) -> None:
     far = Calibration.of(np.linspace(1.0, 2.0, 500), id_tpr=0.95)
-    with served(scorers, thresholds={"gaia-z": 1.95}, calibrations={"gaia-z": far}, window=600.0) as url:
-        page = visit(url)
-        sync_api.expect(page.locator("#scores li")).to_contain_text("last 10 minutes: 0 images")
-        choose(page, *(named("digit.png", png(picture)) for picture in DIGITS[:10]))
-        told = re.compile(r"last 10 minutes: 10 images, 100\.0\s% out of .*; drifted since \d")
-        sync_api.expect(page.locator("#scores li")).to_contain_text(told)
-        sync_api.expect(page.locator("#scores li")).to_have_attribute("data-drifted", "true")
+    url = serve(thresholds={"gaia-z": 1.95}, calibrations={"gaia-z": far}, window=600.0)
+    page = visit(url)
+    sync_api.expect(page.locator("#scores li")).to_contain_text("last 10 minutes: 0 images")
+    choose(page, *(named("digit.png", file_of(picture)) for picture in DIGITS[:10]))
+    told = re.compile(r"last 10 minutes: 10 images, 100\.0\s% out of .*; drifted since \d")
+    sync_api.expect(page.locator("#scores li")).to_contain_text(told)
+    sync_api.expect(page.locator("#scores li")).to_have_attribute("data-drifted", "true")
 
 
 def test_when_the_service_is_busy_the_page_asks_again(
-    visit: Callable[..., Any], service: str, scorers: InProcess
+    visit: Callable[..., Any], service: str, scorers: Scorers
 ) -> None:
     page = visit(service, complaints="status of 503")
     page.clock.install()
     scorers.full = 2
-    page.set_input_files("#files", [named("patient.png", png(DIGITS[0]))])
+    page.set_input_files("#files", [named("patient.png", file_of(DIGITS[0]))])
     for pause in (1, 2):
         sync_api.expect(page.locator(".progress")).to_have_text(f"the service is busy; trying again in {pause} s")
         page.clock.fast_forward(1000 * pause)
     assert answered(page, 1).get_attribute("data-state") == "scored"
     scorers.full = 4
-    page.set_input_files("#files", [named("turned away.png", png(DIGITS[1]))])
+    page.set_input_files("#files", [named("turned away.png", file_of(DIGITS[1]))])
     for pause in (1, 2, 4):
         sync_api.expect(page.locator(".progress")).to_have_text(f"the service is busy; trying again in {pause} s")
         page.clock.fast_forward(1000 * pause)
@@ -359,31 +344,31 @@ def test_when_the_service_is_busy_the_page_asks_again(
 
 def test_a_connection_that_is_lost(visit: Callable[..., Any], service: str) -> None:
     page = visit(service, complaints="net::ERR_")
-    choose(page, named("before.png", png(DIGITS[0])))
+    choose(page, named("before.png", file_of(DIGITS[0])))
     page.context.set_offline(True)
-    page.set_input_files("#files", [named("after.png", png(DIGITS[1]))])
+    page.set_input_files("#files", [named("after.png", file_of(DIGITS[1]))])
     card = answered(page, 2).first
     assert "The service cannot be reached" in card.locator(".reason").inner_text()
     sync_api.expect(page.locator("#service")).to_have_text("the service cannot be reached")
     page.context.set_offline(False)
     card.get_by_role("button", name="Try again").click()
     sync_api.expect(card.locator("data")).to_have_count(1)
-    sync_api.expect(page.locator("#service")).to_contain_text("ResNet on digits at 32")
+    sync_api.expect(page.locator("#service")).to_contain_text("digits_resnet at 32")
 
 
-def test_a_large_file_is_not_sent(visit: Callable[..., Any], scorers: InProcess) -> None:
-    with served(scorers, thresholds={"gaia-z": None}, max_bytes=1024) as url:
-        page = visit(url)
-        sent: list[str] = []
-        page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
-        card = choose(page, named("large.png", bytes(1025)))
-        assert card.locator(".reason").inner_text() == "The file has 2 KiB, and 1 KiB are the limit; take a smaller one"
-        assert sent == []
+def test_a_large_file_is_not_sent(visit: Callable[..., Any], serve: Callable[..., str]) -> None:
+    url = serve(max_bytes=1024)
+    page = visit(url)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    card = choose(page, named("large.png", bytes(1025)))
+    assert card.locator(".reason").inner_text() == "The file has 2 KiB, and 1 KiB are the limit; take a smaller one"
+    assert sent == []
 
 
 def test_a_phone_needs_no_scrolling_sideways(visit: Callable[..., Any], service: str) -> None:
     page = visit(service, complaints="status of 4", viewport={"width": 320, "height": 640}, color_scheme="dark")
-    choose(page, named(f"{'w' * 120}.png", png(NOISE[0])), named("broken.png", BROKEN))
+    choose(page, named(f"{'w' * 120}.png", file_of(NOISE[0])), named("broken.png", BROKEN))
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 25)"
 
@@ -395,7 +380,7 @@ def test_by_keyboard_alone(visit: Callable[..., Any], service: str) -> None:
     sync_api.expect(page.locator("#files")).to_be_focused()
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
-    chooser.value.set_files([named("digit.png", png(DIGITS[0]))])
+    chooser.value.set_files([named("digit.png", file_of(DIGITS[0]))])
     answered(page, 1)
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
@@ -466,25 +451,25 @@ def test_the_page_may_load_nothing_from_elsewhere_and_run_nothing_that_stands_in
     assert tried["title"] == "gaia_fast"
 
 
-def test_the_picture_of_the_docs(visit: Callable[..., Any], detector: GaiaZ, scorers: InProcess) -> None:
+def test_the_picture_of_the_docs(visit: Callable[..., Any], serve: Callable[..., str]) -> None:
     """A digit, a photograph, and half a photograph; GAIA_FAST_WRITE_DOCS=1 takes the picture anew."""
     flower, china = (PHOTOGRAPHS.joinpath(name).read_bytes() for name in ("flower.jpg", "china.jpg"))
-    with served(scorers, thresholds=thresholds_of(detector), calibrations=calibrations_of(detector)) as url:
-        page = visit(url, complaints="status of 4", viewport={"width": 1200, "height": 800})
-        choose(page, *(named(f"{place}.png", png(picture)) for place, picture in enumerate(DIGITS[:40])))
-        page.get_by_role("button", name="Clear").click()
-        cards = choose(
-            page,
-            named("three.png", png(DIGITS[LABELS == 3][0])),
-            named("flower.jpg", flower),
-            named("cut-off.jpg", china[: len(china) // 2]),
-        )
-        assert cards.locator(".class").all_inner_texts()[0] == "class 3"
-        decisions = ["in distribution", "out of distribution", "not scored"]
-        assert cards.locator(".decision").all_inner_texts() == decisions
-        sync_api.expect(page.locator("#scores")).to_contain_text("last hour: 42 images")
-        page.mouse.move(0, 0)
-        taken = page.screenshot(full_page=True)
+    url = serve(model="ResNet on digits")
+    page = visit(url, complaints="status of 4", viewport={"width": 1200, "height": 800})
+    choose(page, *(named(f"{place}.png", file_of(picture)) for place, picture in enumerate(DIGITS[:40])))
+    page.get_by_role("button", name="Clear").click()
+    cards = choose(
+        page,
+        named("three.png", file_of(DIGITS[LABELS == 3][0])),
+        named("flower.jpg", flower),
+        named("cut-off.jpg", china[: len(china) // 2]),
+    )
+    assert cards.locator(".class").all_inner_texts()[0] == "class 3"
+    decisions = ["in distribution", "out of distribution", "not scored"]
+    assert cards.locator(".decision").all_inner_texts() == decisions
+    sync_api.expect(page.locator("#scores")).to_contain_text("last hour: 42 images")
+    page.mouse.move(0, 0)
+    taken = page.screenshot(full_page=True)
     with Image.open(io.BytesIO(taken)) as picture:
         assert picture.width == 1200
     if os.environ.get("GAIA_FAST_WRITE_DOCS"):
