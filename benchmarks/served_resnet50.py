@@ -5,7 +5,7 @@ import torchvision_schemas  # noqa: F401, I001  (before torchvision)
 from torchvision.models.resnet import Bottleneck, ResNet
 
 
-class ServedResNet50(ResNet):
+class ServedResNet50(ResNet):  # type: ignore[misc]
     """As `torchvision.models.resnet50`; its weights are whatever the seed makes."""
 
     def __init__(self) -> None:

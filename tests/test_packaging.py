@@ -69,7 +69,7 @@ def test_the_wheel_holds_the_package_and_nothing_else() -> None:
     package = {
         str(path.relative_to(ROOT).as_posix())
         for path in (ROOT / "gaia_fast").rglob("*")
-        if path.suffix in (".py", ".pyi", ".typed", ".safetensors")
+        if path.suffix in (".py", ".pyi", ".typed", ".safetensors", ".html", ".css", ".js")
     } | {"gaia_fast/py.typed"}
     about = {name for name in held if name.startswith(f"gaia_fast-{installed.version}.dist-info/")}
     command = {name for name in held if re.fullmatch(r"(\.\./)+bin/gaia-fast", name)}

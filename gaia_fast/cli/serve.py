@@ -1,6 +1,7 @@
 """`gaia-fast serve`: scores by HTTP."""
 
 import os
+import warnings
 from pathlib import Path
 
 import click
@@ -120,6 +121,7 @@ def serve(
     """
     if saved is not None and (thresholds or calibrating.path is not None):
         raise click.UsageError("--detector has its threshold: leave --threshold and --calibrate-on out")
+    warnings.filterwarnings("ignore", module="PIL")  # of metadata; what is wrong with pixels is an error
     loaded = model.load()
     prepared = preset.of(loaded)
     if prepared.input_size is None:

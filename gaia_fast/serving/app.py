@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib.resources
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +19,11 @@ from gaia_fast.monitoring import DriftMonitor
 from gaia_fast.serving.batching import Batcher
 from gaia_fast.serving.errors import OverloadedError, RequestError
 from gaia_fast.serving.metrics import Metrics
-from gaia_fast.serving.pictures import read_picture
+from gaia_fast.serving.page import page_routes
+from gaia_fast.serving.pictures import pixels_of, read_picture
 from gaia_fast.serving.replica import Answer, ImageScores
 
+_LARGE = 4_000_000  # pixels that take long to decode: such pictures wait for each other, and no small one for them
 _BODY_SECONDS = 30.0  # that a request may take to send its picture
 
 
@@ -79,7 +80,7 @@ def make_app(service: Service, scorers: Scorers) -> Any:
     that too many images are in service, 500 that the replicas failed.
 
     `GET /healthz` (this process runs), `/readyz` (a replica is ready, else 503), `/metrics` (Prometheus), `/drift` and
-    `/about` (JSON), `/` (a page to drop images on).
+    `/about` (JSON), `/` (a page to drop images on; its style and scripts are `/page/NAME`).
 
     Raises:
         BackendError: a package of the extra `serve` is missing.
@@ -87,9 +88,8 @@ def make_app(service: Service, scorers: Scorers) -> Any:
     applications = extras.load("starlette.applications", "serve", "gaia-fast serve")
     routing = extras.load("starlette.routing", "serve", "gaia-fast serve")
     handlers = _Handlers(service, scorers)
-    routes = [routing.Route("/score", handlers.score, methods=["POST"])]
+    routes = [*page_routes(), routing.Route("/score", handlers.score, methods=["POST"])]
     for path, handler in {
-        "/": handlers.page,
         "/healthz": handlers.healthz,
         "/readyz": handlers.readyz,
         "/metrics": handlers.metrics,
@@ -118,11 +118,13 @@ class _Handlers:
             self._run, service.max_batch, service.replicas * service.batches_a_replica
         )
         self._in_service = 0
-        self._page = importlib.resources.files("gaia_fast.serving").joinpath("page/index.html").read_bytes()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> Any:
-        with ThreadPoolExecutor(os.cpu_count(), "decoding") as self._decoders:
+        with (
+            ThreadPoolExecutor(os.cpu_count(), "decoding") as self._decoders,
+            ThreadPoolExecutor(1, "decoding large pictures") as self._large_decoder,
+        ):
             yield
 
     async def score(self, request: Any) -> Any:
@@ -134,10 +136,6 @@ class _Handlers:
             headers = {"Retry-After": "1"} if status == OverloadedError.status else {}
         self._metrics.requests.labels(status).inc()
         return self._responses.JSONResponse(answer, status, headers)
-
-    async def page(self, _: Any) -> Any:
-        policy = "default-src 'self' 'unsafe-inline'; img-src 'self' blob: data:"
-        return self._responses.HTMLResponse(self._page, headers={"Content-Security-Policy": policy})
 
     async def healthz(self, _: Any) -> Any:
         return self._responses.JSONResponse({"status": "ok"})
@@ -193,8 +191,11 @@ class _Handlers:
 
     async def _scored(self, data: bytes) -> Answer:
         preset, max_pixels = self._service.preset, self._service.max_pixels
+        run = asyncio.get_running_loop().run_in_executor
+        pixels = await run(self._decoders, pixels_of, data, max_pixels)
         # Decoders in C let go of the interpreter: other requests go on.
-        image = await asyncio.get_running_loop().run_in_executor(self._decoders, read_picture, data, preset, max_pixels)
+        decoder = self._large_decoder if pixels > _LARGE else self._decoders
+        image = await run(decoder, read_picture, data, preset, max_pixels)
         return await self._batcher.submit(image)
 
     def _described(self, predicted: int, scores: Mapping[str, float]) -> dict[str, Any]:

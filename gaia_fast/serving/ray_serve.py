@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gaia_fast import extras
 from gaia_fast.errors import BackendError, first_line
@@ -113,6 +114,7 @@ def deployed(
     }
     local = address is None
     settings: dict[str, Any] = {"address": address} if address else {
+        "address": "local",
         "num_cpus": max(replicas * threads, os.cpu_count() or 1),
         "include_dashboard": False,
         "object_store_memory": _STORE + 2 * _model_bytes(detector),
@@ -133,11 +135,15 @@ def deployed(
             health_check_timeout_s=30,
             graceful_shutdown_timeout_s=5,
             max_constructor_retry_count=2,
-            ray_actor_options={"num_cpus": threads, "runtime_env": {"env_vars": environment}},
+            ray_actor_options={
+                "num_cpus": threads,
+                "num_gpus": _gpus(detector, replicas),
+                "runtime_env": {"env_vars": environment},
+            },
         )
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         if local:
             serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
             handle = serve.run(
                 deployment.bind(held), name=NAME, route_prefix=None, logging_config={"log_level": "ERROR"}
@@ -180,6 +186,12 @@ def _running() -> int:
 
 def _model_bytes(detector: Detector | Gaia) -> int:
     return sum(each.numel() * each.element_size() for each in detector.model.state_dict().values())
+
+
+def _gpus(detector: Detector | Gaia, replicas: int) -> float:
+    """The share of a GPU that each replica gets."""
+    first = next(detector.model.parameters(), torch.empty(0))
+    return min(1.0, torch.cuda.device_count() / replicas) if first.device.type == "cuda" else 0.0
 
 
 def _why() -> str:

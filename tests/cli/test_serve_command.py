@@ -50,8 +50,7 @@ def test_labels_of_another_number_of_classes(run: Callable[..., Result]) -> None
     assert "2 names for 10 classes" in found.stderr
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
-def test_it_answers_and_ends_when_it_is_told_to(ending: signal.Signals, tmp_path: Path) -> None:
+def test_it_answers_and_ends_when_it_is_told_to(tmp_path: Path) -> None:
     detector = GaiaZ(digits_resnet(pretrained=True)).calibrate(held_out_digits()[0][:100])
     detector.save(tmp_path / "d.gaia")
     (tmp_path / "labels.txt").write_text("\n".join(f"digit {k}" for k in range(10)))
@@ -78,12 +77,12 @@ def test_it_answers_and_ends_when_it_is_told_to(ending: signal.Signals, tmp_path
         connection.close()
         started = psutil.Process(process.pid).children(recursive=True)
     finally:
-        process.send_signal(ending)
+        process.send_signal(signal.SIGTERM)
         _, rest = process.communicate(timeout=60)
     logits, score = detector.score(held_out_digits()[0][200:201])
     assert answer["score"] == pytest.approx(float(score), rel=1e-5)
     assert answer["label"] == f"digit {int(logits.argmax())}"
-    assert answer["is_ood"] == bool(score > detector.threshold)
+    assert [answer["is_ood"]] == detector.is_ood(held_out_digits()[0][200:201]).tolist()
     assert process.returncode == 0, rest
     assert rest == ""
     assert started

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gaia_fast import Gaia
-from gaia_fast.data import PRESETS
+from gaia_fast.data import PRESETS, Preset
 from gaia_fast.data.digits import held_out_digits, noise_pictures
 from gaia_fast.models import digits_resnet
 from gaia_fast.serving import app
 from gaia_fast.serving.errors import ReplicaError
+from gaia_fast.serving.pictures import pixels_of, read_picture
 from gaia_fast.serving.replica import Answer
 
 from served import Client, InProcess, digit, digits_detector, file_of, service_of, serving
@@ -171,6 +173,29 @@ def test_an_image_that_nobody_scores_in_time() -> None:
         assert client.score(digit(0))[0] == 200
     assert status == 503
     assert "within 0.3 seconds" in answer["error"]
+
+
+def test_small_pictures_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding, decoded = threading.Event(), threading.Event()
+
+    def slow(data: bytes, preset: Preset, max_pixels: int) -> np.ndarray:
+        if pixels_of(data, max_pixels) > 1000:
+            decoding.set()
+            assert decoded.wait(30)
+        return read_picture(data, preset, max_pixels)
+
+    monkeypatch.setattr(app, "_LARGE", 1000)
+    monkeypatch.setattr(app, "read_picture", slow)
+    detector, large = digits_detector(), file_of(Image.new("RGB", (40, 40)))
+    with serving(service_of(detector), InProcess(detector)) as client:
+        threads, answers = in_threads(client, [large] * 4)
+        assert decoding.wait(30)
+        assert client.score(digit(0))[0] == 200
+        assert not answers
+        decoded.set()
+        for thread in threads:
+            thread.join()
+        assert [answers[k][0] for k in range(4)] == [200] * 4
 
 
 def test_replicas_that_fail_are_not_the_requests_fault() -> None:

@@ -82,14 +82,14 @@ def test_who_has_gone_is_not_scored() -> None:
         answers[0].cancel()  # its batch runs already, and its answer is nobody's
         await asyncio.sleep(0.01)
         run.gate.set()
-        assert await asyncio.gather(answers[1], answers[3]) == [2, 6]
+        assert [await answers[1], await answers[3]] == [2, 6]
         assert run.batches == [[0], [1, 3]]
 
     asyncio.run(asyncio.wait_for(body(), 10))
 
 
 def test_too_few_answers_are_an_error() -> None:
-    async def short(items: list[int]) -> Sequence[int]:
+    async def short(items: list[int]) -> list[int]:
         return items[1:]
 
     async def body() -> None:

@@ -82,7 +82,7 @@ def test_batches_are_scored_as_the_detector_scores_them(replicas: Replicas) -> N
 
 def test_a_replica_that_is_killed_loses_nothing(replicas: Replicas) -> None:
     async def body() -> list[Any]:
-        asked = [asyncio.create_task(replicas.score(IMAGES[k : k + 2])) for k in range(0, 40, 2)]
+        asked = [asyncio.create_task(replicas.score(list(IMAGES[k : k + 2]))) for k in range(0, 40, 2)]
         await asyncio.sleep(0.01)
         processes()[0].send_signal(signal.SIGKILL)
         return await asyncio.gather(*asked)

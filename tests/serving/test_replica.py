@@ -59,7 +59,7 @@ def test_images_that_cannot_be_scored_take_no_other_with_them(monkeypatch: pytes
 
     monkeypatch.setattr(GaiaZ, "score", no_darkness)
     images = held_out_digits()[0][:5].clone()
-    images[1] = images[4] = -1
+    images[[1, 4]] = -1
     answers = made.score(images.numpy()).answers()
     refused = [each for each in answers if isinstance(each, RequestError)]
     assert [isinstance(each, RequestError) for each in answers] == [False, True, False, False, True]
@@ -77,7 +77,7 @@ def test_a_replica_whose_model_has_changed_says_so() -> None:
     made = replica(detector)
     made.check()
     with torch.no_grad():
-        next(each for each in detector.model.modules() if isinstance(each, torch.nn.BatchNorm2d)).bias += 0.3
+        next(each for each in detector.model.modules() if isinstance(each, torch.nn.BatchNorm2d)).bias.add_(0.3)
     with pytest.raises(RuntimeError, match="gaia-z of the images .* has changed"):
         made.check()
 
