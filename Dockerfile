@@ -1,5 +1,5 @@
 # The service, `gaia-fast serve`, on the CPU:
-#   docker build -t gaia-fast .
+#   docker build -t gaia-fast --build-arg PIP_EXTRA_INDEX_URL=URL .    # of PyTorch's index of builds for CPUs
 #   docker run -p 8000:8000 --shm-size 1g gaia-fast     # the package's own digits network; http://localhost:8000
 #   docker run -p 8000:8000 --shm-size 1g -v ./model:/model:ro gaia-fast serve --host 0.0.0.0 \
 #     --arch resnet34 --weights /model/weights.safetensors --preset imagenet --detector /model/detector.gaia
@@ -20,10 +20,10 @@ FROM python:3.12-slim-bookworm
 # The one that the extension is linked with; PyTorch brings its own and is loaded first.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
-# PyTorch's index of CPU builds: those elsewhere bring gigabytes of CUDA libraries along.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Without one of builds for CPUs, PyTorch brings gigabytes of CUDA libraries along.
+ARG PIP_EXTRA_INDEX_URL
 COPY constraints.txt /tmp/constraints.txt
-RUN pip install --no-cache-dir -c /tmp/constraints.txt --index-url "$TORCH_INDEX" torch
+RUN pip install --no-cache-dir -c /tmp/constraints.txt torch
 COPY --from=build /wheels /tmp/wheels
 RUN pip install --no-cache-dir -c /tmp/constraints.txt "$(echo /tmp/wheels/gaia_fast-*.whl)[serve,onnx]"
 RUN useradd --create-home --uid 1000 gaia
