@@ -1,5 +1,9 @@
 """torchvision's ResNet-50, in a module that replicas can import beside a torch without torchvision's kernels."""
 
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import torchvision_schemas  # noqa: F401, I001  (before torchvision)
 
 from torchvision.models.resnet import Bottleneck, ResNet

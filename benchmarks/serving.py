@@ -93,7 +93,7 @@ def served(model: list[str], folder: Path) -> Iterator[tuple[str, psutil.Process
     """Starts the service; yields its address, and its process."""
     command = [sys.executable, "-m", "gaia_fast", "serve", *model, "--detector", str(folder / "detector.gaia")]
     command += ["--replicas", str(REPLICAS), "--port", "0", "--cache-dir", str(folder / "programs")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent / "tests")])}
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         try:
