@@ -16,7 +16,7 @@ QUICK = $(wildcard tests/test_*.py) $(addprefix tests/,ops/test_steps.py ops/tes
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml setup.py MANIFEST.in CMakeLists.txt constraints.txt Makefile \
 	$(shell find csrc gaia_fast -name '*.py' -o -name '*.pyi' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.safetensors') \
-	$(wildcard gaia_fast/serving/page/* cmake/*)
+	$(wildcard gaia_fast/serving/page/*.* cmake/*)
 CONFIGURE = $(BIN)/cmake -S . -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	-DCMAKE_PREFIX_PATH=$$($(BIN)/python -m pybind11 --cmakedir)
 

@@ -9,20 +9,24 @@ if(NOT CMAKE_CUDA_COMPILER)
   return()
 endif()
 
-# Real machine code for each generation that this compiler knows, and for later ones the newest as PTX.
+# Real machine code for each generation that this compiler knows; for others in between the oldest that has all that the
+# kernels use as PTX, and for later ones the newest.
 if(DEFINED ENV{GAIA_FAST_CUDA_ARCHITECTURES})
   string(REPLACE " " ";" CMAKE_CUDA_ARCHITECTURES "$ENV{GAIA_FAST_CUDA_ARCHITECTURES}")
 elseif(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
   execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE known)
-  foreach(architecture 80 90 100 120)
+  foreach(architecture 75 80 90 100 120)
     if(known MATCHES "compute_${architecture}[^0-9]")
       list(APPEND CMAKE_CUDA_ARCHITECTURES ${architecture}-real)
       set(newest ${architecture})
     endif()
   endforeach()
   if(NOT newest)
-    message(FATAL_ERROR "${CMAKE_CUDA_COMPILER} knows none of sm_80, sm_90, sm_100, sm_120: update it, set "
+    message(FATAL_ERROR "${CMAKE_CUDA_COMPILER} knows none of sm_75, sm_80, sm_90, sm_100, sm_120: update it, set "
                         "GAIA_FAST_CUDA_ARCHITECTURES, or build with GAIA_FAST_CUDA=off")
+  endif()
+  if("80-real" IN_LIST CMAKE_CUDA_ARCHITECTURES AND NOT newest EQUAL 80)
+    list(APPEND CMAKE_CUDA_ARCHITECTURES 80-virtual)
   endif()
   list(APPEND CMAKE_CUDA_ARCHITECTURES ${newest}-virtual)
 endif()

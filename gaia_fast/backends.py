@@ -5,6 +5,7 @@
 Triton's interpreter (TRITON_INTERPRET=1), and in an extension whose CUDA kernels were built for the CPU.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,6 +124,8 @@ def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str:
         return reason
     if device.type != backend.memory():
         return f"the maps are on {device} and the backend reads {backend.memory().upper()} memory only"
+    if name == "cuda" and device.index is not None and (reason := _cuda_obstacle(device.index)):
+        return reason
     if dtype not in KERNEL_DTYPES:
         return f"the maps are {dtype} and the kernels take float32, float16 and bfloat16"
     return ""
@@ -161,7 +164,13 @@ def _cuda_missing() -> str:
         return ""
     if not torch.cuda.is_available():
         return "torch sees no CUDA device here"
-    return str(kernels.cuda_obstacle())
+    return _cuda_obstacle(torch.cuda.current_device())
+
+
+@functools.cache
+def _cuda_obstacle(device: int) -> str:
+    """Why the kernels cannot be loaded on a device of this number."""
+    return str(kernels.cuda_obstacle(device))
 
 
 def _emulated() -> bool:

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -36,6 +37,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+GPU_TESTS = Path(__file__).parent / "gpu"
+
 # Tracing makes millions of objects, and PyTorch's modules are a million more: the collector need not go over these, nor
 # over those every few hundred.
 gc.collect()
@@ -52,8 +55,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory() -> Iterator[None]:
-    """Fills what torch.empty and its kin hand out with NaN, so that an element that a kernel forgets shows."""
+def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fills what torch.empty and its kin hand out with NaN, so that an element that a kernel forgets shows.
+
+    Not in tests/gpu: with deterministic algorithms PyTorch runs other kernels there than users have.
+    """
+    if request.path.is_relative_to(GPU_TESTS):
+        yield
+        return
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     deterministic: Any = torch.utils.deterministic  # a module with a property

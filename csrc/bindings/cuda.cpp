@@ -37,7 +37,7 @@ gaia::cuda::Stream to_stream(uintptr_t stream) { return reinterpret_cast<gaia::c
 
 void define_cuda(py::module_& m) {
   m.def("cuda_build", [] { return std::string(gaia::cuda::build()); });
-  m.def("cuda_obstacle", gaia::cuda::obstacle);
+  m.def("cuda_obstacle", gaia::cuda::obstacle, py::arg("device"));
   m.attr("CUDA_LAYOUTS") = py::dict(py::arg("rows") = static_cast<int>(cuda::Layout::kRows),
                                     py::arg("channels") = static_cast<int>(cuda::Layout::kChannels),
                                     py::arg("strided") = static_cast<int>(cuda::Layout::kStrided));

@@ -47,8 +47,8 @@ struct Partials {
 };
 std::string add_partials(const Partials& partials, int device, Stream stream);
 
-// Why no kernel can be launched here; empty if one can.
-std::string obstacle();
+// Why no kernel can be launched on a device; empty if one can.
+std::string obstacle(int device);
 
 // What was built: "sm_80 sm_90 ..." or "emulated".
 const char* build();

@@ -260,3 +260,28 @@ def test_a_graph_is_recorded_beside_other_threads_on_the_gpu() -> None:
             stop.set()
         assert going_on.result() > 0
     torch.testing.assert_close(compiled(x[:3]), compiled(x)[:3], rtol=1e-2, atol=0)
+
+
+@each_graph
+@each_detector
+def test_a_max_pool_on_the_gpu(make: type[GaiaA] | type[GaiaZ], runtime: RuntimeOption) -> None:
+    model = zoo.build("vgg_like", torch.float64).cuda()
+    x = zoo.images(5, dtype=torch.float64).cuda()
+    compiled = make(model, engine="compiled", runtime=runtime).prepare(x)
+    for images in (x, x.flip(-1), -x):
+        expected = make(model, engine="reference").score(images)
+        torch.testing.assert_close(compiled.score(images).score, expected.score, rtol=1e-6, atol=0)
+
+
+@each_graph
+def test_a_second_gpu_records_its_own_graph(runtime: RuntimeOption) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    for device in ("cuda:0", "cuda:1"):
+        torch.manual_seed(0)
+        model = models.resnet18(num_classes=10).eval().to(device)
+        x = torch.randn(2, 3, 32, 32, device=device)
+        compiled = GaiaZ(model, engine="compiled", runtime=runtime).prepare(x)
+        expected = GaiaZ(model, engine="hooks", backend="torch")
+        for images in (x.flip(-1), x):
+            torch.testing.assert_close(compiled(images), expected(images), rtol=1e-2, atol=0)

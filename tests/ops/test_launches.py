@@ -44,7 +44,7 @@ def test_cuda_without_a_device() -> None:
         pytest.skip("this extension holds no CUDA kernels for a GPU")
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
-    assert "CUDA" in kernels.cuda_obstacle()
+    assert "CUDA" in kernels.cuda_obstacle(0)
     from gaia_fast.ops.cuda_launch import launch
 
     tiling = (0, 1, 1, 4096, 1, 0, 0)

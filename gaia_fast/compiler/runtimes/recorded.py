@@ -7,9 +7,11 @@ from torch import Tensor
 
 from gaia_fast.compiler.runtimes.checked import Checks
 from gaia_fast.compiler.runtimes.runner import Guard, Runner, no_guard
+from gaia_fast.errors import CompilationError
 
 _WARM_UP = 3  # the first runs choose algorithms and allocate workspaces, which a graph must not
 _ROUNDS = 5
+_MOST_OFF = 0.05  # of the largest value: the same kernels, which may add up in another order
 
 
 class Recorded:
@@ -20,6 +22,9 @@ class Recorded:
         x: a batch, contiguous; the graph takes as many images.
         checks: what else is recorded, for one output more: (N,) bools, whether an image's results mean something. None
             for the program alone.
+
+    Raises:
+        CompilationError: replayed on other images than were recorded, the graph does not do what the runner does.
     """
 
     def __init__(self, run: Runner, x: Tensor, checks: Checks | None) -> None:
@@ -28,7 +33,9 @@ class Recorded:
         self._done: torch.cuda.Event | None = None
         self._kept = run, checks  # the graph reads their tensors, and holds on to nothing itself
         with torch.cuda.device(x.device), torch.no_grad():
-            beside, at_once = torch.cuda.Stream(), torch.cuda.Stream()
+            # PyTorch's own stream for recording is the process's, on the device that recorded first: on another one
+            # nothing would be in the graph.
+            beside, at_once = torch.cuda.Stream(x.device), torch.cuda.Stream(x.device)
 
             def everything() -> tuple[Tensor, ...]:
                 if checks is None:
@@ -50,8 +57,22 @@ class Recorded:
             torch.cuda.synchronize()
             self._graph = torch.cuda.CUDAGraph()
             # Other threads may go on: by default whatever they allocate meanwhile would end the recording.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"):
                 self._outputs = everything()
+            self._check(run, x.flip(-1))
+
+    def _check(self, run: Runner, x: Tensor) -> None:
+        """Replays on images that are not those in the buffers: a graph of nothing would give what lies there."""
+        for found, expected in zip(self(x), run(x), strict=False):
+            if not expected.is_floating_point():
+                continue
+            expected, finite = expected.double(), expected.isfinite()
+            off = (found.double() - expected).where(finite, 0).abs().amax()
+            if not bool(off <= _MOST_OFF * expected.where(finite, 0).abs().amax()):
+                raise CompilationError(
+                    f"a CUDA graph of {x.shape[0]} images gives other results than the program in it; "
+                    "use runtime='eager'"
+                )
 
     def milliseconds(self) -> float:
         """Returns the least that a replay took, of a few."""
