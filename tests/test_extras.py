@@ -25,7 +25,7 @@ from gaia_fast.models import digits_resnet, hugging_face
 from gaia_fast.options import RuntimeOption
 from gaia_fast.reproduction.image_sets import SMALL_OOD_SETS
 from gaia_fast.reproduction.networks import NETWORKS
-from gaia_fast.serving.ray_serve import deployed
+from gaia_fast.serving.ray_serve import Deployment, deployed
 
 # Python puts the working folder on its path: the package must be found there as this process found it.
 HERE = Path(gaia_fast.__file__).parents[1]
@@ -44,8 +44,7 @@ def export(folder: Path) -> object:
 
 def serve_digits(_: Path) -> object:
     detector, images = GaiaZ(digits_resnet(pretrained=True)), held_out_digits()[0][:2].numpy()
-    settings: dict[str, Any] = {"replicas": 1, "batches_a_replica": 1, "threads": 1, "cache_dir": None, "address": None}
-    return deployed(detector, images, **settings).__enter__()
+    return deployed(detector, images, Deployment()).__enter__()
 
 
 def read_svhn(folder: Path) -> object:
