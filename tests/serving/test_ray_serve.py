@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def test_an_image_that_kills_replicas_takes_no_other_with_it(replicas: Replicas)
 
 
 def test_replicas_that_cannot_be_made(replicas: Replicas) -> None:
-    found = ask(replicas, IMAGES[:1, :1])  # one channel: a detector's own refusal
+    found = ask(replicas, np.full_like(IMAGES[:1], np.nan))  # a detector's own refusal
     assert found[0][0].status == 422
     elsewhere = Deployment(address="127.0.0.1:1")
     with (
