@@ -89,6 +89,7 @@ def test_parquet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("gaia_fast.cli.tables._ROWS_AT_ONCE", 20)
+    monkeypatch.setattr("gaia_fast.batch_scoring.chunks.IMAGES_IN_A_CHUNK", 7)
     found = run("score", digits_npz, *DIGITS, "--out", "rows.parquet", "--threshold", "9.7", "--batch-size", "7")
     assert found.exit_code == 0
     table = parquet.read_table("rows.parquet").to_pydict()
