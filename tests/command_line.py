@@ -1,4 +1,4 @@
-"""`gaia-fast` in processes of their own, which can be interrupted and killed."""
+"""`gaia-fast` in processes of their own, which can be interrupted and killed, and Ray's processes below them."""
 
 import os
 import subprocess
@@ -54,3 +54,22 @@ def wait_for_parts(folder: Path, count: int, process: subprocess.Popen[str]) -> 
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "a minute has passed"
         time.sleep(0.02)
+
+
+def ray_workers(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that score for a `gaia-fast score --ray`."""
+    parents, titles = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            titles[int(path.name)] = (path / "cmdline").read_bytes()
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):  # it has ended meanwhile
+            continue
+    found = []
+    for pid, title in titles.items():
+        above: int | None = pid
+        while above not in (None, process.pid):
+            above = parents.get(above)
+        if above is not None and title.startswith(b"ray::MapWorker"):
+            found.append(pid)
+    return found

@@ -1,5 +1,6 @@
 """`gaia-fast score`: one row per image."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch import Tensor
 
 from gaia_fast import files
 from gaia_fast.batch_scoring.chunks import ChunkScorer, Part, chunk_size, score_chunks
@@ -31,6 +33,7 @@ from gaia_fast.cli.options import (
     thresholds_by_method,
 )
 from gaia_fast.cli.preparing import prepare_for
+from gaia_fast.cli.ray_options import RayOptions, ray_options
 from gaia_fast.cli.resuming import resumable
 from gaia_fast.cli.tables import Table, table
 from gaia_fast.data import ImageSource, Preset, load_images
@@ -38,7 +41,7 @@ from gaia_fast.errors import DataError
 from gaia_fast.evaluation.image_sets import METHODS, Detectors, each_of
 from gaia_fast.gaia import SCORES
 
-Prepare = Callable[..., object]  # `prepare_for`, given all but where programs are kept
+Prepare = Callable[..., Tensor | None]  # `prepare_for`, given all but where programs are kept
 
 
 @click.command()
@@ -58,6 +61,7 @@ Prepare = Callable[..., object]  # `prepare_for`, given all but where programs a
     is_flag=True,
     help="Go on where an earlier run of the same command, which was interrupted, killed or failed, had come to.",
 )
+@ray_options
 @threshold_option("Adds the column is_ood: score > threshold. Of several methods: whose it is.")
 @calibration_options
 @json_option
@@ -70,11 +74,13 @@ def score(
     batch_size: int,
     out: Path | None,
     resume: bool,
+    on_ray: RayOptions | None,
     thresholds: tuple[str, ...],
     calibrating: CalibrationOptions,
     json_file: Path | None,
 ) -> None:
-    """Scores IMAGES: a folder of images (any depth), one image, or an .npz with x uint8 (N, H, W, 3).
+    """Scores IMAGES: a folder of images (any depth), one image, an .npz with x uint8 (N, H, W, 3), or Parquet or
+    WebDataset (.tar), a file or a folder of them.
 
     One row per image: image (path or index), predicted (class), score (larger = further out of distribution), and
     is_ood where a threshold is known. With several methods, which share the pass through the network, there is a column
@@ -83,6 +89,8 @@ def score(
     """
     if resume and out is None:
         raise click.UsageError("--resume goes on with a file of rows; it needs --out")
+    if on_ray is not None and out is None:
+        raise click.UsageError("--ray writes its rows to a file; it needs --out")
     methods = detectors.methods
     decided = thresholds_by_method(thresholds, methods)
     writing = table(out, "--out")
@@ -100,11 +108,11 @@ def score(
     prepare = partial(
         prepare_for, chosen, detectors.engine, source, prepared, len(source) + len(id_source or ()), batch_size
     )
-    if out is None or (not resume and files.target(out) is None):  # a pipe has no place beside it
+    if out is None or (not resume and on_ray is None and files.target(out) is None):  # a pipe has no place beside it
         found = job.streamed(writing, json_file is not None, prepare)
     else:
         options = _options(model, detectors, prepared, max_pixels, batch_size, decided, calibrating)
-        found = job.in_parts(writing, json_file is not None, prepare, out, options, resume)
+        found = job.in_parts(writing, json_file is not None, prepare, out, options, resume, on_ray)
     if calibration := found.calibration:
         decided = calibration.thresholds
 
@@ -196,7 +204,14 @@ class _Job:
         return self._written(writing, keep, scorer, parts(), calibration)
 
     def in_parts(
-        self, writing: Table, keep: bool, prepare: Prepare, out: Path, options: Mapping[str, Any], resume: bool
+        self,
+        writing: Table,
+        keep: bool,
+        prepare: Prepare,
+        out: Path,
+        options: Mapping[str, Any],
+        resume: bool,
+        on_ray: RayOptions | None,
     ) -> _Found:
         """Rows are kept in parts, and put together when there are all."""
         images = {"IMAGES": self.source.digest()}
@@ -204,14 +219,18 @@ class _Job:
             images["--calibrate-on"] = self.id_source.digest()
         model = each_of(self.detectors)[0].model
         request = Request(options, images, *model_identity(model), len(self.source), chunk_size(self.batch_size))
-        with resumable(out, request, resume) as folder:
-            missing = folder.missing
-            if missing:
-                prepare(cache_dir=folder.path / PROGRAMS)
+        with resumable(out, request, resume) as folder, contextlib.ExitStack() as stack:
+            missing, programs = folder.missing, folder.path / PROGRAMS
+            workers = stack.enter_context(on_ray.connected()) if on_ray is not None and missing else None
+            example = prepare(cache_dir=programs) if missing else None
             calibration = self._kept_calibration(folder)
             scorer = self._scorer(calibration)
             with output.progress("scoring", len(self.source), folder.done) as advance:
-                for chunk, part in score_chunks(scorer, self.source, missing, advance):
+                if workers is None:
+                    scored = score_chunks(scorer, self.source, missing, advance)
+                else:
+                    scored = workers.score_chunks(scorer, self.source, missing, example, programs, advance)
+                for chunk, part in scored:
                     folder.write(chunk, part)
             return self._written(writing, keep, scorer, folder.read(), calibration)
 
