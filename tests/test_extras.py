@@ -1,5 +1,6 @@
 """Optional packages: none is imported before it is needed, and where one is missing the error says what to install."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import torch
 import gaia_fast
 from gaia_fast import GaiaZ, backends, extras
 from gaia_fast.baselines import pytorch_ood
+from gaia_fast.batch_scoring import ray_data
 from gaia_fast.cli.loading import load_model
 from gaia_fast.cli.tables import table
 from gaia_fast.compiler.runtimes import availability
-from gaia_fast.data import PRESETS
+from gaia_fast.data import PRESETS, load_images
 from gaia_fast.data.digits import held_out_digits
 from gaia_fast.errors import BackendError, GaiaError
 from gaia_fast.evaluation import plots
@@ -45,6 +47,11 @@ def read_svhn(folder: Path) -> object:
     return SMALL_OOD_SETS["svhn"].load(folder, PRESETS["cifar10"])
 
 
+def read_parquet(folder: Path) -> object:
+    (folder / "x.parquet").write_bytes(b"")
+    return load_images(folder / "x.parquet", "none")
+
+
 def lite(version: int) -> Callable[[Path], object]:
     return lambda _: NETWORKS[f"efficientnet_lite{version}"].load(Path())
 
@@ -53,6 +60,8 @@ def lite(version: int) -> Callable[[Path], object]:
 NEEDS: list[tuple[str, str, Callable[[Path], object]]] = [
     ("matplotlib", "plot", lambda _: plots.new_figure(1, 1)),
     ("pyarrow", "parquet", lambda folder: table(folder / "x.parquet", "--out")),
+    ("pyarrow", "parquet", read_parquet),
+    ("ray", "ray", lambda _: ray_data.connected(None, None).__enter__()),
     ("transformers", "hf", lambda _: hugging_face.image_classifier("some/model")),
     ("transformers", "hf", lambda _: hugging_face.preprocessing("some/model")),
     ("transformers", "hf", lambda _: load_model("hf:some/model", None, None, None, "cpu", False)),
@@ -74,7 +83,8 @@ NEEDS: list[tuple[str, str, Callable[[Path], object]]] = [
 
 def test_importing_the_package_and_its_command_line_imports_none() -> None:
     code = (
-        "import sys, gaia_fast, gaia_fast.cli, gaia_fast.evaluation, gaia_fast.reproduction, gaia_fast.baselines\n"
+        "import sys\nsys.modules['pandas'] = None\n"  # scikit-learn imports it where it is, and so pyarrow
+        "import gaia_fast, gaia_fast.cli, gaia_fast.evaluation, gaia_fast.reproduction, gaia_fast.baselines\n"
         "print(sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=HERE)
@@ -109,7 +119,7 @@ def test_the_extras_are_those_that_are_declared() -> None:
         (ROOT / "pyproject.toml").read_text()
     )["project"]["optional-dependencies"]
     for extra, names in EXTRAS.items():
-        required = {each.partition(">=")[0].replace("-", "_") for each in declared[extra]}
+        required = {re.split(r">=|\[", each)[0].replace("-", "_") for each in declared[extra]}
         assert {each for each in required if not each.startswith("gaia_fast")} == set(names)
 
 

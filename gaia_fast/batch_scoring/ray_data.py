@@ -8,8 +8,10 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -133,11 +135,14 @@ def connected(address: str | None, workers: int | None, device: str = "cpu") -> 
     ray = extras.load("ray", "ray", "--ray")
     data = extras.load("ray.data", "ray", "--ray")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with _silent():
             _connect(ray, address, workers)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         raise BackendError(f"there is no Ray at {address or 'hand'} ({first_line(error)})") from error
+    if threading.current_thread() is threading.main_thread():  # where Ray has put a handler of its own in place
+        signal.signal(signal.SIGTERM, on_sigterm)
     threads = torch.get_num_threads()
     try:
         context = data.DataContext.get_current()
