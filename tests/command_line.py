@@ -1,12 +1,15 @@
 """`gaia-fast` in processes of their own, which can be interrupted and killed, and Ray's processes below them."""
 
 import os
+import runpy
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import gaia_fast
+
+_EXAMPLE = Path(__file__).parents[1] / "examples" / "ray" / "score_on_ray.py"
 
 CHUNK = 16  # images; of a real run there would have to be thousands
 
@@ -58,18 +61,4 @@ def wait_for_parts(folder: Path, count: int, process: subprocess.Popen[str]) -> 
 
 def ray_workers(process: subprocess.Popen[str]) -> list[int]:
     """The processes that score for a `gaia-fast score --ray`."""
-    parents, titles = {}, {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            titles[int(path.name)] = (path / "cmdline").read_bytes()
-            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):  # it has ended meanwhile
-            continue
-    found = []
-    for pid, title in titles.items():
-        above: int | None = pid
-        while above not in (None, process.pid):
-            above = parents.get(above)
-        if above is not None and title.startswith(b"ray::MapWorker"):
-            found.append(pid)
-    return found
+    return runpy.run_path(str(_EXAMPLE))["workers_of"](process.pid)

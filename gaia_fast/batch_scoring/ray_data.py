@@ -9,11 +9,12 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from gaia_fast.evaluation.image_sets import each_of
 
 # A worker that ends is started again by Ray, and its chunk scored anew; but not for ever: the chunk may have ended it.
 _ATTEMPTS = 3
+_SECONDS_TO_CONNECT = 10
 _STORE = 256 * 2**20  # bytes of a local Ray's object store, beside what every worker is sent
 
 
@@ -129,38 +131,47 @@ def connected(address: str | None, workers: int | None, device: str = "cpu") -> 
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what is coming, and is warned of otherwise
-    os.environ.setdefault(
-        "RAY_BACKEND_LOG_LEVEL", "fatal"
-    )  # of what it does itself, and says nothing that one can mend
+    # Else Ray warns of what Ray Data does, at each start.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray = extras.load("ray", "ray", "--ray")
     data = extras.load("ray.data", "ray", "--ray")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        with _silent():
-            _connect(ray, address, workers)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-        raise BackendError(f"there is no Ray at {address or 'hand'} ({first_line(error)})") from error
-    if threading.current_thread() is threading.main_thread():  # where Ray has put a handler of its own in place
-        signal.signal(signal.SIGTERM, on_sigterm)
-    threads = torch.get_num_threads()
-    try:
-        context = data.DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
-        resources = ray.cluster_resources()
-        cpus, gpus = resources.get("CPU", 1), resources.get("GPU", 0)
-        count = workers or max(int(gpus if device.startswith("cuda") else cpus // 2), 1)
-        each = max(int(cpus // count), 1)
-        torch.set_num_threads(each)
-        yield Workers(count, each, min(each, cpus / count), min(1, gpus / count) if device.startswith("cuda") else 0)
-    finally:
-        torch.set_num_threads(threads)
-        ray.shutdown()
+    threads, on_sigterm = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    # Ray prints on stdout that a worker has died, also when it ends.
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            with _silent():
+                _connect(ray, address, workers)
+        except (OSError, ValueError, RuntimeError) as error:
+            where = f"There is no Ray at {address}" if address else "Ray cannot be started here"
+            raise BackendError(f"{where}: {first_line(error)}") from error
+        try:
+            if threading.current_thread() is threading.main_thread():  # Ray has put a handler of its own in place
+                signal.signal(signal.SIGTERM, on_sigterm)
+            context = data.DataContext.get_current()
+            context.enable_progress_bars = context.print_on_execution_start = False
+            found = _workers(ray.cluster_resources(), workers, device.startswith("cuda"))
+            torch.set_num_threads(found.threads)
+            yield found
+        finally:
+            torch.set_num_threads(threads)
+            ray.shutdown()
+
+
+def _workers(resources: Mapping[str, float], asked: int | None, on_gpus: bool) -> Workers:
+    """How what a cluster has is shared."""
+    cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
+    count = asked or max(int(gpus if on_gpus else cpus // 2), 1)
+    threads = max(int(cpus // count), 1)
+    return Workers(count, threads, min(threads, cpus / count), min(1.0, gpus / count) if on_gpus else 0.0)
 
 
 def _connect(ray: Any, address: str | None, workers: int | None) -> None:
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
+        if address != "auto":  # Ray would wait for it without end
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
         ray.init(address, **shared)
         return
     # Raylets hand their environment to workers, which so find the modules that are found here.
@@ -179,7 +190,7 @@ def _start(ray: Any, workers: int | None, shared: dict[str, Any]) -> None:
         num_cpus=max(len(os.sched_getaffinity(0)), workers or 1),
         include_dashboard=False,
         object_store_memory=_STORE,
-        _node_ip_address="127.0.0.1",  # nobody else can reach it
+        _node_ip_address="127.0.0.2",  # no other machine reaches it; 127.0.0.1 Ray takes for a mistake, and corrects
         **shared,
     )
 

@@ -97,6 +97,32 @@ def test_programs_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not made
 
 
+@pytest.mark.usefixtures("deadline")
+def test_an_address_where_nobody_is(capfd: pytest.CaptureFixture[str]) -> None:
+    with (
+        pytest.raises(BackendError, match=r"There is no Ray at 127\.0\.0\.1:1: .*refused"),
+        ray_data.connected("127.0.0.1:1", 2),
+    ):
+        pass
+    assert "Ray" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked", "on_gpus", "expected"),
+    [
+        ({"CPU": 2.0}, None, False, ray_data.Workers(1, 2, 2, 0)),
+        ({"CPU": 9.0}, None, False, ray_data.Workers(4, 2, 2, 0)),
+        ({"CPU": 2.0}, 3, False, ray_data.Workers(3, 1, 2 / 3, 0)),
+        ({"CPU": 8.0, "GPU": 2.0}, None, True, ray_data.Workers(2, 4, 4, 1)),
+        ({"CPU": 8.0, "GPU": 2.0}, 4, True, ray_data.Workers(4, 2, 2, 0.5)),
+    ],
+)
+def test_how_processors_are_shared(
+    resources: dict[str, float], asked: int | None, on_gpus: bool, expected: ray_data.Workers
+) -> None:
+    assert ray_data._workers(resources, asked, on_gpus) == expected
+
+
 def test_a_model_that_cannot_be_sent() -> None:
     model = digits_resnet(pretrained=True)
     setattr(model, "lock", threading.Lock())  # noqa: B010
