@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,8 +144,8 @@ def connected(address: str | None, workers: int | None, device: str = "cpu") -> 
             with _silent():
                 _connect(ray, address, workers)
         except (OSError, ValueError, RuntimeError) as error:
-            where = f"There is no Ray at {address}" if address else "Ray cannot be started here"
-            raise BackendError(f"{where}: {first_line(error)}") from error
+            where = f"Ray at {address} cannot be reached" if address else "Ray cannot be started here"
+            raise BackendError(f"{where}: {_why_not(error)}") from error
         try:
             if threading.current_thread() is threading.main_thread():  # Ray has put a handler of its own in place
                 signal.signal(signal.SIGTERM, on_sigterm)
@@ -164,6 +165,15 @@ def _workers(resources: Mapping[str, float], asked: int | None, on_gpus: bool) -
     count = asked or max(int(gpus if on_gpus else cpus // 2), 1)
     threads = max(int(cpus // count), 1)
     return Workers(count, threads, min(threads, cpus / count), min(1.0, gpus / count) if on_gpus else 0.0)
+
+
+def _why_not(error: Exception) -> str:
+    if "AuthenticationError" in "".join(traceback.format_exception(error)):
+        return (
+            "it asks for a token; set RAY_AUTH_MODE=token, with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token, as "
+            "Ray's documentation says"
+        )
+    return first_line(error)
 
 
 def _connect(ray: Any, address: str | None, workers: int | None) -> None:

@@ -100,7 +100,7 @@ def test_programs_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("deadline")
 def test_an_address_where_nobody_is(capfd: pytest.CaptureFixture[str]) -> None:
     with (
-        pytest.raises(BackendError, match=r"There is no Ray at 127\.0\.0\.1:1: .*refused"),
+        pytest.raises(BackendError, match=r"Ray at 127\.0\.0\.1:1 cannot be reached: .*refused"),
         ray_data.connected("127.0.0.1:1", 2),
     ):
         pass
