@@ -4,9 +4,9 @@
 
 The images of an .npz are repeated until there are as many as asked for. The runs of `gaia-fast score`: in one process
 without Ray; over two workers; over two workers, one of which is killed when a quarter of the images is done; and over
-two workers, the command killed when half of them is done, and resumed. Of each, rows are counted against the images, and
-scores are compared with those of the first. A rate is of the images between the first and the last part that was seen;
-the seconds are those of the whole command, with Ray's start and the preparation of the network.
+two workers, the command killed when half of them is done, and resumed. Of each, rows are counted against the images,
+and scores are compared with those of the first. A rate is of the images between the first and the last part that was
+seen; the seconds are those of the whole command, with Ray's start and the preparation of the network.
 """
 
 import argparse

@@ -38,7 +38,7 @@ from gaia_fast.evaluation.image_sets import each_of
 # A worker that ends is started again by Ray, and its chunk scored anew; but not for ever: the chunk may have ended it.
 _ATTEMPTS = 3
 _SECONDS_TO_CONNECT = 10
-_STORE = 256 * 2**20  # bytes of a local Ray's object store, beside what every worker is sent
+_STORE = 256 * 2**20  # bytes of memory that a local Ray has for what is sent; more than that lies in files
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def connected(address: str | None, workers: int | None, device: str = "cpu") -> 
             raise BackendError(f"{where}: {_why_not(error)}") from error
         try:
             if threading.current_thread() is threading.main_thread():  # Ray has put a handler of its own in place
-                signal.signal(signal.SIGTERM, on_sigterm)
+                signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
             context = data.DataContext.get_current()
             context.enable_progress_bars = context.print_on_execution_start = False
             found = _workers(ray.cluster_resources(), workers, device.startswith("cuda"))

@@ -104,15 +104,14 @@ def score(
     if id_source is not None:
         output.report_skipped(id_source, f"{calibrating.path}: ")
 
-    job = _Job(chosen, methods, source, id_source, calibrating, decided, batch_size)
-    prepare = partial(
-        prepare_for, chosen, detectors.engine, source, prepared, len(source) + len(id_source or ()), batch_size
-    )
+    total = len(source) + (0 if id_source is None else len(id_source))
+    prepare = partial(prepare_for, chosen, detectors.engine, source, prepared, total, batch_size)
+    job = _Job(chosen, methods, source, id_source, calibrating, decided, batch_size, prepare, on_ray)
     if out is None or (not resume and on_ray is None and files.target(out) is None):  # a pipe has no place beside it
-        found = job.streamed(writing, json_file is not None, prepare)
+        found = job.streamed(writing, json_file is not None)
     else:
         options = _options(model, detectors, prepared, max_pixels, batch_size, decided, calibrating)
-        found = job.in_parts(writing, json_file is not None, prepare, out, options, resume, on_ray)
+        found = job.in_parts(writing, json_file is not None, out, options, resume)
     if calibration := found.calibration:
         decided = calibration.thresholds
 
@@ -187,10 +186,12 @@ class _Job:
     calibrating: CalibrationOptions
     thresholds: Mapping[str, float]
     batch_size: int
+    prepare: Prepare
+    on_ray: RayOptions | None
 
-    def streamed(self, writing: Table, keep: bool, prepare: Prepare) -> _Found:
+    def streamed(self, writing: Table, keep: bool) -> _Found:
         """Rows are written batch by batch."""
-        prepare()
+        self.prepare()
         calibration = self._calibrate()
         scorer = self._scorer(calibration)
 
@@ -203,16 +204,7 @@ class _Job:
 
         return self._written(writing, keep, scorer, parts(), calibration)
 
-    def in_parts(
-        self,
-        writing: Table,
-        keep: bool,
-        prepare: Prepare,
-        out: Path,
-        options: Mapping[str, Any],
-        resume: bool,
-        on_ray: RayOptions | None,
-    ) -> _Found:
+    def in_parts(self, writing: Table, keep: bool, out: Path, options: Mapping[str, Any], resume: bool) -> _Found:
         """Rows are kept in parts, and put together when there are all."""
         images = {"IMAGES": self.source.digest()}
         if self.id_source is not None:
@@ -221,8 +213,8 @@ class _Job:
         request = Request(options, images, *model_identity(model), len(self.source), chunk_size(self.batch_size))
         with resumable(out, request, resume) as folder, contextlib.ExitStack() as stack:
             missing, programs = folder.missing, folder.path / PROGRAMS
-            workers = stack.enter_context(on_ray.connected()) if on_ray is not None and missing else None
-            example = prepare(cache_dir=programs) if missing else None
+            workers = stack.enter_context(self.on_ray.connected()) if self.on_ray is not None and missing else None
+            example = self.prepare(cache_dir=programs) if missing else None
             calibration = self._kept_calibration(folder)
             scorer = self._scorer(calibration)
             with output.progress("scoring", len(self.source), folder.done) as advance:

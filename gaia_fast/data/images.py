@@ -50,7 +50,8 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
             `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
-        DataError: nothing is there, no image is in it, or the archive is damaged or holds something else.
+        DataError: nothing is there, no image is in it, or a file of many is damaged or holds something else; or Parquet
+            without pyarrow (the extra `parquet`).
         ArgumentError: no preset has this name, or the limit is below 1 or above Pillow's.
     """
     pillows = Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS
