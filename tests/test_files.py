@@ -1,3 +1,4 @@
+import fcntl
 import os
 import socket
 import stat
@@ -151,12 +152,25 @@ def test_a_file_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     with held(tmp_path / "lock", "it is held"):
         with pytest.raises(ArgumentError, match="it is held"), held(tmp_path / "lock", "it is held"):
             pass
-        # Whoever waits for a file that is deleted meanwhile gets the one that takes its place.
-        (tmp_path / "lock").unlink()
-        with held(tmp_path / "lock", "it is held"):
-            assert (tmp_path / "lock").exists()
     with held(tmp_path / "lock", "it is held"):
         pass
+
+
+def test_a_file_that_its_holder_deletes_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its opening here, and its being held: else this one and the next would each hold one by that name."""
+    right, deleted = fcntl.flock, []
+
+    def flock(file: int, how: int) -> None:
+        if not deleted:
+            deleted.append(True)
+            (tmp_path / "lock").unlink()
+        right(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with held(tmp_path / "lock", "it is held"):
+        assert (tmp_path / "lock").exists()
+        with pytest.raises(ArgumentError, match="it is held"), held(tmp_path / "lock", "it is held"):
+            pass
 
 
 def test_a_file_is_let_go_by_a_process_that_is_killed(tmp_path: Path) -> None:

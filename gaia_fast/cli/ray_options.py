@@ -29,8 +29,12 @@ class RayOptions:
         """The workers, of which a line on stderr tells; they end with the context."""
         with ray_data.connected(self.address, self.workers, self.device) as workers:
             where = f"at {self.address}" if self.address else "of this process's own"
-            note(f"Ray {where}: {workers.count} workers of {workers.threads} threads each")
+            note(f"Ray {where}: {_counted(workers.count, 'worker')}, {_counted(workers.threads, 'thread')} each")
             yield workers
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def ray_options(command: Command) -> Command:
