@@ -149,16 +149,19 @@ def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_file_is_held_by_one_at_a_time(tmp_path: Path) -> None:
-    with held(tmp_path / "lock", "it is held"):
-        with pytest.raises(ArgumentError, match="it is held"), held(tmp_path / "lock", "it is held"):
+    def hold_again() -> None:
+        with held(tmp_path / "lock", "it is held"):
             pass
-    with held(tmp_path / "lock", "it is held"):
-        pass
+
+    with held(tmp_path / "lock", "it is held"), pytest.raises(ArgumentError, match="it is held"):
+        hold_again()
+    hold_again()
 
 
 def test_a_file_that_its_holder_deletes_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between its opening here, and its being held: else this one and the next would each hold one by that name."""
-    right, deleted = fcntl.flock, []
+    right = fcntl.flock
+    deleted: list[bool] = []
 
     def flock(file: int, how: int) -> None:
         if not deleted:
