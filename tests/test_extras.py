@@ -13,10 +13,11 @@ import torch
 import gaia_fast
 from gaia_fast import DriftMonitor, GaiaZ, backends, extras
 from gaia_fast.baselines import pytorch_ood
+from gaia_fast.batch_scoring import ray_data
 from gaia_fast.cli.loading import load_model
 from gaia_fast.cli.tables import table
 from gaia_fast.compiler.runtimes import availability
-from gaia_fast.data import PRESETS
+from gaia_fast.data import PRESETS, load_images
 from gaia_fast.data.digits import held_out_digits
 from gaia_fast.errors import BackendError, GaiaError
 from gaia_fast.evaluation import plots
@@ -52,6 +53,11 @@ def read_svhn(folder: Path) -> object:
     return SMALL_OOD_SETS["svhn"].load(folder, PRESETS["cifar10"])
 
 
+def read_parquet(folder: Path) -> object:
+    (folder / "x.parquet").write_bytes(b"")
+    return load_images(folder / "x.parquet", "none")
+
+
 def lite(version: int) -> Callable[[Path], object]:
     return lambda _: NETWORKS[f"efficientnet_lite{version}"].load(Path())
 
@@ -60,6 +66,8 @@ def lite(version: int) -> Callable[[Path], object]:
 NEEDS: list[tuple[str, str, Callable[[Path], object]]] = [
     ("matplotlib", "plot", lambda _: plots.new_figure(1, 1)),
     ("pyarrow", "parquet", lambda folder: table(folder / "x.parquet", "--out")),
+    ("pyarrow", "parquet", read_parquet),
+    ("ray", "ray", lambda _: ray_data.connected(None, None).__enter__()),
     ("transformers", "hf", lambda _: hugging_face.image_classifier("some/model")),
     ("transformers", "hf", lambda _: hugging_face.preprocessing("some/model")),
     ("transformers", "hf", lambda _: load_model("hf:some/model", None, None, None, "cpu", False)),
