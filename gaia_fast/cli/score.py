@@ -16,7 +16,7 @@ from gaia_fast.batch_scoring.parts import PROGRAMS, PartsFolder
 from gaia_fast.batch_scoring.request import Request, model_identity
 from gaia_fast.batch_scoring.rows import Row, columns, types
 from gaia_fast.cli import output
-from gaia_fast.cli.calibration import Calibration, CalibrationOptions, calibration_options
+from gaia_fast.cli.calibration import CalibratedThresholds, CalibrationOptions, calibration_options
 from gaia_fast.cli.options import (
     DetectorOptions,
     ModelOptions,
@@ -168,7 +168,7 @@ def _options(
 class _Found:
     """What came of all images; `rows` only where they are kept."""
 
-    calibration: Calibration | None
+    calibration: CalibratedThresholds | None
     count: int
     flagged: dict[str, int]
     unreadable: list[tuple[str, str]]
@@ -226,10 +226,10 @@ class _Job:
                     folder.write(chunk, part)
             return self._written(writing, keep, scorer, folder.read(), calibration)
 
-    def _calibrate(self) -> Calibration | None:
+    def _calibrate(self) -> CalibratedThresholds | None:
         return self.calibrating.run(self.detectors, self.methods, self.id_source, self.batch_size)
 
-    def _kept_calibration(self, folder: PartsFolder) -> Calibration | None:
+    def _kept_calibration(self, folder: PartsFolder) -> CalibratedThresholds | None:
         """What an earlier run has calibrated; else what this one does, which is kept from then on."""
         if not folder.more:
             calibration = self._calibrate()
@@ -240,14 +240,19 @@ class _Job:
             return None
         unreadable = [(name, reason) for name, reason in kept["unreadable"]]
         output.report_unreadable(unreadable, f"{self.calibrating.path}: ")
-        return Calibration(kept["thresholds"], kept["images"], unreadable)
+        return CalibratedThresholds(kept["thresholds"], kept["images"], unreadable)
 
-    def _scorer(self, calibration: Calibration | None) -> ChunkScorer:
+    def _scorer(self, calibration: CalibratedThresholds | None) -> ChunkScorer:
         thresholds = self.thresholds if calibration is None else calibration.thresholds
         return ChunkScorer(self.detectors, columns(self.methods, thresholds), self.batch_size)
 
     def _written(
-        self, writing: Table, keep: bool, scorer: ChunkScorer, parts: Iterable[Part], calibration: Calibration | None
+        self,
+        writing: Table,
+        keep: bool,
+        scorer: ChunkScorer,
+        parts: Iterable[Part],
+        calibration: CalibratedThresholds | None,
     ) -> _Found:
         """Writes the table, all of it or nothing."""
         decisions = {each.method: each.name for each in scorer.columns if each.threshold is not None}
