@@ -54,7 +54,7 @@ def main() -> None:
     differences = [0.0]
     failures: list[str] = []
 
-    class Sender(FastHttpUser):
+    class Sender(FastHttpUser):  # type: ignore[misc, unused-ignore]
         host = asked.url
         connection_timeout = network_timeout = 60.0
         max_retries = 0
