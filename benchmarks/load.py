@@ -59,7 +59,7 @@ def main() -> None:
         connection_timeout = network_timeout = 60.0
         max_retries = 0
 
-        @task
+        @task  # type: ignore[untyped-decorator, unused-ignore]
         def score(self) -> None:
             due = next(due_times, None)
             if due is None:
