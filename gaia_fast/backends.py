@@ -124,7 +124,7 @@ def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str:
         return reason
     if device.type != backend.memory():
         return f"the maps are on {device} and the backend reads {backend.memory().upper()} memory only"
-    if name == "cuda" and device.index is not None and (reason := _cuda_obstacle(device.index)):
+    if reason := backend.on(device):
         return reason
     if dtype not in KERNEL_DTYPES:
         return f"the maps are {dtype} and the kernels take float32, float16 and bfloat16"
@@ -164,7 +164,14 @@ def _cuda_missing() -> str:
         return ""
     if not torch.cuda.is_available():
         return "torch sees no CUDA device here"
-    return _cuda_obstacle(torch.cuda.current_device())
+    # Of the first device: another one that is asked for is looked at for itself.
+    return "" if torch.cuda.device_count() > 1 else _cuda_obstacle(0)
+
+
+def _cuda_on(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    return _cuda_obstacle(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @functools.cache
@@ -183,15 +190,18 @@ def _cuda_what() -> str:
 
 @dataclass(frozen=True)
 class _Kernels:
-    """A backend with kernels: why it is missing (empty where it is not), what it is, whose memory it reads."""
+    """A backend with kernels: why it is missing (empty where it is not), what it is, whose memory it reads, and why it
+    cannot run on a device of that kind.
+    """
 
     missing: Callable[[], str]
     what: Callable[[], str]
     memory: Callable[[], str]
+    on: Callable[[torch.device], str] = lambda device: ""
 
 
 _COMPILED = {
     "cpu": _Kernels(_cpu_missing, _cpu_what, lambda: "cpu"),
     "triton": _Kernels(_triton_missing, _triton_what, lambda: "cpu" if _interpreted() else "cuda"),
-    "cuda": _Kernels(_cuda_missing, _cuda_what, lambda: "cpu" if _emulated() else "cuda"),
+    "cuda": _Kernels(_cuda_missing, _cuda_what, lambda: "cpu" if _emulated() else "cuda", _cuda_on),
 }

@@ -117,6 +117,14 @@ def test_maps_on_a_gpu_get_the_fastest_kernels(
     assert said in choice.why
 
 
+def test_a_device_that_no_kernel_was_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = backends._Kernels(str, str, lambda: "cuda", lambda device: "built for sm_90" if device.index == 1 else "")
+    monkeypatch.setitem(backends._COMPILED, "cuda", here)
+    assert backends.choose("auto", torch.device("cuda:0"), torch.float32).name == "cuda"
+    with pytest.raises(BackendError, match="built for sm_90"):
+        backends.choose("cuda", torch.device("cuda:1"), torch.float32)
+
+
 @pytest.mark.parametrize("name", ["triton", "cuda"])
 def test_forcing_what_is_not_there(name: str) -> None:
     here = backends.available()[name]

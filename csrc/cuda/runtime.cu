@@ -17,6 +17,7 @@ __global__ void nothing() {}
 std::string obstacle(int device) {
   int devices = 0;
   const cudaError_t found = cudaGetDeviceCount(&devices);
+  cudaGetLastError();  // the next caller must not find it
   if (found != cudaSuccess) return std::string("the CUDA runtime finds no device: ") + cudaGetErrorString(found);
   if (devices == 0) return "the CUDA runtime finds no device";
   if (device >= devices) return "the CUDA runtime finds " + std::to_string(devices) + " devices";
@@ -24,7 +25,7 @@ std::string obstacle(int device) {
   cudaFuncAttributes attributes;
   const cudaError_t error =
       on_device.error() != cudaSuccess ? on_device.error() : cudaFuncGetAttributes(&attributes, nothing);
-  cudaGetLastError();  // the next caller must not find it
+  cudaGetLastError();
   if (error == cudaSuccess) return {};
   return std::string("the kernels were built for ") + GAIA_CUDA_TARGETS + ", and cannot be loaded on device " +
          std::to_string(device) + " (" + cudaGetErrorString(error) +

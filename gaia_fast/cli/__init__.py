@@ -44,8 +44,8 @@ def _print_versions(ctx: click.Context, _: click.Parameter, asked: bool) -> None
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done; 1 an error, or a validation that failed; 2 wrong usage; 3 done, but some images could "
-    "not be read: they are named on stderr and left out.",
+    epilog="Exit codes: 0 done; 1 an error, an interruption, or a validation that failed; 2 wrong usage; 3 done, but "
+    "some images could not be read: they are named on stderr and left out.",
 )
 @click.option(
     "--version",

@@ -19,7 +19,6 @@ from gaia_fast.cli.options import (
     DetectorOptions,
     ModelOptions,
     PresetOptions,
-    batch_size_option,
     described,
     detector_options,
     model_options,
@@ -68,7 +67,6 @@ _OF_THE_FILE = (
 )
 @threshold_option("Scores above it are out of distribution. Of several methods: whose it is.")
 @calibration_options
-@batch_size_option
 @click.option("--labels", type=FILE, metavar="FILE", help="Names of the classes, one a line.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 to be reached from other machines.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
@@ -118,7 +116,6 @@ def serve(
     saved: Path | None,
     thresholds: tuple[str, ...],
     calibrating: CalibrationOptions,
-    batch_size: int,
     labels: Path | None,
     host: str,
     port: int,
@@ -140,6 +137,8 @@ def serve(
     put a proxy in front of it where others can reach it.
     """
     warnings.filterwarnings("ignore", module="PIL")  # of metadata; what is wrong with pixels is an error
+    if torch.device(model.device).index:
+        raise click.UsageError(f"--device {model.device}: Ray gives each replica a device of its own; ask for cuda")
     loaded = model.load()
     detector: Detector | Gaia
     if saved is None:
@@ -153,7 +152,7 @@ def serve(
     source = calibrating.source(prepared, max_pixels)
     if source is not None:
         example = source.first(_EXAMPLES).images
-        calibrating.calibrate(detector, source, detectors.engine, batch_size)
+        calibrating.calibrate(detector, source, detectors.engine, max_batch)
     elif thresholds:
         set_thresholds(detector, thresholds_by_method(thresholds, detectors.methods))
     deployment = Deployment(

@@ -23,6 +23,7 @@ from gaia_fast import extras
 from gaia_fast.errors import BackendError, first_line
 from gaia_fast.evaluation.image_sets import Detector
 from gaia_fast.gaia import Gaia
+from gaia_fast.ray_cluster import check_reachable
 from gaia_fast.serving.errors import ReplicaError
 from gaia_fast.serving.replica import Answer, Replica, Scored
 
@@ -158,6 +159,8 @@ def deployed(detector: Detector | Gaia, example: np.ndarray, asked: Deployment) 
 
 
 def _connect(ray: Any, detector: Detector | Gaia, asked: Deployment) -> None:
+    if asked.address is not None:
+        check_reachable(asked.address)
     settings: dict[str, Any] = {"address": asked.address}
     if asked.address is None:
         settings = {

@@ -36,6 +36,7 @@ DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
         (("--labels", "none.txt"), 1, "--labels none.txt cannot be read"),
         (("--threshold", "nan"), 1, "the threshold is nan"),
         (("--port", "70000"), 2, "--port"),
+        (("--device", "cuda:1"), 2, "ask for cuda"),
         (("--calibrate-on", "nothing/"), 1, "does not exist"),
     ],
 )
