@@ -50,7 +50,7 @@ class ImageSource(Dataset[Tensor]):
         names: one per image, see `Batch`.
         labels: int64 (N,), or None.
         preset: what prepares each picture.
-        max_pixels: of the picture in a file; one that has more is unreadable.
+        max_pixels: of the picture in a file, and of any as the preset resizes it; one that has more is unreadable.
     """
 
     def __init__(
@@ -88,7 +88,11 @@ class ImageSource(Dataset[Tensor]):
     def picture(self, index: int) -> Image.Image | np.ndarray:
         """The picture by its index, as the preset gets it; raises whatever its decoder does."""
         picture = self._pictures[index]
-        return picture if isinstance(picture, np.ndarray) else open_picture(picture, self.max_pixels)
+        if not isinstance(picture, np.ndarray):
+            return open_picture(picture, self.preset, self.max_pixels)
+        height, width = picture.shape[:2]
+        _check_resized(self.preset, height, width, max(self.max_pixels, height * width))  # it is in memory already
+        return picture
 
     @property
     def unreadable(self) -> list[tuple[str, str]]:
@@ -178,7 +182,7 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
     Folders: .png, .jpg, .jpeg, .bmp and .webp in any case, sorted by path; linked folders are not entered. Only the
     first frame is read, an alpha channel is dropped, and an EXIF orientation is ignored: classifiers are trained on
     folders read that way. What is no regular file, such as a named pipe, is unreadable, and so is an image of more
-    than `max_pixels`, before it is decoded.
+    than `max_pixels`, or that the preset would make so large, before it is decoded.
 
     Archives: `x` uint8 (N, H, W, 3); or the files of N images (PNG, JPEG, BMP, WebP), end to end, as `data` uint8 (M,),
     with `offsets` integer (N + 1,): image n goes from offsets[n] to offsets[n + 1]. And `y` integer (N,), if there are
@@ -187,8 +191,8 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
     Args:
         path: the folder or file.
         preset: a name in `PRESETS`, or a `Preset`.
-        max_pixels: the most pixels, width times height, of an image in a file. Pillow has a limit of its own, twice
-            `PIL.Image.MAX_IMAGE_PIXELS`.
+        max_pixels: the most pixels, width times height, of an image in a file, and of any as the preset resizes it.
+            Pillow has a limit of its own, twice `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
         DataError: nothing is there, no image is in it, or the archive is damaged or holds something else.
@@ -254,19 +258,29 @@ def _reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def open_picture(file: Path | bytes, max_pixels: int) -> Image.Image:
-    """The decoded picture of a file, or of its bytes, as `load_images` reads it.
+def open_picture(file: Path | bytes, preset: Preset, max_pixels: int) -> Image.Image:
+    """The decoded picture of a file, or of its bytes, as `load_images` reads it for a preset.
 
     Raises:
-        DataError: no regular file, or more pixels than that; before it is decoded. Else whatever Pillow raises.
+        DataError: no regular file, or more pixels than that, as it is or resized; before it is decoded. Else whatever
+            Pillow raises.
     """
     if isinstance(file, Path) and (what := files.kind(file)):
         raise DataError(f"it is {what}, no file")
     with Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise DataError(f"{image.width}x{image.height} pixels are more than {max_pixels}, the limit (max_pixels)")
+        _check_resized(preset, image.height, image.width, max_pixels)
         image.load()
         return image
+
+
+def _check_resized(preset: Preset, height: int, width: int, max_pixels: int) -> None:
+    if (pixels := preset.most_pixels(height, width)) > max_pixels:
+        raise DataError(
+            f"{width}x{height} pixels become {pixels} where the preset {preset.name!r} resizes them, more than "
+            f"{max_pixels}, the limit (max_pixels)"
+        )
 
 
 def _unlisted(error: OSError) -> None:
