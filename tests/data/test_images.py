@@ -562,7 +562,8 @@ def test_what_resizing_makes_too_large_is_unreadable(tmp_path: Path) -> None:
     preset = replace(PRESETS["none"], name="larger", resize=40)
     source = load_images(tmp_path, preset, max_pixels=10_000)
     assert [batch.names for batch in source.batches(4)] == [["b.png"]]
-    reason = "900x2 pixels become 720000 where the preset 'larger' resizes them, more than 10000, the limit (max_pixels)"
+    reason = "900x2 pixels become 720000 where the preset 'larger' resizes them, more than 10000, the limit "
+    reason += "(max_pixels)"
     assert source.unreadable == [("a.png", reason)]
     np.savez(tmp_path / "x.npz", x=np.stack([picture(0, 2, 900)]))
     archive = load_images(tmp_path / "x.npz", preset, max_pixels=10_000)

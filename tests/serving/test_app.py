@@ -14,9 +14,9 @@ from gaia_fast import Gaia
 from gaia_fast.data import PRESETS, Preset
 from gaia_fast.data.digits import held_out_digits, noise_pictures
 from gaia_fast.models import digits_resnet
-from gaia_fast.serving import app
+from gaia_fast.serving import decoding, pool, receiving
 from gaia_fast.serving.errors import ReplicaError
-from gaia_fast.serving.pictures import pixels_of, read_picture
+from gaia_fast.serving.pictures import prepared
 from gaia_fast.serving.replica import Answer
 
 from served import Client, InProcess, digit, digits_detector, file_of, service_of, serving
@@ -127,7 +127,7 @@ def test_a_body_whose_length_is_not_said(digits: Client) -> None:
 
 
 def test_a_picture_that_does_not_arrive(digits: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(receiving, "_SECONDS", 0.2)
 
     def slow() -> Iterator[bytes]:
         yield digit(0)[:50]
@@ -176,20 +176,20 @@ def test_an_image_that_nobody_scores_in_time() -> None:
 
 
 def test_small_pictures_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoding, decoded = threading.Event(), threading.Event()
+    begun, decoded = threading.Event(), threading.Event()
 
-    def slow(data: bytes, preset: Preset, max_pixels: int) -> np.ndarray:
-        if pixels_of(data, max_pixels) > 1000:
-            decoding.set()
+    def slow(image: Image.Image, preset: Preset, max_pixels: int) -> np.ndarray:
+        if image.width > 32:
+            begun.set()
             assert decoded.wait(30)
-        return read_picture(data, preset, max_pixels)
+        return prepared(image, preset, max_pixels)
 
-    monkeypatch.setattr(app, "_LARGE", 1000)
-    monkeypatch.setattr(app, "read_picture", slow)
+    monkeypatch.setattr(decoding, "_LARGE", 1024)
+    monkeypatch.setattr(decoding, "prepared", slow)
     detector, large = digits_detector(), file_of(Image.new("RGB", (40, 40)))
     with serving(service_of(detector), InProcess(detector)) as client:
         threads, answers = in_threads(client, [large] * 4)
-        assert decoding.wait(30)
+        assert begun.wait(30)
         assert client.score(digit(0))[0] == 200
         assert not answers
         decoded.set()
@@ -208,7 +208,8 @@ def test_replicas_that_fail_are_not_the_requests_fault() -> None:
         assert client.score(digit(0)) == (500, {"error": "the replica failed: no memory"})
 
 
-def test_probes() -> None:
+def test_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_EVERY", 0.0)
     detector = digits_detector()
     scorers = InProcess(detector)
     with serving(service_of(detector, replicas=2), scorers) as client:
