@@ -23,9 +23,9 @@ from gaia_fast.serving.detectors import calibrations_of, thresholds_of
 from gaia_fast.serving.replica import Answer, Replica
 
 
-def digits_detector() -> GaiaZ:
+def digits_detector(**options: Any) -> GaiaZ:
     """GAIA-Z of the digits' network, calibrated on 300 held-out digits."""
-    return GaiaZ(digits_resnet(pretrained=True)).calibrate(held_out_digits()[0][:300])
+    return GaiaZ(digits_resnet(pretrained=True), **options).calibrate(held_out_digits()[0][:300])
 
 
 def service_of(detector: GaiaA | GaiaZ | Gaia, **changes: Any) -> Service:
