@@ -67,9 +67,9 @@ class InProcess:
 
 
 @contextlib.contextmanager
-def listening(app: Any) -> Iterator[int]:
-    """Runs an application in a thread; yields its port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+def listening(app: Any, port: int = 0) -> Iterator[int]:
+    """Runs an application in a thread; yields its port, by default one that is free."""
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

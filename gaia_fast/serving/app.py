@@ -93,7 +93,9 @@ def make_app(service: Service, pool: ReplicaPool) -> Any:
     }.items():
         routes.append(routing.Route(path, handler, methods=["GET"]))
     failures = {exceptions.HTTPException: handlers.not_there, Exception: handlers.failed}
-    return applications.Starlette(routes=routes, exception_handlers=failures)
+    application = applications.Starlette(routes=routes, exception_handlers=failures)
+    application.router.redirect_slashes = False  # to the address in the header Host, whatever that is
+    return application
 
 
 class _Handlers:

@@ -167,7 +167,13 @@ def test_a_picture_that_comes_too_slowly(digits: Client, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/score", 405), ("POST", "/", 405), ("GET", "/no", 404), ("GET", "/page/no.js", 404)],
+    [
+        ("GET", "/score", 405),
+        ("POST", "/", 405),
+        ("GET", "/no", 404),
+        ("GET", "/page/no.js", 404),
+        ("POST", "/score/", 404),
+    ],
 )
 def test_what_is_not_there(digits: Client, method: str, path: str, status: int) -> None:
     found, headers, answer = digits.ask(method, path)
@@ -204,6 +210,7 @@ def test_an_upload_that_there_is_no_room_for_is_not_read(held_up: tuple[Client, 
     with socket.create_connection(("127.0.0.1", client.port), timeout=30) as connection:
         connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 503")  # and nothing of a body was sent
+    assert client.score(bytes(5_000_000))[0] == 503  # one that sends first, and then reads
     scorers.gate.set()
     for thread in threads:
         thread.join()
