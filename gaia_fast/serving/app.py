@@ -23,7 +23,7 @@ from gaia_fast.serving.errors import OverloadedError, RequestError
 from gaia_fast.serving.metrics import Metrics
 from gaia_fast.serving.page import page_routes
 from gaia_fast.serving.pool import Readiness, ReplicaPool
-from gaia_fast.serving.receiving import body_of, check_head
+from gaia_fast.serving.receiving import Upload
 from gaia_fast.serving.replica import Answer
 
 ABOUT = "Gaia-Fast-About"  # the header of each answer in JSON by which it is seen that /about has changed
@@ -120,15 +120,16 @@ class _Handlers:
         self._headers = {ABOUT: hashlib.sha256(json.dumps(self._about).encode()).hexdigest()[:16]}
 
     async def score(self, request: Any) -> Any:
+        upload = Upload(request, self._service.max_bytes)
         status, headers = 500, {}
         try:
-            response = self._json(await self._answer(request))
+            response = self._json(await self._answer(upload))
             status = 200
         except RequestError as error:
             status = error.status
             if status == OverloadedError.status:
                 headers = {"Retry-After": "1"}
-            response = self._json({"error": str(error)}, status, headers)
+            response = upload.heard(self._json({"error": str(error)}, status, headers))
         finally:
             self._metrics.requests.labels(status).inc()
         return response
@@ -162,11 +163,11 @@ class _Handlers:
     def _json(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Any:
         return self._responses.JSONResponse(content, status, {**self._headers, **(headers or {})})
 
-    async def _answer(self, request: Any) -> dict[str, Any]:
-        check_head(request, self._service.max_bytes)
+    async def _answer(self, upload: Upload) -> dict[str, Any]:
+        upload.check()
         with contextlib.ExitStack() as held:
             held.enter_context(self._place())
-            data = await body_of(request, self._service.max_bytes)
+            data = await upload.read()
             start = time.perf_counter()
             work = asyncio.get_running_loop().create_task(self._scored(data))
             del data  # the task has it until it is decoded

@@ -115,9 +115,10 @@ def test_several_scores() -> None:
         (b"GIF89a", {}, 415, "no PNG"),
         (digit(0)[:80], {}, 422, "damaged"),
         (b"x" * 100_001, {}, 413, "100000 bytes"),
+        (b"x" * 8_000_000, {"Connection": "close"}, 413, "100000 bytes"),
         (digit(0), {"Content_Type": "multipart/form-data; boundary=x"}, 415, "form"),
     ],
-    ids=["empty", "gif", "truncated", "long", "form"],
+    ids=["empty", "gif", "truncated", "long", "longer", "form"],
 )
 def test_bad_requests_get_a_reason(
     digits: Client, body: bytes, headers: dict[str, str], status: int, reason: str
@@ -210,7 +211,8 @@ def test_an_upload_that_there_is_no_room_for_is_not_read(held_up: tuple[Client, 
     with socket.create_connection(("127.0.0.1", client.port), timeout=30) as connection:
         connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 503")  # and nothing of a body was sent
-    assert client.score(bytes(5_000_000))[0] == 503  # one that sends first, and then reads
+    # One that sends all before it reads, on a connection that is closed then.
+    assert client.score(bytes(5_000_000), Connection="close")[0] == 503
     scorers.gate.set()
     for thread in threads:
         thread.join()
