@@ -69,3 +69,5 @@ class _Threads:
             except asyncio.CancelledError:
                 await asyncio.wait([future])  # a thread cannot be stopped
                 raise
+            finally:
+                future.cancel()  # else its thread would tell a loop that has ended meanwhile
