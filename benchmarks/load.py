@@ -54,12 +54,12 @@ def main() -> None:
     differences = [0.0]
     failures: list[str] = []
 
-    class Sender(FastHttpUser):
+    class Sender(FastHttpUser):  # type: ignore[misc, unused-ignore]
         host = asked.url
         connection_timeout = network_timeout = 60.0
         max_retries = 0
 
-        @task
+        @task  # type: ignore[untyped-decorator, unused-ignore]
         def score(self) -> None:
             due = next(due_times, None)
             if due is None:

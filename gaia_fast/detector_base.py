@@ -140,7 +140,7 @@ class Detector:
         """By score, the names of the layers that are inspected; of a stage, none before images have shown it."""
         return {} if self._pending else dict(zip(self._methods, self._layer_names(), strict=True))
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, preset: Preset | str | None = None) -> Path:
         """Writes the detector to a file, without its model: options, layers, thresholds, what they were calibrated on.
 
         `gaia_fast.load(path, model)` makes it again, in any process, for a model with the same modules and weights, and
@@ -148,6 +148,8 @@ class Detector:
 
         Args:
             path: ends in ".gaia".
+            preset: how the images were prepared that it was calibrated on, a `gaia_fast.data.Preset` or the name of
+                one: `gaia-fast serve` then prepares them so, and in no other way. None where it is not to say.
 
         Returns:
             The path.
@@ -183,6 +185,7 @@ class Detector:
             self._saved_thresholds(),
             self._saved_calibrations(),
             Fingerprint.of(self.model, self._written()),
+            None if preset is None else preset_named(preset),
         ).write(path)
         return path
 

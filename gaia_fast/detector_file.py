@@ -14,6 +14,7 @@ from safetensors.torch import save
 
 from gaia_fast._version import __version__
 from gaia_fast.calibration import Calibration
+from gaia_fast.data.presets import Preset, preset_of, preset_record
 from gaia_fast.errors import ArgumentError, first_line
 from gaia_fast.files import replacing
 from gaia_fast.inspection.fingerprint import Fingerprint
@@ -37,6 +38,7 @@ class SavedDetector:
         thresholds: by score.
         calibrations: by score.
         fingerprint: of the model.
+        preset: how images were prepared that it was calibrated on; None where that was not said.
         version: of this package, that it was written by.
     """
 
@@ -47,6 +49,7 @@ class SavedDetector:
     thresholds: Mapping[str, float]
     calibrations: Mapping[str, Calibration]
     fingerprint: Fingerprint
+    preset: Preset | None = None
     version: str = __version__
 
     def write(self, path: Path) -> None:
@@ -69,6 +72,7 @@ class SavedDetector:
             "thresholds": dict(self.thresholds),
             "calibrations": {name: [each.images, each.id_tpr] for name, each in self.calibrations.items()},
             "fingerprint": asdict(self.fingerprint),
+            "preset": None if self.preset is None else preset_record(self.preset),
         }
         tensors = {f"{_QUANTILES}{name}": each.quantiles for name, each in self.calibrations.items()}
         content = save(tensors, {_KEY: json.dumps(written)})
@@ -113,5 +117,6 @@ class SavedDetector:
                 for name, (images, id_tpr) in found["calibrations"].items()
             },
             Fingerprint.read(found["fingerprint"]),
+            None if found.get("preset") is None else preset_of(found["preset"]),
             str(found["version"]),
         )

@@ -25,6 +25,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
     "monitor": ("datasketches",),
+    "ray": ("ray",),
     "serve": ("ray", "datasketches"),
 }
 

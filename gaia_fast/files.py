@@ -1,6 +1,7 @@
 """Files that are whole: written aside and put in place when complete, and nothing but regular files opened."""
 
 import contextlib
+import fcntl
 import os
 import stat
 import tempfile
@@ -46,23 +47,23 @@ def replacing(path: Path) -> Iterator[Path]:
         ArgumentError: `path` is a folder, or its folder takes no files.
     """
     try:
-        target = _target(path)
-        if target is not None:
-            folder = tempfile.TemporaryDirectory(prefix=".gaia-fast-", dir=target.parent)
+        place = target(path)
+        if place is not None:
+            folder = tempfile.TemporaryDirectory(prefix=".gaia-fast-", dir=place.parent)
     except OSError as error:
         raise _refused(path, error) from error
-    if target is None:
+    if place is None:
         yield path
         return
     with folder:
-        written = Path(folder.name) / target.name
+        written = Path(folder.name) / place.name
         yield written
         try:
             with written.open("rb+") as file:
                 os.fsync(file.fileno())  # else a crash of the machine could leave the name without the content
-            if target.exists():
-                written.chmod(stat.S_IMODE(target.stat().st_mode))
-            written.replace(target)
+            if place.exists():
+                written.chmod(stat.S_IMODE(place.stat().st_mode))
+            written.replace(place)
         except OSError as error:
             raise _refused(path, error) from error
 
@@ -96,8 +97,31 @@ def write_text(path: Path, text: str) -> None:
         written.write_text(text, encoding="utf-8")
 
 
-def _target(path: Path) -> Path | None:
-    """The file to be replaced, at the end of all links; None where `path` can only be written to as it is."""
+@contextlib.contextmanager
+def held(path: Path, refused: str) -> Iterator[None]:
+    """Holds a file, made if need be, that no two processes hold at a time; whichever way this one ends lets it go.
+
+    Raises:
+        ArgumentError: another process holds it; its message is `refused`.
+    """
+    while True:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ArgumentError(refused) from error
+            # Whoever held it before may have deleted it since it was opened here.
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                yield
+                return
+
+
+def target(path: Path) -> Path | None:
+    """The file to be replaced, at the end of all links; None where `path` can only be written to as it is.
+
+    Raises:
+        ArgumentError: it is a folder. OSError: it cannot be looked at.
+    """
     try:
         if what := kind(path):
             if what == FOLDER:

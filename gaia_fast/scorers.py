@@ -11,6 +11,7 @@ from typing_extensions import Self
 from gaia_fast import calibration
 from gaia_fast.calibration import Calibration
 from gaia_fast.errors import ArgumentError, CalibrationError
+from gaia_fast.method import Method
 from gaia_fast.outputs import GaiaOutput, GaiaScores
 
 
@@ -18,9 +19,11 @@ class Scorer(ABC):
     """One score, and its threshold.
 
     Attributes:
+        method: what is measured.
         calibration: what the threshold was taken from; None before that.
     """
 
+    method: Method
     calibration: Calibration | None = None
     _threshold: float | None = None
 
@@ -222,3 +225,33 @@ class JointScorer(ABC):
             except ArgumentError as error:
                 raise ArgumentError(f"score {name!r}: {error}") from error
         return found
+
+
+def score_names(scorer: Scorer | JointScorer) -> tuple[str, ...]:
+    """Returns what the scores are called, in order."""
+    return scorer.scores if isinstance(scorer, JointScorer) else (str(scorer.method.name),)
+
+
+def thresholds_of(scorer: Scorer | JointScorer) -> dict[str, float | None]:
+    """Returns the threshold of each score by its name, None where there is none."""
+    if isinstance(scorer, JointScorer):
+        known = scorer._known_thresholds()
+        return {name: known.get(name) for name in scorer.scores}
+    return dict.fromkeys(score_names(scorer), scorer.threshold)
+
+
+def set_thresholds(scorer: Scorer | JointScorer, thresholds: Mapping[str, float]) -> None:
+    """Sets the threshold of each score that one is given for. ArgumentError: it is no finite number."""
+    checked = {name: calibration.checked(threshold) for name, threshold in thresholds.items()}
+    if isinstance(scorer, JointScorer):
+        scorer.thresholds.update(checked)
+    else:
+        for threshold in checked.values():
+            scorer.threshold = threshold
+
+
+def calibrations_of(scorer: Scorer | JointScorer) -> dict[str, Calibration]:
+    """Returns what the threshold of each score was taken from, by its name, where that is known."""
+    if isinstance(scorer, JointScorer):
+        return dict(scorer.calibrations)
+    return {} if scorer.calibration is None else dict.fromkeys(score_names(scorer), scorer.calibration)

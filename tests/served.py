@@ -18,8 +18,8 @@ from gaia_fast import Gaia, GaiaA, GaiaZ
 from gaia_fast.data import PRESETS
 from gaia_fast.data.digits import held_out_digits, held_out_pictures
 from gaia_fast.models import digits_resnet
+from gaia_fast.scorers import calibrations_of, thresholds_of
 from gaia_fast.serving.app import Service, make_app
-from gaia_fast.serving.detectors import calibrations_of, thresholds_of
 from gaia_fast.serving.replica import Answer, Replica
 
 
@@ -51,7 +51,7 @@ class InProcess:
     """Scores in this process; `gate` can hold it up."""
 
     def __init__(self, detector: GaiaA | GaiaZ | Gaia) -> None:
-        self.replica = Replica(detector, held_out_digits()[0][:2].numpy(), threads=1)
+        self.replica = Replica(detector, held_out_digits()[0][:2].numpy(), threads=1, max_batch=16)
         self.batches: list[int] = []
         self.gate = threading.Event()
         self.gate.set()

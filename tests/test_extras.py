@@ -13,10 +13,11 @@ import torch
 import gaia_fast
 from gaia_fast import DriftMonitor, GaiaZ, backends, extras
 from gaia_fast.baselines import pytorch_ood
+from gaia_fast.batch_scoring import ray_data
 from gaia_fast.cli.loading import load_model
 from gaia_fast.cli.tables import table
 from gaia_fast.compiler.runtimes import availability
-from gaia_fast.data import PRESETS
+from gaia_fast.data import PRESETS, load_images
 from gaia_fast.data.digits import held_out_digits
 from gaia_fast.errors import BackendError, GaiaError
 from gaia_fast.evaluation import plots
@@ -25,7 +26,7 @@ from gaia_fast.models import digits_resnet, hugging_face
 from gaia_fast.options import RuntimeOption
 from gaia_fast.reproduction.image_sets import SMALL_OOD_SETS
 from gaia_fast.reproduction.networks import NETWORKS
-from gaia_fast.serving.ray_serve import deployed
+from gaia_fast.serving.ray_serve import Deployment, deployed
 
 # Python puts the working folder on its path: the package must be found there as this process found it.
 HERE = Path(gaia_fast.__file__).parents[1]
@@ -44,13 +45,17 @@ def export(folder: Path) -> object:
 
 def serve_digits(_: Path) -> object:
     detector, images = GaiaZ(digits_resnet(pretrained=True)), held_out_digits()[0][:2].numpy()
-    settings: dict[str, Any] = {"replicas": 1, "batches_a_replica": 1, "threads": 1, "cache_dir": None, "address": None}
-    return deployed(detector, images, **settings).__enter__()
+    return deployed(detector, images, Deployment()).__enter__()
 
 
 def read_svhn(folder: Path) -> object:
     (folder / "test_32x32.mat").write_bytes(b"")
     return SMALL_OOD_SETS["svhn"].load(folder, PRESETS["cifar10"])
+
+
+def read_parquet(folder: Path) -> object:
+    (folder / "x.parquet").write_bytes(b"")
+    return load_images(folder / "x.parquet", "none")
 
 
 def lite(version: int) -> Callable[[Path], object]:
@@ -61,6 +66,8 @@ def lite(version: int) -> Callable[[Path], object]:
 NEEDS: list[tuple[str, str, Callable[[Path], object]]] = [
     ("matplotlib", "plot", lambda _: plots.new_figure(1, 1)),
     ("pyarrow", "parquet", lambda folder: table(folder / "x.parquet", "--out")),
+    ("pyarrow", "parquet", read_parquet),
+    ("ray", "ray", lambda _: ray_data.connected(None, None).__enter__()),
     ("transformers", "hf", lambda _: hugging_face.image_classifier("some/model")),
     ("transformers", "hf", lambda _: hugging_face.preprocessing("some/model")),
     ("transformers", "hf", lambda _: load_model("hf:some/model", None, None, None, "cpu", False)),

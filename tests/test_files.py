@@ -1,13 +1,17 @@
+import fcntl
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+import gaia_fast
 from gaia_fast.errors import ArgumentError
-from gaia_fast.files import kind, new_folder, replacing, write_text
+from gaia_fast.files import held, kind, new_folder, replacing, target, write_text
 
 pytestmark = pytest.mark.usefixtures("deadline")
 
@@ -142,6 +146,63 @@ def test_a_folder_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ArgumentError, match=r"a cannot be written \(Permission denied\); choose a folder"):
         write_text(tmp_path / "a", "x")
     assert (tmp_path / "a").read_text() == "good"
+
+
+def test_a_file_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    def hold_again() -> None:
+        with held(tmp_path / "lock", "it is held"):
+            pass
+
+    with held(tmp_path / "lock", "it is held"), pytest.raises(ArgumentError, match="it is held"):
+        hold_again()
+    hold_again()
+
+
+def test_a_file_that_its_holder_deletes_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its opening here, and its being held: else this one and the next would each hold one by that name."""
+    right = fcntl.flock
+    deleted: list[bool] = []
+
+    def flock(file: int, how: int) -> None:
+        if not deleted:
+            deleted.append(True)
+            (tmp_path / "lock").unlink()
+        right(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with held(tmp_path / "lock", "it is held"):
+        assert (tmp_path / "lock").exists()
+        with pytest.raises(ArgumentError, match="it is held"), held(tmp_path / "lock", "it is held"):
+            pass
+
+
+def test_a_file_is_let_go_by_a_process_that_is_killed(tmp_path: Path) -> None:
+    code = f"""
+import time
+from pathlib import Path
+from gaia_fast.files import held
+with held(Path({str(tmp_path / "lock")!r}), "it is held"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    here = Path(gaia_fast.__file__).parents[1]
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=here) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ArgumentError, match="it is held"), held(tmp_path / "lock", "it is held"):
+            pass
+        process.kill()
+    with held(tmp_path / "lock", "it is held"):
+        pass
+
+
+def test_what_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("far")
+    os.mkfifo(tmp_path / "pipe")
+    assert target(tmp_path / "link") == (tmp_path / "far").resolve()
+    assert target(tmp_path / "pipe") is None
+    with pytest.raises(ArgumentError, match="is a folder"):
+        target(tmp_path)
 
 
 def test_kinds(tmp_path: Path) -> None:

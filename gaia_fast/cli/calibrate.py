@@ -19,7 +19,7 @@ from gaia_fast.cli.options import (
 )
 from gaia_fast.data import load_images
 from gaia_fast.gaia import SCORES
-from gaia_fast.serving.detectors import thresholds_of
+from gaia_fast.scorers import thresholds_of
 
 
 @click.command()
@@ -47,8 +47,8 @@ def calibrate(
     detectors: DetectorOptions,
     batch_size: int,
 ) -> None:
-    """Takes the threshold of each method from in-distribution IMAGES, and writes options, layers, thresholds and the
-    quantiles of the scores to a file.
+    """Takes the threshold of each method from in-distribution IMAGES, and writes options, layers, thresholds, the
+    quantiles of the scores, and how the images were prepared to a file.
 
     The model is not in it: the file is for one with the same modules and weights, and refused with any other. An image
     that cannot be read is named on stderr and left out; the exit code is then 3.
@@ -60,7 +60,7 @@ def calibrate(
     source = load_images(images, prepared, max_pixels)
     detector = detectors.build_one(loaded.model)
     unreadable = CalibrationOptions(images, id_tpr).calibrate(detector, source, detectors.engine, batch_size)
-    detector.save(out)
+    detector.save(out, prepared)
     for name, threshold in thresholds_of(detector).items():
-        output.note(f"{name}: threshold {threshold:.6g}, from {len(source) - unreadable} images")
+        output.note(f"{name}: threshold {threshold!r}, from {len(source) - unreadable} images")
     output.finish(unreadable)

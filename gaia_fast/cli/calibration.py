@@ -18,7 +18,7 @@ from gaia_fast.gaia import Gaia
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibratedThresholds:
     """What thresholds were taken from.
 
     Attributes:
@@ -61,7 +61,7 @@ class CalibrationOptions:
 
     def run(
         self, detectors: Detectors, methods: Sequence[str], source: ImageSource | None, batch_size: int
-    ) -> Calibration | None:
+    ) -> CalibratedThresholds | None:
         """Scores the images asked for, and names on stderr those that cannot be read; None where none are asked for.
 
         Raises:
@@ -76,7 +76,7 @@ class CalibrationOptions:
             check_informative(found.scores[method])
             thresholds[method] = threshold_for(found.scores[method], self.id_tpr)
         output.report_unreadable(found.unreadable, f"{self.path}: ")
-        return Calibration(thresholds, len(found.names), found.unreadable)
+        return CalibratedThresholds(thresholds, len(found.names), found.unreadable)
 
     def calibrate(self, detector: Detector | Gaia, source: ImageSource, engine: str, batch_size: int) -> int:
         """Calibrates a detector on a source; returns how many of its images cannot be read: they are named on stderr.

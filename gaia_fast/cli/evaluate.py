@@ -92,11 +92,11 @@ def evaluate(
 ) -> None:
     """Measures how well the scores separate OOD sets from in-distribution (ID) images.
 
-    Each PATH is a folder of images (any depth), one image, or an .npz with x uint8 (N, H, W, 3) and, for the accuracy
-    on the ID images, y integer (N,). Two FPR95 are told apart: with ID positive, the share of OOD images accepted at
-    the threshold that accepts 95 % of ID images (the paper's); with OOD positive, the share of ID images flagged at
-    the threshold that flags 95 % of OOD images. All shares are fractions of one. The exit code is 3 if images could
-    not be read.
+    Each PATH is a folder of images (any depth), one image, an .npz with x uint8 (N, H, W, 3) and, for the accuracy on
+    the ID images, y integer (N,), or Parquet or WebDataset (.tar), a file or a folder of them. Two FPR95 are told
+    apart: with ID positive, the share of OOD images accepted at the threshold that accepts 95 % of ID images (the
+    paper's); with OOD positive, the share of ID images flagged at the threshold that flags 95 % of OOD images. All
+    shares are fractions of one. The exit code is 3 if images could not be read.
     """
     if no_plots and folder is not None:
         raise click.UsageError("give --plots or --no-plots, not both")
@@ -114,6 +114,8 @@ def evaluate(
     chosen = detectors.build_joint(loaded.model)
     id_source = load_images(id_path, prepared, max_pixels)
     sources = {name: load_images(path, prepared, max_pixels) for name, path in paths.items()}
+    for name, each in {ID: id_source, **sources}.items():
+        output.report_skipped(each, f"{name}: ")
     if surrogates:
         sources = surrogate_sources(id_source)
 

@@ -87,6 +87,11 @@ class PresetOptions:
     name: str | None
     changes: dict[str, Any]
 
+    @property
+    def given(self) -> bool:
+        """Whether anything was asked for."""
+        return self.name is not None or bool(self.changes)
+
     def of(self, loaded: Loaded, *, scored: bool = True) -> Preset:
         """The preset asked for; where none is, the model's own, and where that is unknown, "none".
 

@@ -18,9 +18,12 @@ from rich.table import Table
 
 from gaia_fast import files
 from gaia_fast._version import __version__
+from gaia_fast.data import ImageSource
 from gaia_fast.errors import printable
 from gaia_fast.evaluation.image_sets import BASELINE, Evaluation, MethodResult
 from gaia_fast.evaluation.layer_sweep import proposal
+
+_ENDINGS_SHOWN = 5
 
 UNREADABLE = 3  # exit code: done, but some images could not be read
 
@@ -49,13 +52,19 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 
 @contextlib.contextmanager
-def progress(what: str, images: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, on a terminal only; yields what is called with each number of images done."""
+def progress(what: str, images: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, on a terminal only; yields what is called with each number of images done.
+
+    Args:
+        what: is being done.
+        images: how many there are.
+        done: how many of them are done already.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=images)
-        yield lambda done: bar.advance(task, done)
+        task = bar.add_task(what, total=images, completed=done)
+        yield lambda more: bar.advance(task, more)
 
 
 def write_json(path: Path | None, results: dict[str, Any]) -> None:
@@ -82,6 +91,17 @@ def report_unreadable(unreadable: Sequence[tuple[str, str]], where: str = "") ->
     """Names the images that were left out, each on a line of stderr."""
     for name, reason in unreadable:
         note(f"unreadable: {printable(where + name)}: {' '.join(reason.split())}")
+
+
+def report_skipped(source: ImageSource, where: str = "") -> None:
+    """Says how many files are no images by the ending of their names, by that ending, on a line of stderr."""
+    if not source.skipped:
+        return
+    ordered = sorted(source.skipped.items(), key=lambda each: (-each[1], each[0]))
+    shown = [f"{count:,} {printable(ending) or 'without an ending'}" for ending, count in ordered[:_ENDINGS_SHOWN]]
+    if rest := ordered[_ENDINGS_SHOWN:]:
+        shown.append(f"{sum(count for _, count in rest):,} of {len(rest)} other endings")
+    note(f"skipped: {printable(where)}{', '.join(shown)}")
 
 
 def finish(unreadable: int) -> None:

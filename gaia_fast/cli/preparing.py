@@ -1,23 +1,34 @@
 """Whether images are scored by a compiled program, where the command line is left to choose."""
 
 import warnings
+from pathlib import Path
+
+from torch import Tensor
 
 from gaia_fast.cli.output import note
 from gaia_fast.data import ImageSource
 from gaia_fast.data.presets import Preset
 from gaia_fast.errors import UnpreparedWarning
-from gaia_fast.evaluation.image_sets import Detectors, model_input
-from gaia_fast.gaia import Gaia
-from gaia_fast.options import AUTO
+from gaia_fast.evaluation.image_sets import Detectors, each_of, model_input
+from gaia_fast.options import AUTO, EngineName, Tune
 
 # To prepare WideResNet-40-2 or ResNet-50 takes as long as hooks do for some hundreds of their images.
 WORTH_COMPILING = 1000
 
 
 def prepare_for(
-    detectors: Detectors, engine: str, source: ImageSource, preset: Preset, images: int, batch_size: int
-) -> None:
+    detectors: Detectors,
+    engine: str,
+    source: ImageSource,
+    preset: Preset,
+    images: int,
+    batch_size: int,
+    cache_dir: Path | None = None,
+) -> Tensor | None:
     """Compiles for batches of a source where engine is "auto", and says on stderr which engine it is then, and why.
+
+    Where programs are kept, a compiled engine that was asked for is prepared, too, so that what goes on later scores by
+    the same program.
 
     Args:
         detectors: that score it.
@@ -26,16 +37,32 @@ def prepare_for(
         preset: that prepares them.
         images: how many are scored in all.
         batch_size: how many together.
+        cache_dir: where programs are kept, and looked for.
+
+    Returns:
+        The images that were prepared for, if any.
     """
+    if engine == EngineName.COMPILED and cache_dir is not None and preset.input_size is not None:
+        return _prepare(detectors, source, batch_size, None, cache_dir)
     if engine != AUTO:
-        return
+        return None
     warnings.simplefilter("ignore", UnpreparedWarning)  # said here, in the command line's own terms
     if images < WORTH_COMPILING or preset.input_size is None:
         why = f"{images} images are too few to compile for" if preset.input_size else "the images' sizes may differ"
         note(f"engine hooks: {why}; --engine compiled does it all the same")
-        return
-    every = [detectors] if isinstance(detectors, Gaia) else list(detectors.values())
+        return None
+    example = _prepare(detectors, source, batch_size, Tune.MODEL, cache_dir)
+    for detector in each_of(detectors):
+        engine_plan = detector.plan(example).engine
+        note(f"engine {engine_plan.name}: {engine_plan.why}")
+    return example
+
+
+def _prepare(
+    detectors: Detectors, source: ImageSource, batch_size: int, tune: Tune | None, cache_dir: Path | None
+) -> Tensor:
+    every = each_of(detectors)
     example = model_input(every[0].model, source.first(batch_size).images)
     for detector in every:
-        engine_plan = detector.prepare(example, tune="model").plan(example).engine
-        note(f"engine {engine_plan.name}: {engine_plan.why}")
+        detector.prepare(example, tune, cache_dir)
+    return example

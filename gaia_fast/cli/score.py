@@ -1,13 +1,22 @@
 """`gaia-fast score`: one row per image."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
+from torch import Tensor
 
+from gaia_fast import files
+from gaia_fast.batch_scoring.chunks import ChunkScorer, Part, chunk_size, score_chunks
+from gaia_fast.batch_scoring.parts import PROGRAMS, PartsFolder
+from gaia_fast.batch_scoring.request import Request, model_identity
+from gaia_fast.batch_scoring.rows import Row, columns, types
 from gaia_fast.cli import output
-from gaia_fast.cli.calibration import CalibrationOptions, calibration_options
+from gaia_fast.cli.calibration import CalibratedThresholds, CalibrationOptions, calibration_options
 from gaia_fast.cli.options import (
     DetectorOptions,
     ModelOptions,
@@ -24,13 +33,15 @@ from gaia_fast.cli.options import (
     thresholds_by_method,
 )
 from gaia_fast.cli.preparing import prepare_for
-from gaia_fast.cli.tables import Row, table
-from gaia_fast.data import load_images
+from gaia_fast.cli.ray_options import RayOptions, ray_options
+from gaia_fast.cli.resuming import resumable
+from gaia_fast.cli.tables import Table, table
+from gaia_fast.data import ImageSource, Preset, load_images
 from gaia_fast.errors import DataError
-from gaia_fast.evaluation.image_sets import METHODS, scored_batches
+from gaia_fast.evaluation.image_sets import METHODS, Detectors, each_of
 from gaia_fast.gaia import SCORES
 
-_FIRST = {"image": "string", "predicted": "int64"}
+Prepare = Callable[..., Tensor | None]  # `prepare_for`, given all but where programs are kept
 
 
 @click.command()
@@ -42,8 +53,15 @@ _FIRST = {"image": "string", "predicted": "int64"}
 @batch_size_option
 @output_option(
     help="Where the rows go: .csv or .parquet (the extra `parquet`), put in place when all are scored: a run that "
-    "fails leaves an earlier file as it was. Default: CSV to stdout, each batch as it is scored."
+    "fails leaves an earlier file as it was. Until then they are kept in FILE.partial. Default: CSV to stdout, each "
+    "batch as it is scored."
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where an earlier run of the same command, which was interrupted, killed or failed, had come to.",
+)
+@ray_options
 @threshold_option("Adds the column is_ood: score > threshold. Of several methods: whose it is.")
 @calibration_options
 @json_option
@@ -55,17 +73,24 @@ def score(
     detectors: DetectorOptions,
     batch_size: int,
     out: Path | None,
+    resume: bool,
+    on_ray: RayOptions | None,
     thresholds: tuple[str, ...],
     calibrating: CalibrationOptions,
     json_file: Path | None,
 ) -> None:
-    """Scores IMAGES: a folder of images (any depth), one image, or an .npz with x uint8 (N, H, W, 3).
+    """Scores IMAGES: a folder of images (any depth), one image, an .npz with x uint8 (N, H, W, 3), or Parquet or
+    WebDataset (.tar), a file or a folder of them.
 
     One row per image: image (path or index), predicted (class), score (larger = further out of distribution), and
     is_ood where a threshold is known. With several methods, which share the pass through the network, there is a column
     for each, called by its name, and is_ood_NAME. An image that cannot be read is named on stderr and left out; the
     exit code is then 3.
     """
+    if resume and out is None:
+        raise click.UsageError("--resume goes on with a file of rows; it needs --out")
+    if on_ray is not None and out is None:
+        raise click.UsageError("--ray writes its rows to a file; it needs --out")
     methods = detectors.methods
     decided = thresholds_by_method(thresholds, methods)
     writing = table(out, "--out")
@@ -74,47 +99,27 @@ def score(
     alone = len(methods) == 1 and methods[0] in METHODS
     chosen = detectors.build(loaded.model) if alone else detectors.build_joint(loaded.model)
     source = load_images(images, prepared, max_pixels)
-    unreadable = 0
     id_source = calibrating.source(prepared, max_pixels)
+    output.report_skipped(source)
+    if id_source is not None:
+        output.report_skipped(id_source, f"{calibrating.path}: ")
+
     total = len(source) + (0 if id_source is None else len(id_source))
-    prepare_for(chosen, detectors.engine, source, prepared, total, batch_size)
-
-    calibration = calibrating.run(chosen, methods, id_source, batch_size)
-    if calibration is not None:
+    prepare = partial(prepare_for, chosen, detectors.engine, source, prepared, total, batch_size)
+    job = _Job(chosen, methods, source, id_source, calibrating, decided, batch_size, prepare, on_ray)
+    if out is None or (not resume and on_ray is None and files.target(out) is None):  # a pipe has no place beside it
+        found = job.streamed(writing, json_file is not None)
+    else:
+        options = _options(model, detectors, prepared, max_pixels, batch_size, decided, calibrating)
+        found = job.in_parts(writing, json_file is not None, out, options, resume)
+    if calibration := found.calibration:
         decided = calibration.thresholds
-        unreadable += len(calibration.unreadable)
-
-    columns = _columns(methods, decided)
-    kept: list[Row] = []  # for the JSON alone: a CSV is written as images come
-    count, flagged = 0, dict.fromkeys(decided, 0)
-    types = {each.name: "float32" if each.threshold is None else "bool" for each in columns}
-    with writing({**_FIRST, **types}) as write:
-        with output.progress("scoring", len(source)) as advance:
-            for batch in scored_batches(chosen, source, batch_size):
-                rows: list[Row] = []
-                values = {method: batch.scores[method].tolist() for method in methods}
-                for place, (name, predicted) in enumerate(zip(batch.names, batch.predicted.tolist(), strict=True)):
-                    row: Row = {"image": name, "predicted": predicted}
-                    for each in columns:
-                        value = values[each.method][place]
-                        row[each.name] = value if each.threshold is None else value > each.threshold
-                        if each.threshold is not None:
-                            flagged[each.method] += row[each.name]
-                    rows.append(row)
-                write(rows)
-                count += len(rows)
-                kept += rows if json_file else []
-                advance(len(rows))
-        output.report_unreadable(source.unreadable)
-        if not count and source.unreadable:  # in here, so that a table of nothing replaces no other
-            raise DataError(f"none of the {len(source)} images of {images} can be read")
 
     for method in methods:
         verdict = ""
         if method in decided:
-            verdict = f", {flagged[method]} of them OOD at the threshold {decided[method]:.6g}"
-        output.note(f"{method}: {count} images scored{verdict}")
-    unreadable += len(source.unreadable)
+            verdict = f", {found.flagged[method]} of them OOD at the threshold {decided[method]:.6g}"
+        output.note(f"{method}: {found.count} images scored{verdict}")
     asked: dict[str, Any] = {"methods": methods, "thresholds": decided}
     if len(methods) == 1:
         asked = {"method": methods[0], "threshold": decided.get(methods[0])}
@@ -124,28 +129,143 @@ def score(
             **asked,
             "preprocessing": described(prepared),
             "calibration": None if calibration is None else calibration.record(),
-            "count": count,
-            "images": kept,
-            "unreadable": output.unreadable_record(source.unreadable),
+            "count": found.count,
+            "images": found.rows,
+            "unreadable": output.unreadable_record(found.unreadable),
+            "skipped": dict(source.skipped),
         },
     )
-    output.finish(unreadable)
+    output.finish(len(found.unreadable) + (0 if calibration is None else len(calibration.unreadable)))
 
 
-class _Column(NamedTuple):
-    """A method's scores; with a threshold, whether they are above it."""
+def _options(
+    model: ModelOptions,
+    detectors: DetectorOptions,
+    preset: Preset,
+    max_pixels: int,
+    batch_size: int,
+    thresholds: Mapping[str, float],
+    calibrating: CalibrationOptions,
+) -> dict[str, Any]:
+    """All options that rows hang on, but for the model and the images themselves."""
+    return {
+        "--method": list(detectors.methods),
+        "--layers": {method: layers for method, layers in detectors.layers.items() if layers is not None},
+        **{f"--{name}": detectors.gaia_a.get(name) for name in ("fusion", "statistic", "head")},
+        "--engine": str(detectors.engine),
+        "--backend": str(detectors.backend),
+        "--runtime": str(detectors.runtime),
+        "--device": model.device,
+        "--batch-size": batch_size,
+        "--preset": described(preset),
+        "--max-pixels": max_pixels,
+        "--threshold": dict(thresholds),
+        "--id-tpr": None if calibrating.path is None else calibrating.id_tpr,
+    }
 
-    name: str
-    method: str
-    threshold: float | None = None
+
+@dataclass
+class _Found:
+    """What came of all images; `rows` only where they are kept."""
+
+    calibration: CalibratedThresholds | None
+    count: int
+    flagged: dict[str, int]
+    unreadable: list[tuple[str, str]]
+    rows: list[Row]
 
 
-def _columns(methods: Sequence[str], thresholds: Mapping[str, float]) -> list[_Column]:
-    """What a row holds beside the image and its class."""
-    alone = len(methods) == 1
-    found = []
-    for method in methods:
-        found.append(_Column("score" if alone else method, method))
-        if method in thresholds:
-            found.append(_Column("is_ood" if alone else f"is_ood_{method}", method, thresholds[method]))
-    return found
+@dataclass(frozen=True)
+class _Job:
+    """Which images are scored, and by what."""
+
+    detectors: Detectors
+    methods: Sequence[str]
+    source: ImageSource
+    id_source: ImageSource | None
+    calibrating: CalibrationOptions
+    thresholds: Mapping[str, float]
+    batch_size: int
+    prepare: Prepare
+    on_ray: RayOptions | None
+
+    def streamed(self, writing: Table, keep: bool) -> _Found:
+        """Rows are written batch by batch."""
+        self.prepare()
+        calibration = self._calibrate()
+        scorer = self._scorer(calibration)
+
+        def parts() -> Iterator[Part]:
+            with output.progress("scoring", len(self.source)) as advance:
+                for rows in scorer.batches(self.source):
+                    yield Part(rows)
+                    advance(len(rows))
+            yield Part([], self.source.unreadable)
+
+        return self._written(writing, keep, scorer, parts(), calibration)
+
+    def in_parts(self, writing: Table, keep: bool, out: Path, options: Mapping[str, Any], resume: bool) -> _Found:
+        """Rows are kept in parts, and put together when there are all."""
+        images = {"IMAGES": self.source.digest()}
+        if self.id_source is not None:
+            images["--calibrate-on"] = self.id_source.digest()
+        model = each_of(self.detectors)[0].model
+        request = Request(options, images, *model_identity(model), len(self.source), chunk_size(self.batch_size))
+        with resumable(out, request, resume) as folder, contextlib.ExitStack() as stack:
+            missing, programs = folder.missing, folder.path / PROGRAMS
+            workers = stack.enter_context(self.on_ray.connected()) if self.on_ray is not None and missing else None
+            example = self.prepare(cache_dir=programs) if missing else None
+            calibration = self._kept_calibration(folder)
+            scorer = self._scorer(calibration)
+            with output.progress("scoring", len(self.source), folder.done) as advance:
+                if workers is None:
+                    scored = score_chunks(scorer, self.source, missing, advance)
+                else:
+                    scored = workers.score_chunks(scorer, self.source, missing, example, programs, advance)
+                for chunk, part in scored:
+                    folder.write(chunk, part)
+            return self._written(writing, keep, scorer, folder.read(), calibration)
+
+    def _calibrate(self) -> CalibratedThresholds | None:
+        return self.calibrating.run(self.detectors, self.methods, self.id_source, self.batch_size)
+
+    def _kept_calibration(self, folder: PartsFolder) -> CalibratedThresholds | None:
+        """What an earlier run has calibrated; else what this one does, which is kept from then on."""
+        if not folder.more:
+            calibration = self._calibrate()
+            folder.keep({"calibration": None if calibration is None else asdict(calibration)})
+            return calibration
+        kept = folder.more["calibration"]
+        if kept is None:
+            return None
+        unreadable = [(name, reason) for name, reason in kept["unreadable"]]
+        output.report_unreadable(unreadable, f"{self.calibrating.path}: ")
+        return CalibratedThresholds(kept["thresholds"], kept["images"], unreadable)
+
+    def _scorer(self, calibration: CalibratedThresholds | None) -> ChunkScorer:
+        thresholds = self.thresholds if calibration is None else calibration.thresholds
+        return ChunkScorer(self.detectors, columns(self.methods, thresholds), self.batch_size)
+
+    def _written(
+        self,
+        writing: Table,
+        keep: bool,
+        scorer: ChunkScorer,
+        parts: Iterable[Part],
+        calibration: CalibratedThresholds | None,
+    ) -> _Found:
+        """Writes the table, all of it or nothing."""
+        decisions = {each.method: each.name for each in scorer.columns if each.threshold is not None}
+        found = _Found(calibration, 0, dict.fromkeys(decisions, 0), [], [])
+        with writing(types(scorer.columns)) as write:
+            for part in parts:
+                write(part.rows)
+                found.count += len(part.rows)
+                for method, name in decisions.items():
+                    found.flagged[method] += sum(row[name] for row in part.rows)
+                found.rows += part.rows if keep else []
+                found.unreadable += part.unreadable
+            output.report_unreadable(found.unreadable)
+            if not found.count and found.unreadable:  # in here, so that a table of nothing replaces no other
+                raise DataError(f"none of the {len(self.source)} images can be read")
+        return found

@@ -1,15 +1,18 @@
 """`gaia-fast serve`: scores by HTTP."""
 
-import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
-from torch import Tensor, nn
+from click.core import ParameterSource
+from joblib import cpu_count
+from torch import Tensor
 
 from gaia_fast.cli import output
 from gaia_fast.cli.calibration import CalibrationOptions, calibration_options
+from gaia_fast.cli.loading import Loaded
 from gaia_fast.cli.options import (
     FILE,
     FOLDER,
@@ -17,22 +20,39 @@ from gaia_fast.cli.options import (
     ModelOptions,
     PresetOptions,
     batch_size_option,
+    described,
     detector_options,
     model_options,
     preset_options,
     threshold_option,
     thresholds_by_method,
 )
+from gaia_fast.data import Preset
+from gaia_fast.detector_file import SavedDetector
 from gaia_fast.errors import ArgumentError
 from gaia_fast.evaluation.image_sets import Detector, model_input
 from gaia_fast.gaia import SCORES, Gaia
 from gaia_fast.loading import load
+from gaia_fast.scorers import calibrations_of, set_thresholds, thresholds_of
 from gaia_fast.serving.app import Service, make_app
-from gaia_fast.serving.detectors import calibrations_of, set_thresholds, thresholds_of
-from gaia_fast.serving.ray_serve import deployed
+from gaia_fast.serving.ray_serve import Deployment, deployed
 from gaia_fast.serving.server import run
 
 _EXAMPLES = 4  # images that replicas are prepared on
+# What a detector's file says.
+_OF_THE_FILE = (
+    "method",
+    "layers",
+    "fusion",
+    "statistic",
+    "head",
+    "engine",
+    "backend",
+    "runtime",
+    "thresholds",
+    "calibrate_on",
+    "id_tpr",
+)
 
 
 @click.command()
@@ -44,7 +64,7 @@ _EXAMPLES = 4  # images that replicas are prepared on
     "saved",
     type=FILE,
     metavar="FILE",
-    help="A .gaia file, of `gaia-fast calibrate` or det.save: method, layers and threshold come from there.",
+    help="A .gaia file, of `gaia-fast calibrate` or det.save: method, layers, threshold and preset come from there.",
 )
 @threshold_option("Scores above it are out of distribution. Of several methods: whose it is.")
 @calibration_options
@@ -119,64 +139,79 @@ def serve(
     Prometheus, /drift says whether scores are still those of the calibration. There is no encryption and no login:
     put a proxy in front of it where others can reach it.
     """
-    if saved is not None and (thresholds or calibrating.path is not None):
-        raise click.UsageError("--detector has its threshold: leave --threshold and --calibrate-on out")
     warnings.filterwarnings("ignore", module="PIL")  # of metadata; what is wrong with pixels is an error
     loaded = model.load()
-    prepared = preset.of(loaded)
+    detector: Detector | Gaia
+    if saved is None:
+        detector, prepared = detectors.build_one(loaded.model), preset.of(loaded)
+    else:
+        _check_no_others(click.get_current_context())
+        detector, prepared = _saved(saved, loaded, preset)
     if prepared.input_size is None:
         raise click.UsageError("images of one size are served: give --crop, --resize HxW, or a --preset with one")
-    detector = _detector(loaded.model, detectors, saved)
     example = torch.randn((_EXAMPLES, 3, *prepared.input_size), generator=torch.Generator().manual_seed(0))
-    unreadable = 0
     source = calibrating.source(prepared, max_pixels)
     if source is not None:
         example = source.first(_EXAMPLES).images
-        unreadable = calibrating.calibrate(detector, source, detectors.engine, batch_size)
+        calibrating.calibrate(detector, source, detectors.engine, batch_size)
     elif thresholds:
         set_thresholds(detector, thresholds_by_method(thresholds, detectors.methods))
-    names = None if labels is None else _names(labels, detector, example)
+    deployment = Deployment(
+        replicas=replicas,
+        max_batch=max_batch,
+        threads=threads or max(1, cpu_count() // replicas),
+        cache_dir=cache_dir,
+        code=None if model.spec is None else Path.cwd(),
+        address=address,
+    )
     service = Service(
         type(loaded.model).__name__,
         prepared,
         thresholds_of(detector),
         calibrations_of(detector),
-        labels=names,
+        labels=None if labels is None else _names(labels, detector, example),
         replicas=replicas,
+        batches_a_replica=deployment.batches_a_replica,
         max_batch=max_batch,
         max_images=max_images,
         max_pixels=max_pixels,
         max_bytes=max_bytes,
         window=window,
     )
-    threads = threads or max(1, (os.cpu_count() or 1) // replicas)
-    output.note(f"starting {replicas} {'replica' if replicas == 1 else 'replicas'}, {threads} threads each")
-    with deployed(
-        detector,
-        example.numpy(),
-        replicas=replicas,
-        batches_a_replica=service.batches_a_replica,
-        threads=threads,
-        cache_dir=cache_dir,
-        address=address,
-    ) as scoring:
+    output.note(f"starting {replicas} {'replica' if replicas == 1 else 'replicas'}, {deployment.threads} threads each")
+    with deployed(detector, example.numpy(), deployment) as scoring:
         run(make_app(service, scoring), host, port, lambda url: output.note(f"serving at {url}"))
-    output.finish(unreadable)
 
 
-def _detector(network: nn.Module, asked: DetectorOptions, saved: Path | None) -> Detector | Gaia:
-    if saved is None:
-        return asked.build_one(network)
+def _check_no_others(context: click.Context) -> None:
+    """Raises click.UsageError for an option whose value comes from the detector's file."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name in _OF_THE_FILE and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--detector says what is scored, and how: leave {parameter.opts[0]} out")
+
+
+def _saved(saved: Path, loaded: Loaded, preset: PresetOptions) -> tuple[Detector | Gaia, Preset]:
+    """The detector of a file, and the preset that it was calibrated with; what is asked for where that is not known."""
     if saved.suffix != ".gaia":
         raise click.BadParameter(f"{saved} is no .gaia file; `gaia-fast calibrate` writes one", param_hint="--detector")
-    return load(saved, network)
+    detector, own = load(saved, loaded.model), SavedDetector.read(saved).preset
+    if own is None:
+        return detector, preset.of(loaded)
+    if preset.given and replace(preset.of(loaded), name=own.name) != own:
+        raise click.UsageError(
+            f"{saved} was calibrated on images that were prepared otherwise ({described(own)}), and its threshold is "
+            "of those: leave the options of the preset out"
+        )
+    return detector, own
 
 
 def _names(labels: Path, detector: Detector | Gaia, example: Tensor) -> list[str]:
     try:
-        names = labels.read_text(encoding="utf-8").splitlines()
+        text = labels.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
         raise ArgumentError(f"--labels {labels} cannot be read ({error}); give a text file, a name a line") from error
+    names = text.removesuffix("\n").split("\n")
     classes = len(detector.score(model_input(detector.model, example[:1])).logits[0])
     if len(names) != classes:
         raise ArgumentError(

@@ -1,7 +1,8 @@
-"""Images in, batches out: folders, archives, the presets that prepare them, and stand-ins for OOD images."""
+"""Images in, batches out: folders, archives, tables, the presets that prepare them, and stand-ins for OOD images."""
 
-from gaia_fast.data.images import MAX_PIXELS, Batch, ImageSource, load_images
+from gaia_fast.data.images import load_images
 from gaia_fast.data.presets import PRESETS, Preset
+from gaia_fast.data.source import MAX_PIXELS, Batch, ImageSource
 from gaia_fast.data.surrogates import SurrogateSource, surrogate_sources
 
 __all__ = [

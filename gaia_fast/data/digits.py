@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits, load_sample_image
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from gaia_fast.data.images import ImageSource
 from gaia_fast.data.presets import PRESETS
+from gaia_fast.data.source import ImageSource
 
 _COUNT = 500  # pictures in each set that is drawn or generated
 

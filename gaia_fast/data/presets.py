@@ -1,7 +1,9 @@
 """Presets: how a picture becomes the network's input."""
 
+import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import floor, isfinite
 from typing import Any, TypeAlias
 
@@ -191,6 +193,23 @@ def preset_named(preset: str | Preset) -> Preset:
     if preset not in PRESETS:
         raise ArgumentError(f"There is no preset '{preset}'; choose one of {', '.join(PRESETS)}.")
     return PRESETS[preset]
+
+
+def preset_record(preset: Preset) -> str:
+    """Returns a preset as JSON; `preset_of` reads it."""
+    return json.dumps(asdict(preset))
+
+
+def preset_of(record: str) -> Preset:
+    """Returns the preset of a record; ValueError or TypeError where it is none."""
+    given = json.loads(record)
+    if not isinstance(given, dict):
+        raise ValueError("it is no JSON object")
+    values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in given.items()}
+    preset = Preset(**values)
+    with contextlib.suppress(DataError):
+        preset.check_size(1, 1)  # sizes of three numbers show where they are used
+    return preset
 
 
 def from_timm(config: Mapping[str, Any]) -> Preset:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from gaia_fast.data.images import ImageSource
 from gaia_fast.data.presets import as_rgb
+from gaia_fast.data.source import ImageSource
 from gaia_fast.errors import DataError
 
 PREFIX = "surrogate-"  # of the names of sets, so that they are never taken for OOD data

@@ -161,6 +161,11 @@ class Evaluation:
         return any(each.surrogate for each in self.ood_sets.values())
 
 
+def each_of(detectors: Detectors) -> list[Detector | Gaia]:
+    """The detectors themselves, one or more, all of the same model."""
+    return [detectors] if isinstance(detectors, Gaia) else list(detectors.values())
+
+
 def model_input(model: nn.Module, images: Tensor) -> Tensor:
     """The images on the device and in the dtype of the model."""
     first = next((each for each in model.parameters() if each.is_floating_point()), None)

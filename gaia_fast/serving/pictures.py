@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from gaia_fast.data.images import FORMATS
 from gaia_fast.data.presets import Preset
+from gaia_fast.data.source import FORMATS
 from gaia_fast.errors import DataError, first_line
 from gaia_fast.serving.errors import RequestError
 

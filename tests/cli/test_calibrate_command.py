@@ -7,7 +7,9 @@ import pytest
 from click.testing import Result
 
 from gaia_fast import Gaia, GaiaZ, load
+from gaia_fast.data import PRESETS
 from gaia_fast.data.digits import held_out_digits
+from gaia_fast.detector_file import SavedDetector
 from gaia_fast.models import digits_resnet
 
 DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
@@ -22,9 +24,10 @@ def test_one_score(run: Callable[..., Result], digits_npz: Path) -> None:
     assert isinstance(detector, GaiaZ)
     assert detector.threshold == expected.threshold
     assert detector.inspected_layers == expected.inspected_layers
+    assert SavedDetector.read(Path("digits.gaia")).preset == PRESETS["digits"]
     assert detector.calibration is not None
     assert detector.calibration.images == 40
-    assert f"gaia-z: threshold {detector.threshold:.6g}, from 40 images" in found.stderr
+    assert f"gaia-z: threshold {detector.threshold!r}, from 40 images" in found.stderr
 
 
 def test_several_scores(run: Callable[..., Result], digits_npz: Path) -> None:

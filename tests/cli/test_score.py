@@ -4,12 +4,14 @@ import importlib.util
 import io
 import json
 import os
+import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from click.testing import Result
 from PIL import Image
@@ -89,6 +91,7 @@ def test_parquet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("gaia_fast.cli.tables._ROWS_AT_ONCE", 20)
+    monkeypatch.setattr("gaia_fast.batch_scoring.chunks.IMAGES_IN_A_CHUNK", 7)
     found = run("score", digits_npz, *DIGITS, "--out", "rows.parquet", "--threshold", "9.7", "--batch-size", "7")
     assert found.exit_code == 0
     table = parquet.read_table("rows.parquet").to_pydict()
@@ -98,6 +101,45 @@ def test_parquet(
     assert table["score"] == pytest.approx(expected[0].tolist(), rel=1e-6)
     assert table["is_ood"] == [score > 9.7 for score in table["score"]]
     assert parquet.ParquetFile("rows.parquet").num_row_groups == 2
+
+
+@pytest.mark.parametrize("name", ["digits.parquet", "shards/0.tar"])
+def test_parquet_and_webdataset(
+    run: Callable[..., Result], digits_npz: Path, expected: tuple[np.ndarray, list[int]], name: str
+) -> None:
+    pictures = np.load(digits_npz)["x"]
+    encoded = []
+    for picture in pictures:
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    Path(name).parent.mkdir(exist_ok=True)
+    if name.endswith(".tar"):
+        with tarfile.open(name, "w") as archive:
+            for index, content in enumerate(encoded):
+                info = tarfile.TarInfo(f"{index}.png")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    else:
+        names = [f"0.tar/{index}.png" for index in range(len(encoded))]
+        parquet.write_table(pyarrow.table({"image": encoded, "path": names}), name, row_group_size=7)
+    found = run("score", "shards" if name.endswith(".tar") else name, *DIGITS)
+    assert found.exit_code == 0, found.stderr
+    rows = rows_of(found.stdout)
+    assert [row["image"] for row in rows] == [f"0.tar/{index}.png" for index in range(40)]
+    assert np.array_equal(np.array([row["score"] for row in rows], dtype=np.float32), expected[0])
+
+
+def test_what_is_skipped_by_its_ending(run: Callable[..., Result], digits_folder: Path) -> None:
+    for name in ("a.txt", "b.TXT", "c.tif", "README", "a/d.x\x1b", "e.1", "f.2", "g.3"):
+        (digits_folder / name).write_text("none")
+    found = run("score", digits_folder, *DIGITS, "--calibrate-on", digits_folder, "--json", "out.json")
+    assert found.exit_code == 0
+    skipped = "2 .txt, 1 without an ending, 1 .1, 1 .2, 1 .3, 2 of 2 other endings"
+    assert f"skipped: {skipped}\n" in found.stderr
+    assert f"skipped: {digits_folder}: {skipped}\n" in found.stderr
+    counted = json.loads(Path("out.json").read_text())["skipped"]
+    assert counted == {".txt": 2, ".tif": 1, "": 1, ".x\x1b": 1, ".1": 1, ".2": 1, ".3": 1}
 
 
 def test_parquet_without_pyarrow(run: Callable[..., Result], digits_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:

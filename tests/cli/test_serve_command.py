@@ -27,8 +27,10 @@ DIGITS = ("--arch", "digits_resnet", "--preset", "digits")
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--detector", "d.gaia", "--threshold", "3"), 2, "--detector has its threshold"),
-        (("--detector", "d.gaia", "--calibrate-on", "x"), 2, "--detector has its threshold"),
+        (("--detector", "d.gaia", "--threshold", "3"), 2, "leave --threshold out"),
+        (("--detector", "d.gaia", "--calibrate-on", "x"), 2, "leave --calibrate-on out"),
+        (("--detector", "d.gaia", "--method", "gaia-z"), 2, "leave --method out"),
+        (("--detector", "d.gaia", "--runtime", "eager"), 2, "leave --runtime out"),
         (("--detector", "d.onnx"), 2, "no .gaia file"),
         (("--preset", "none"), 2, "images of one size are served"),
         (("--labels", "none.txt"), 1, "--labels none.txt cannot be read"),
@@ -41,6 +43,17 @@ def test_wrong_usage(run: Callable[..., Result], options: tuple[str, ...], code:
     found = run("serve", *DIGITS, *options)
     assert found.exit_code == code
     assert message in found.stderr
+
+
+def test_the_preset_is_that_of_the_calibration(run: Callable[..., Result]) -> None:
+    detector = GaiaZ(digits_resnet(pretrained=True)).calibrate(held_out_digits()[0][:100])
+    detector.save("d.gaia", preset="digits")
+    asked = ("serve", "--arch", "digits_resnet", "--detector", "d.gaia")
+    other = run(*asked, "--preset", "digits", "--interpolation", "bicubic")
+    assert other.exit_code == 2
+    assert "prepared otherwise (resize 32x32 (bilinear)" in other.stderr
+    for same in ((), ("--preset", "digits")):  # what is wrong here is found later
+        assert "--labels none.txt cannot be read" in run(*asked, *same, "--labels", "none.txt").stderr
 
 
 def test_labels_of_another_number_of_classes(run: Callable[..., Result]) -> None:

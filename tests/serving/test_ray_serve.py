@@ -3,8 +3,9 @@
 import asyncio
 import os
 import signal
-import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from gaia_fast import GaiaZ
 from gaia_fast.data.digits import held_out_digits
 from gaia_fast.errors import BackendError
 from gaia_fast.models import digits_resnet
+from gaia_fast.serving import ray_serve
 from gaia_fast.serving.errors import ReplicaError
-from gaia_fast.serving.ray_serve import Replicas, deployed
+from gaia_fast.serving.ray_serve import Deployment, Replicas, deployed
 from gaia_fast.serving.replica import ImageScores
 
 IMAGES = held_out_digits()[0][:40].numpy()
@@ -41,17 +43,8 @@ class Fragile(nn.Module):
 
 @pytest.fixture(scope="module")
 def replicas() -> Iterator[Replicas]:
-    with pytest.MonkeyPatch.context() as patch:
-        # Where replicas find `Fragile`.
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        yield from replicas_of_fragile()
-
-
-def replicas_of_fragile() -> Iterator[Replicas]:
     detector = GaiaZ(Fragile().eval(), engine="hooks")
-    with deployed(
-        detector, IMAGES[:2], replicas=2, batches_a_replica=2, threads=1, cache_dir=None, address=None
-    ) as made:
+    with deployed(detector, IMAGES[:2], Deployment(replicas=2, code=Path(__file__).parent)) as made:
         yield made
     assert not processes()
 
@@ -103,18 +96,19 @@ def test_an_image_that_kills_replicas_takes_no_other_with_it(replicas: Replicas)
 
 
 def test_replicas_that_cannot_be_made(replicas: Replicas) -> None:
-    found = ask(replicas, IMAGES[:1, :1])  # one channel: a detector's own refusal
+    found = ask(replicas, np.full_like(IMAGES[:1], np.nan))  # a detector's own refusal
     assert found[0][0].status == 422
+    elsewhere = Deployment(address="127.0.0.1:1")
     with (
         pytest.raises(BackendError, match="cannot be reached at 127.0.0.1:1"),
-        deployed(
-            GaiaZ(digits_resnet(pretrained=True)),
-            IMAGES[:1],
-            replicas=1,
-            batches_a_replica=1,
-            threads=1,
-            cache_dir=None,
-            address="127.0.0.1:1",
-        ),
+        deployed(GaiaZ(digits_resnet(pretrained=True)), IMAGES[:1], elsewhere),
     ):
         pass
+
+
+def test_replicas_that_there_is_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_serve, "_state", lambda name: (1, ""))
+    asked = Deployment(replicas=3, threads=64, patience=0.1)
+    with pytest.raises(BackendError, match=r"after 0.1 seconds 1 of 3 replicas are ready, each of 64 CPUs; ask for"):
+        ray_serve._within(asked, "name", lambda: threading.Event().wait(1))
+    assert ray_serve._within(asked, "name", lambda: "a handle") == "a handle"

@@ -10,8 +10,8 @@ from gaia_fast import Gaia, GaiaA, GaiaOutput, GaiaZ
 from gaia_fast.data.digits import held_out_digits
 from gaia_fast.errors import NonFiniteError
 from gaia_fast.models import digits_resnet
-from gaia_fast.serving.detectors import calibrations_of, score_names, set_thresholds, thresholds_of
-from gaia_fast.serving.errors import RequestError
+from gaia_fast.scorers import calibrations_of, score_names, set_thresholds, thresholds_of
+from gaia_fast.serving.errors import ReplicaError, RequestError
 from gaia_fast.serving.replica import ImageScores, Replica
 
 from served import digits_detector
@@ -26,7 +26,7 @@ def same_threads() -> None:
 
 
 def replica(detector: GaiaA | GaiaZ | Gaia, cache_dir: Path | None = None) -> Replica:
-    return Replica(detector, EXAMPLE, torch.get_num_threads(), cache_dir)
+    return Replica(detector, EXAMPLE, torch.get_num_threads(), 16, cache_dir)
 
 
 def test_a_batch_is_scored_as_the_detector_scores_it(tmp_path: Path) -> None:
@@ -70,6 +70,23 @@ def test_images_that_cannot_be_scored_take_no_other_with_them(monkeypatch: pytes
         answer = answers[place]
         assert isinstance(answer, ImageScores)
         assert answer.scores["gaia-z"] == pytest.approx(float(expected.score[place]), rel=1e-6)
+
+
+def test_a_fault_of_the_replica_is_not_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = replica(GaiaZ(digits_resnet(pretrained=True), engine="hooks"))
+
+    def fail(self: GaiaZ, x: torch.Tensor) -> GaiaOutput:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(GaiaZ, "score", fail)
+    answers = made.score(EXAMPLE).answers()
+    assert [(str(each), each.status) for each in answers if isinstance(each, ReplicaError)] == [
+        ("the replica failed: OutOfMemoryError: no memory", 500)
+    ] * 2
+    with pytest.raises(RuntimeError, match="has changed since"):
+        made.check()
+    with pytest.raises(ReplicaError, match="no memory"):
+        replica(GaiaZ(digits_resnet(pretrained=True), engine="hooks"))
 
 
 def test_a_replica_whose_model_has_changed_says_so() -> None:

@@ -1,10 +1,9 @@
 """What an exported file says about itself, read without running anything of it."""
 
-import contextlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gaia_fast.compiler.onnx.conversion import LARGEST, missing
-from gaia_fast.data.presets import Preset
+from gaia_fast.data.presets import Preset, preset_of
 from gaia_fast.errors import ArgumentError, BackendError, DataError, InputError, first_line
 from gaia_fast.inspection.checks import check_form
 
@@ -139,23 +138,6 @@ def accepted(path: Path, metadata: Mapping[str, str]) -> Accepted:
 def model_name(shapes: Sequence[tuple[int | None, ...]], shape: tuple[int | None, ...]) -> str:
     """Returns what the program for images of one shape (N, C, H, W), of several, is called in a package."""
     return "model" if shape == shapes[0] else f"model_{shape[2]}x{shape[3]}"
-
-
-def preset_record(preset: Preset) -> str:
-    """Returns a preset as JSON; `preset_of` reads it."""
-    return json.dumps(asdict(preset))
-
-
-def preset_of(record: str) -> Preset:
-    """Returns the preset of a record; ValueError or TypeError where it is none."""
-    given = json.loads(record)
-    if not isinstance(given, dict):
-        raise ValueError("it is no JSON object")
-    values: dict[str, Any] = {name: tuple(each) if isinstance(each, list) else each for name, each in given.items()}
-    preset = Preset(**values)
-    with contextlib.suppress(DataError):
-        preset.check_size(1, 1)  # sizes of three numbers show where they are used
-    return preset
 
 
 def _fits(shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from gaia_fast.compiler.frontend.example_batch import export_arguments
 from gaia_fast.compiler.onnx.conversion import check_size, missing, to_onnx
 from gaia_fast.compiler.onnx.image_sizes import by_size
-from gaia_fast.compiler.package.metadata import FORMATS, check_ending, model_name, preset_record, read_metadata
+from gaia_fast.compiler.package.metadata import FORMATS, check_ending, model_name, read_metadata
 from gaia_fast.compiler.package.preprocessing import Preprocessing
 from gaia_fast.compiler.program import Program, with_images_in
-from gaia_fast.data.presets import Preset
+from gaia_fast.data.presets import Preset, preset_record
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError, GaiaError, first_line
 from gaia_fast.files import replacing
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from gaia_fast import Gaia, GaiaA, GaiaZ, read_metadata
 from gaia_fast.compiler.package import preprocessing
-from gaia_fast.compiler.package.metadata import Accepted, preset_of, preset_record
+from gaia_fast.compiler.package.metadata import Accepted
 from gaia_fast.compiler.package.preprocessing import FILTERS, Preprocessing
 from gaia_fast.compiler.package.reading import open_program
 from gaia_fast.data import Preset
+from gaia_fast.data.presets import preset_of, preset_record
 from gaia_fast.errors import ArgumentError, CompilationError, InputError
 
 import zoo

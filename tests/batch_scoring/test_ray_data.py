@@ -1,0 +1,130 @@
+"""Chunks scored by Ray's workers: what comes back, and what goes wrong there."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gaia_fast import GaiaZ
+from gaia_fast.batch_scoring import ray_data
+from gaia_fast.batch_scoring.chunks import ChunkScorer, score_chunks, split
+from gaia_fast.batch_scoring.rows import columns
+from gaia_fast.data import ImageSource
+from gaia_fast.data.digits import held_out_pictures
+from gaia_fast.errors import BackendError, ModelError, NonFiniteError
+from gaia_fast.models import digits_resnet
+
+from digit_sources import Damaged, source
+
+pytest.importorskip("ray", reason="Ray is not installed")
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[ray_data.Workers]:
+    threads = torch.get_num_threads()
+    with ray_data.connected(None, 2) as found:
+        yield found
+    assert torch.get_num_threads() == threads
+
+
+def scorer(model: nn.Module) -> ChunkScorer:
+    return ChunkScorer({"gaia-z": GaiaZ(model, engine="hooks")}, columns(["gaia-z"], {"gaia-z": 10.0}), 4)
+
+
+class Faulty(nn.Module):
+    """A network that fails, or ends its process, on images of one colour all over."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.inner, self.how = digits_resnet(pretrained=True), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x == x[:, :1, :1, :1]).flatten(1).all(1).any()):
+            if self.how == "ends":
+                os._exit(1)
+            return self.inner(x) * float("nan")
+        return self.inner(x)
+
+
+def digits(blank: int | None = None) -> ImageSource:
+    pictures = held_out_pictures()[0][:30].copy()
+    if blank is not None:
+        pictures[blank] = 7
+    return source(pictures)
+
+
+def test_what_comes_back_is_what_is_found_here(workers: ray_data.Workers) -> None:
+    model, images, chunks = digits_resnet(pretrained=True), Damaged(digits()), split(30, 8)
+    expected = dict(score_chunks(scorer(model), images, chunks, lambda done: None))
+    advanced: list[int] = []
+    found = list(workers.score_chunks(scorer(model), images, chunks, advance=advanced.append))
+    assert sorted(chunk for chunk, _ in found) == chunks
+    assert dict(found) == expected
+    assert expected[chunks[0]].unreadable == [("3", "damaged"), ("7", "damaged")]
+    assert sorted(advanced) == [6, 8, 8, 8]
+
+
+def test_errors_are_those_that_are_raised_here(workers: ray_data.Workers) -> None:
+    failing = scorer(Faulty("fails").eval())
+    with pytest.raises(NonFiniteError) as here:
+        list(score_chunks(failing, digits(blank=13), split(30, 8), lambda done: None))
+    with pytest.raises(NonFiniteError) as there:
+        list(workers.score_chunks(failing, digits(blank=13), split(30, 8)))
+    assert str(there.value) == str(here.value)
+
+
+def test_images_that_end_every_worker_end_the_run(workers: ray_data.Workers) -> None:
+    with pytest.raises(BackendError, match=r"the images from 8 to 15 ended without a word, 3 of 3 times"):
+        list(workers.score_chunks(scorer(Faulty("ends").eval()), digits(blank=13), split(30, 8)))
+
+
+def test_programs_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker reads the program that was prepared before, and makes none of its own."""
+    detector = GaiaZ(digits_resnet(pretrained=True), engine="compiled", runtime="native")
+    scoring = ChunkScorer({"gaia-z": detector}, columns(["gaia-z"], {}), 8)
+    example = next(digits().batches(8)).images
+    detector.prepare(example, cache_dir=tmp_path / "programs")
+    packed = ray_data._packed(scoring, example, tmp_path / "programs")
+    made: list[object] = []
+    monkeypatch.setattr("gaia_fast.compiler.preparation._Preparation._new", lambda *args: made.append(args))
+    monkeypatch.setattr("gaia_fast.compiler.program_cache.ProgramCache.store", made.append)
+    arrived = ray_data._unpacked(packed, torch.get_num_threads())
+    assert arrived.score(digits()) == scoring.score(digits())
+    assert not made
+
+
+@pytest.mark.usefixtures("deadline")
+def test_an_address_where_nobody_is(capfd: pytest.CaptureFixture[str]) -> None:
+    with (
+        pytest.raises(BackendError, match=r"Ray at 127\.0\.0\.1:1 cannot be reached: .*refused"),
+        ray_data.connected("127.0.0.1:1", 2),
+    ):
+        pass
+    assert "Ray" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("resources", "asked", "on_gpus", "expected"),
+    [
+        ({"CPU": 2.0}, None, False, ray_data.Workers(1, 2, 2, 0)),
+        ({"CPU": 9.0}, None, False, ray_data.Workers(4, 2, 2, 0)),
+        ({"CPU": 2.0}, 3, False, ray_data.Workers(3, 1, 2 / 3, 0)),
+        ({"CPU": 8.0, "GPU": 2.0}, None, True, ray_data.Workers(2, 4, 4, 1)),
+        ({"CPU": 8.0, "GPU": 2.0}, 4, True, ray_data.Workers(4, 2, 2, 0.5)),
+    ],
+)
+def test_how_processors_are_shared(
+    resources: dict[str, float], asked: int | None, on_gpus: bool, expected: ray_data.Workers
+) -> None:
+    assert ray_data._workers(resources, asked, on_gpus) == expected
+
+
+def test_a_model_that_cannot_be_sent() -> None:
+    model = digits_resnet(pretrained=True)
+    setattr(model, "lock", threading.Lock())  # noqa: B010
+    with pytest.raises(ModelError, match="cannot be sent to Ray's workers"):
+        ray_data._packed(scorer(model), None, None)
