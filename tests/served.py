@@ -23,9 +23,9 @@ from gaia_fast.serving.app import Service, make_app
 from gaia_fast.serving.replica import Answer, Replica
 
 
-def digits_detector() -> GaiaZ:
+def digits_detector(**options: Any) -> GaiaZ:
     """GAIA-Z of the digits' network, calibrated on 300 held-out digits."""
-    return GaiaZ(digits_resnet(pretrained=True)).calibrate(held_out_digits()[0][:300])
+    return GaiaZ(digits_resnet(pretrained=True), **options).calibrate(held_out_digits()[0][:300])
 
 
 def service_of(detector: GaiaA | GaiaZ | Gaia, **changes: Any) -> Service:
@@ -67,9 +67,9 @@ class InProcess:
 
 
 @contextlib.contextmanager
-def listening(app: Any) -> Iterator[int]:
-    """Runs an application in a thread; yields its port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+def listening(app: Any, port: int = 0) -> Iterator[int]:
+    """Runs an application in a thread; yields its port, by default one that is free."""
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -31,7 +31,7 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
     Folders: .png, .jpg, .jpeg, .bmp and .webp in any case, sorted by path; linked folders are not entered. Only the
     first frame is read, an alpha channel is dropped, and an EXIF orientation is ignored: classifiers are trained on
     folders read that way. What is no regular file, such as a named pipe, is unreadable, and so is an image of more
-    than `max_pixels`, before it is decoded.
+    than `max_pixels`, or that the preset would make so large, before it is decoded.
 
     Parquet, a file or a folder of them: a column of encoded images, binary or Hugging Face's struct of `bytes` and
     `path`, called `image`, `images`, `jpg`, `png` or `bytes`, or the only one of that kind; `path`, `name` or `__key__`
@@ -46,8 +46,8 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
     Args:
         path: the folder or file.
         preset: a name in `PRESETS`, or a `Preset`.
-        max_pixels: the most pixels, width times height, of an image in a file. Pillow has a limit of its own, twice
-            `PIL.Image.MAX_IMAGE_PIXELS`.
+        max_pixels: the most pixels, width times height, of an image in a file, and of any as the preset resizes it.
+            Pillow has a limit of its own, twice `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
         DataError: nothing is there, no image is in it, or a file of many is damaged or holds something else; or Parquet

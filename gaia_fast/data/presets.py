@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import floor, isfinite
 from typing import Any, TypeAlias
@@ -115,11 +115,32 @@ class Preset:
 
     def check_size(self, height: int, width: int) -> None:
         """Raises DataError where a picture of this size comes out smaller than the crop."""
+        *_, last = self._sizes(height, width)
+        self._check_crop(*last)
+
+    def most_pixels(self, height: int, width: int) -> int:
+        """Returns the most pixels that a picture of this size has until it is cropped, as it is or resized: a few rows
+        that are long enough become millions where the shorter side is enlarged.
+
+        Example:
+            >>> from gaia_fast.data import PRESETS
+            >>> PRESETS["imagenet"].most_pixels(8, 60_000)
+            491520000
+        """
+        return max(h * w for h, w in self._sizes(height, width))
+
+    def _sizes(self, height: int, width: int) -> Iterator[tuple[int, int]]:
+        """The size of a picture, and each that it is then resized to: its rows first."""
+        yield height, width
         if self.resolution is not None and min(height, width) > self.resolution:
-            height, width = _resized(self.resolution, height, width)
+            resized = _resized(self.resolution, height, width)
+            yield height, resized[1]
+            height, width = resized
+            yield height, width
         if self.resize is not None:
-            height, width = _resized(self.resize, height, width)
-        self._check_crop(height, width)
+            resized = _resized(self.resize, height, width)
+            yield height, resized[1]
+            yield resized
 
     def _check_crop(self, h: int, w: int) -> None:
         height, width = _pair(self.crop or 1)

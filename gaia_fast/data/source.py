@@ -74,7 +74,7 @@ class ImageSource(Dataset[Tensor]):
         names: one per image, see `Batch`.
         labels: int64 (N,), or None.
         preset: what prepares each picture.
-        max_pixels: of the picture in a file; one that has more is unreadable.
+        max_pixels: of the picture in a file, and of any as the preset resizes it; one that has more is unreadable.
         skipped: how many files beside them are no images by the ending of their names, by that ending.
     """
 
@@ -114,7 +114,11 @@ class ImageSource(Dataset[Tensor]):
     def picture(self, index: int) -> Image.Image | np.ndarray:
         """The picture by its index, as the preset gets it; raises whatever its decoder does."""
         picture = self._pictures[index]
-        return picture if isinstance(picture, np.ndarray) else open_picture(picture, self.max_pixels)
+        if not isinstance(picture, np.ndarray):
+            return open_picture(picture, self.preset, self.max_pixels)
+        height, width = picture.shape[:2]
+        _check_resized(self.preset, height, width, max(self.max_pixels, height * width))  # it is in memory already
+        return picture
 
     @property
     def unreadable(self) -> list[tuple[str, str]]:
@@ -219,11 +223,12 @@ def reason(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def open_picture(picture: Picture, max_pixels: int) -> Image.Image:
-    """The decoded picture of a file, or of its bytes.
+def open_picture(picture: Picture, preset: Preset, max_pixels: int) -> Image.Image:
+    """The decoded picture of a file, or of its bytes, for a preset.
 
     Raises:
-        DataError: no regular file, or more pixels than that; before it is decoded. Else whatever Pillow raises.
+        DataError: no regular file, or more pixels than that, as it is or resized; before it is decoded. Else whatever
+            Pillow raises.
     """
     if isinstance(picture, Path) and (what := files.kind(picture)):
         raise DataError(f"it is {what}, no file")
@@ -231,5 +236,14 @@ def open_picture(picture: Picture, max_pixels: int) -> Image.Image:
     with Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise DataError(f"{image.width}x{image.height} pixels are more than {max_pixels}, the limit (max_pixels)")
+        _check_resized(preset, image.height, image.width, max_pixels)
         image.load()
         return image
+
+
+def _check_resized(preset: Preset, height: int, width: int, max_pixels: int) -> None:
+    if (pixels := preset.most_pixels(height, width)) > max_pixels:
+        raise DataError(
+            f"{width}x{height} pixels become {pixels} where the preset {preset.name!r} resizes them, more than "
+            f"{max_pixels}, the limit (max_pixels)"
+        )

@@ -14,7 +14,7 @@ class Metrics:
         requests: counter of answers, by HTTP status.
         seconds: histogram of the time from a request's last byte to its answer.
         batch: histogram of images in a batch.
-        in_service: gauge of images that are decoded, wait or are scored.
+        in_service: gauge of images that are received, decoded, wait or are scored.
         replicas: gauge of replicas that are ready.
     """
 
@@ -38,7 +38,7 @@ class Metrics:
             registry=registry,
         )
         self.in_service = self._prometheus.Gauge(
-            "gaia_fast_images_in_service", "Images that are decoded, wait or are scored.", registry=registry
+            "gaia_fast_images_in_service", "Images that are received, decoded, wait or are scored.", registry=registry
         )
         self.replicas = self._prometheus.Gauge("gaia_fast_replicas_ready", "Replicas that score.", registry=registry)
         registry.register(self)

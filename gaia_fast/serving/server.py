@@ -10,13 +10,14 @@ from gaia_fast import extras
 from gaia_fast.errors import ArgumentError
 
 
-def run(app: Any, host: str, port: int, listening: Callable[[str], None]) -> None:
+def run(app: Any, host: str, port: int, listening: Callable[[str], None], max_connections: int = 512) -> None:
     """Serves an ASGI application by HTTP until SIGINT or SIGTERM; requests that are under way are answered first.
 
     Args:
         app: the application.
         host, port: where; port 0 is any that is free.
         listening: is called with the address once connections are taken.
+        max_connections: that are open at one time; a request on one more is answered 503, in plain text.
 
     Raises:
         ArgumentError: the address cannot be had. BackendError: the extra `serve` is missing.
@@ -40,7 +41,12 @@ def run(app: Any, host: str, port: int, listening: Callable[[str], None]) -> Non
                     listening(f"http://{name}:{bound.getsockname()[1]}")
 
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=30, lifespan="on", server_header=False
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=30,
+            limit_concurrency=max_connections,
+            server_header=False,
         )
         with contextlib.suppress(KeyboardInterrupt), _terminating_as_interrupting():
             Server(config).run(sockets=[bound])

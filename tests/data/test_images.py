@@ -554,3 +554,20 @@ def test_the_first_images_that_can_be_read(tmp_path: Path) -> None:
     assert source.first(1).names == ["1"]
     with pytest.raises(DataError, match="none of the 1 images can be read"):
         source.part(0, 1).first(4)
+
+
+def test_what_resizing_makes_too_large_is_unreadable(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", h=2, w=900)
+    save(tmp_path / "b.png", h=30, w=60)
+    preset = replace(PRESETS["none"], name="larger", resize=40)
+    source = load_images(tmp_path, preset, max_pixels=10_000)
+    assert [batch.names for batch in source.batches(4)] == [["b.png"]]
+    reason = "900x2 pixels become 720000 where the preset 'larger' resizes them, more than 10000, the limit "
+    reason += "(max_pixels)"
+    assert source.unreadable == [("a.png", reason)]
+    np.savez(tmp_path / "x.npz", x=np.stack([picture(0, 2, 900)]))
+    archive = load_images(tmp_path / "x.npz", preset, max_pixels=10_000)
+    assert list(archive.batches(4)) == []
+    assert archive.unreadable == [("0", reason)]
+    # An array is in memory as it is.
+    assert len(list(load_images(tmp_path / "x.npz", "none", max_pixels=100).batches(4))) == 1

@@ -217,3 +217,32 @@ def test_resolution_brings_larger_pictures_down_first() -> None:
     torch.testing.assert_close(preset(large), replace(preset, resolution=None)(reduced))
     small = large[:15, :15]
     torch.testing.assert_close(preset(small), replace(preset, resolution=None)(small))  # never enlarged by it
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "pixels"),
+    [
+        ({}, (20, 30), 600),
+        ({"resize": 10}, (20, 30), 600),  # it only becomes smaller
+        ({"resize": 256}, (8, 60_000), 256 * 1_920_000),
+        ({"resize": (480, 480)}, (1_000_000, 1), 1_000_000 * 480),  # between: rows are resized first
+        ({"resize": (480, 480)}, (1, 1_000_000), 1_000_000),
+        ({"resize": 40, "resolution": 20}, (90, 60), 90 * 60),
+    ],
+    ids=["as it is", "smaller", "long", "tall, between", "wide", "resolution"],
+)
+def test_the_most_pixels_on_the_way(changes: dict[str, Any], size: tuple[int, int], pixels: int) -> None:
+    preset = replace(PRESETS["none"], **changes)
+    assert preset.most_pixels(*size) == pixels
+    if pixels < 1_000_000:
+        sizes: list[int] = []
+        original = Image.Image.resize
+
+        def resize(image: Image.Image, size: Any, *args: Any) -> Image.Image:
+            sizes.append(size[0] * size[1])
+            return original(image, size, *args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Image.Image, "resize", resize)
+            preset(gradient(*size))
+        assert max([size[0] * size[1], *sizes]) == pixels

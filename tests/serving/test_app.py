@@ -1,5 +1,7 @@
 """The HTTP interface over a detector in this process: answers, refusals, overload, probes, metrics, drift."""
 
+import asyncio
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -10,14 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from gaia_fast import Gaia
+from gaia_fast import Gaia, GaiaZ
+from gaia_fast.calibration import decide
 from gaia_fast.data import PRESETS, Preset
 from gaia_fast.data.digits import held_out_digits, noise_pictures
 from gaia_fast.models import digits_resnet
-from gaia_fast.serving import app
+from gaia_fast.serving import decoding, pool, receiving
+from gaia_fast.serving.app import make_app
 from gaia_fast.serving.errors import ReplicaError
-from gaia_fast.serving.pictures import pixels_of, read_picture
-from gaia_fast.serving.replica import Answer
+from gaia_fast.serving.pictures import prepared
+from gaia_fast.serving.replica import Answer, ImageScores
 
 from served import Client, InProcess, digit, digits_detector, file_of, service_of, serving
 
@@ -31,10 +35,15 @@ def digits() -> Iterator[Client]:
         yield client
 
 
+def quick_detector() -> GaiaZ:
+    """One for which nothing is compiled, where what answers does not matter."""
+    return digits_detector(engine="hooks")
+
+
 @pytest.fixture
 def held_up() -> Iterator[tuple[Client, InProcess]]:
     """A service whose scorers wait, with room for three images, two of them in a batch."""
-    detector = digits_detector()
+    detector = quick_detector()
     scorers = InProcess(detector)
     scorers.gate.clear()
     with serving(service_of(detector, max_images=3, max_batch=2, batches_a_replica=1), scorers) as client:
@@ -106,9 +115,10 @@ def test_several_scores() -> None:
         (b"GIF89a", {}, 415, "no PNG"),
         (digit(0)[:80], {}, 422, "damaged"),
         (b"x" * 100_001, {}, 413, "100000 bytes"),
+        (b"x" * 8_000_000, {"Connection": "close"}, 413, "100000 bytes"),
         (digit(0), {"Content_Type": "multipart/form-data; boundary=x"}, 415, "form"),
     ],
-    ids=["empty", "gif", "truncated", "long", "form"],
+    ids=["empty", "gif", "truncated", "long", "longer", "form"],
 )
 def test_bad_requests_get_a_reason(
     digits: Client, body: bytes, headers: dict[str, str], status: int, reason: str
@@ -127,7 +137,7 @@ def test_a_body_whose_length_is_not_said(digits: Client) -> None:
 
 
 def test_a_picture_that_does_not_arrive(digits: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(receiving, "_SECONDS", 0.2)
 
     def slow() -> Iterator[bytes]:
         yield digit(0)[:50]
@@ -137,11 +147,85 @@ def test_a_picture_that_does_not_arrive(digits: Client, monkeypatch: pytest.Monk
     assert digits.ask("POST", "/score", slow())[0] == 408
 
 
+def test_a_picture_that_comes_too_slowly(digits: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiving, "_FIRST_SECONDS", 0.3)
+    monkeypatch.setattr(receiving, "_RATE", 1000)
+    body = file_of(Image.new("RGB", (32, 32)), "BMP")
+    assert len(body) > 3000
+
+    def steady(pause: float) -> Iterator[bytes]:
+        for start in range(0, len(body), 300):
+            yield body[start : start + 300]
+            time.sleep(pause)
+
+    # Longer than the first seconds, but at the rate.
+    assert digits.ask("POST", "/score", steady(0.05))[0] == 200
+    monkeypatch.setattr(receiving, "_RATE", 1_000_000)
+    status, _, answer = digits.ask("POST", "/score", steady(0.05))
+    assert status == 408
+    assert "did not arrive within 0.3" in answer["error"]
+
+
 @pytest.mark.parametrize(
-    ("method", "path", "status"), [("GET", "/score", 405), ("POST", "/", 405), ("GET", "/no", 404)]
+    ("method", "path", "status"),
+    [
+        ("GET", "/score", 405),
+        ("POST", "/", 405),
+        ("GET", "/no", 404),
+        ("GET", "/page/no.js", 404),
+        ("POST", "/score/", 404),
+    ],
 )
 def test_what_is_not_there(digits: Client, method: str, path: str, status: int) -> None:
-    assert digits.ask(method, path)[0] == status
+    found, headers, answer = digits.ask(method, path)
+    assert found == status
+    assert list(answer) == ["error"]
+    assert ("Allow" in headers) == (status == 405)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://proxy.example"}, 200),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://elsewhere.example"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": "http://{host}"}, 200),
+        ({"Origin": "https://{host}"}, 200),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_pages_of_other_sites_may_not_send(digits: Client, headers: dict[str, str], status: int) -> None:
+    named = {name: value.format(host=f"127.0.0.1:{digits.port}") for name, value in headers.items()}
+    found, answer = digits.score(digit(0), **named)
+    assert found == status
+    assert status == 200 or "this service" in answer["error"]
+
+
+def test_an_upload_that_there_is_no_room_for_is_not_read(held_up: tuple[Client, InProcess]) -> None:
+    client, scorers = held_up
+    threads, _ = in_threads(client, [digit(k) for k in range(3)])
+    until(lambda: "gaia_fast_images_in_service 3.0" in client.get("/metrics")[1])
+    with socket.create_connection(("127.0.0.1", client.port), timeout=30) as connection:
+        connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 503")  # and nothing of a body was sent
+    # One that sends all before it reads, on a connection that is closed then.
+    assert client.score(bytes(5_000_000), Connection="close")[0] == 503
+    scorers.gate.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_an_upload_has_a_place_and_gives_it_back(held_up: tuple[Client, InProcess]) -> None:
+    client, _ = held_up
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", client.port), timeout=30) as connection:
+            connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n1")
+            until(lambda: "gaia_fast_images_in_service 1.0" in client.get("/metrics")[1])
+        until(lambda: "gaia_fast_images_in_service 0.0" in client.get("/metrics")[1])
+    until(lambda: 'gaia_fast_requests_total{status="400"} 5.0' in client.get("/metrics")[1])
 
 
 def test_more_images_than_there_is_room_for(held_up: tuple[Client, InProcess]) -> None:
@@ -163,7 +247,7 @@ def test_more_images_than_there_is_room_for(held_up: tuple[Client, InProcess]) -
 
 
 def test_an_image_that_nobody_scores_in_time() -> None:
-    detector = digits_detector()
+    detector = quick_detector()
     scorers = InProcess(detector)
     scorers.gate.clear()
     with serving(service_of(detector, timeout=0.3, max_images=1), scorers) as client:
@@ -176,20 +260,20 @@ def test_an_image_that_nobody_scores_in_time() -> None:
 
 
 def test_small_pictures_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoding, decoded = threading.Event(), threading.Event()
+    begun, decoded = threading.Event(), threading.Event()
 
-    def slow(data: bytes, preset: Preset, max_pixels: int) -> np.ndarray:
-        if pixels_of(data, max_pixels) > 1000:
-            decoding.set()
+    def slow(image: Image.Image, preset: Preset, max_pixels: int) -> np.ndarray:
+        if image.width > 32:
+            begun.set()
             assert decoded.wait(30)
-        return read_picture(data, preset, max_pixels)
+        return prepared(image, preset, max_pixels)
 
-    monkeypatch.setattr(app, "_LARGE", 1000)
-    monkeypatch.setattr(app, "read_picture", slow)
-    detector, large = digits_detector(), file_of(Image.new("RGB", (40, 40)))
+    monkeypatch.setattr(decoding, "_LARGE", 1024)
+    monkeypatch.setattr(decoding, "prepared", slow)
+    detector, large = quick_detector(), file_of(Image.new("RGB", (40, 40)))
     with serving(service_of(detector), InProcess(detector)) as client:
         threads, answers = in_threads(client, [large] * 4)
-        assert decoding.wait(30)
+        assert begun.wait(30)
         assert client.score(digit(0))[0] == 200
         assert not answers
         decoded.set()
@@ -198,18 +282,86 @@ def test_small_pictures_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPat
         assert [answers[k][0] for k in range(4)] == [200] * 4
 
 
+def test_large_pictures_do_not_take_all_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, decoded = threading.Event(), threading.Event()
+
+    def slow(image: Image.Image, preset: Preset, max_pixels: int) -> np.ndarray:
+        if image.width > 32:
+            begun.set()
+            assert decoded.wait(30)
+        return prepared(image, preset, max_pixels)
+
+    monkeypatch.setattr(decoding, "_LARGE", 1024)
+    monkeypatch.setattr(decoding, "prepared", slow)
+    detector, large = quick_detector(), file_of(Image.new("RGB", (40, 40)))
+    with serving(service_of(detector, max_images=9), InProcess(detector)) as client:
+        threads, answers = in_threads(client, [large])
+        assert begun.wait(30)
+        status, answer = client.score(large)
+        assert status == 503
+        assert "1 pictures of more than 1024 pixels wait already" in answer["error"]
+        assert client.score(digit(0))[0] == 200
+        decoded.set()
+        for thread in threads:
+            thread.join()
+        assert answers[0][0] == 200
+        assert client.score(large)[0] == 200
+
+
+def test_a_place_is_taken_until_its_thread_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = threading.Event()
+
+    def slow(image: Image.Image, preset: Preset, max_pixels: int) -> np.ndarray:
+        assert decoded.wait(30)
+        return prepared(image, preset, max_pixels)
+
+    monkeypatch.setattr(decoding, "prepared", slow)
+    detector = quick_detector()
+    scorers = InProcess(detector)
+    with serving(service_of(detector, timeout=0.2, max_images=2), scorers) as client:
+        assert client.score(digit(0))[0] == 503
+        assert client.score(digit(0))[0] == 503
+        assert "2 images are in service" in client.score(digit(0))[1]["error"]
+        assert "gaia_fast_images_in_service 2.0" in client.get("/metrics")[1]
+        decoded.set()
+        until(lambda: "gaia_fast_images_in_service 0.0" in client.get("/metrics")[1])
+        assert client.score(digit(0))[0] == 200
+    assert scorers.batches == [1]  # those that nobody waited for were not scored
+
+
+def test_a_service_that_decodes_can_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended, finished = threading.Event(), threading.Event(), threading.Event()
+    in_time: list[bool] = []
+
+    def slow(image: Image.Image, preset: Preset, max_pixels: int) -> np.ndarray:
+        begun.set()
+        in_time.append(ended.wait(20))
+        finished.set()
+        return prepared(image, preset, max_pixels)
+
+    monkeypatch.setattr(decoding, "prepared", slow)
+    detector = quick_detector()
+    with serving(service_of(detector, timeout=0.2), InProcess(detector)) as client:
+        assert client.score(digit(0))[0] == 503
+        assert begun.is_set()
+    ended.set()  # the service has, and its thread has not finished yet
+    assert finished.wait(30)
+    assert in_time == [True]
+
+
 def test_replicas_that_fail_are_not_the_requests_fault() -> None:
     class Failing(InProcess):
         async def score(self, images: Sequence[np.ndarray]) -> list[Answer]:
             raise ReplicaError("the replica failed: no memory")
 
-    detector = digits_detector()
+    detector = quick_detector()
     with serving(service_of(detector), Failing(detector)) as client:
         assert client.score(digit(0)) == (500, {"error": "the replica failed: no memory"})
 
 
-def test_probes() -> None:
-    detector = digits_detector()
+def test_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_EVERY", 0.0)
+    detector = quick_detector()
     scorers = InProcess(detector)
     with serving(service_of(detector, replicas=2), scorers) as client:
         assert client.get("/healthz")[0] == 200
@@ -219,8 +371,91 @@ def test_probes() -> None:
         assert client.get("/healthz")[0] == 200
 
 
+def test_a_pool_that_does_not_say_how_many_are_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Silent(InProcess):
+        async def running(self) -> int:
+            asked.append(1)
+            await asyncio.sleep(30 if self.ready else 0)
+            raise RuntimeError("Ray is gone")
+
+    monkeypatch.setattr(pool, "_PATIENCE", 0.05)
+    monkeypatch.setattr(pool, "_EVERY", 0.0)
+    detector = quick_detector()
+    silent, failing = Silent(detector), Silent(detector)
+    failing.ready = 0
+    for scorers, most in ((silent, 1), (failing, 3)):
+        asked.clear()
+        with serving(service_of(detector), scorers) as client:
+            for _ in range(2):
+                assert client.get("/readyz") == (503, {"replicas": 0, "of": 1})
+            assert "gaia_fast_replicas_ready 0.0" in client.get("/metrics")[1]
+            assert client.get("/healthz")[0] == 200
+        assert len(asked) == most
+
+
+def test_what_nobody_expects_is_an_answer_too() -> None:
+    class Broken(InProcess):
+        async def score(self, images: Sequence[np.ndarray]) -> list[Answer]:
+            return []
+
+    detector = quick_detector()
+    with serving(service_of(detector), Broken(detector)) as client:
+        status, answer = client.score(digit(0))
+        text = client.get("/metrics")[1]
+    assert status == 500
+    assert "ValueError" in answer["error"]
+    assert 'gaia_fast_requests_total{status="500"} 1.0' in text
+    assert "gaia_fast_images_in_service 0.0" in text
+
+
+def test_an_answer_that_comes_too_late_is_not_counted() -> None:
+    detector = quick_detector()
+    scorers = InProcess(detector)
+    scorers.gate.clear()
+    with serving(service_of(detector, timeout=0.2), scorers) as client:
+        assert client.score(digit(0))[0] == 503
+        scorers.gate.set()
+        assert client.score(digit(0))[0] == 200  # sent again, counted once
+        assert client.get("/drift")[1]["gaia-z"]["total"] == 1
+
+
+@pytest.mark.parametrize("score", [np.float32(0.1), np.nextafter(np.float32(0.1), np.float32(1))])
+def test_a_score_that_equals_the_threshold_is_decided_as_by_the_detector(score: np.float32) -> None:
+    class Fixed(InProcess):
+        async def score(self, images: Sequence[np.ndarray]) -> list[Answer]:
+            return [ImageScores(0, {"gaia-z": float(score)}) for _ in images]
+
+    detector = quick_detector()
+    detector.threshold = 0.1
+    expected = bool(decide(torch.tensor([score]), 0.1))
+    with serving(service_of(detector), Fixed(detector)) as client:
+        status, answer = client.score(digit(0))
+        assert status == 200
+        assert answer["is_ood"] == expected == (score > np.float32(0.1))
+        assert client.get("/drift")[1]["gaia-z"]["ood_share"] == expected
+
+
+def test_a_server_that_tells_nothing_of_its_begin() -> None:
+    """ASGI alone, without the events of its lifespan."""
+    detector = quick_detector()
+    served = make_app(service_of(detector), InProcess(detector))
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": digit(0), "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/score", "headers": [], "query_string": b""}
+    asyncio.run(asyncio.wait_for(served(scope, receive, send), 30))
+    assert sent[0]["status"] == 200
+
+
 def test_metrics_and_drift() -> None:
-    detector = digits_detector()
+    detector = quick_detector()
     with serving(service_of(detector, max_images=64), InProcess(detector)) as client:
         for k in range(400, 410):
             client.score(digit(k))
@@ -249,7 +484,7 @@ def test_metrics_and_drift() -> None:
 
 
 def test_about(digits: Client) -> None:
-    detector = digits_detector()
+    detector = quick_detector()
     _, about = digits.get("/about")
     assert detector.calibration is not None
     assert about["labels"] == LABELS
@@ -257,3 +492,18 @@ def test_about(digits: Client) -> None:
     assert about["scores"]["gaia-z"]["threshold"] == detector.threshold
     assert about["scores"]["gaia-z"]["images"] == 300
     assert about["scores"]["gaia-z"]["quantiles"] == detector.calibration.quantiles.tolist()
+
+
+def test_another_detector_is_seen_by_any_answer(digits: Client) -> None:
+    def seen(client: Client) -> str:
+        headers = [client.ask("GET", "/drift")[1], client.ask("POST", "/score", digit(0))[1]]
+        (found,) = {each["Gaia-Fast-About"] for each in headers}
+        assert client.get("/about")[1]["id"] == found
+        return str(found)
+
+    detector = quick_detector()
+    first = seen(digits)
+    assert first == seen(digits)
+    detector.threshold = 3.0
+    with serving(service_of(detector, labels=LABELS, max_bytes=100_000), InProcess(detector)) as client:
+        assert seen(client) != first

@@ -1,6 +1,7 @@
 """Batches of what waits: full ones under load, none that waits for others, and nobody's answer lost or another's."""
 
 import asyncio
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -84,6 +85,50 @@ def test_who_has_gone_is_not_scored() -> None:
         run.gate.set()
         assert [await answers[1], await answers[3]] == [2, 6]
         assert run.batches == [[0], [1, 3]]
+
+    asyncio.run(asyncio.wait_for(body(), 10))
+
+
+def test_who_has_gone_leaves_nothing_behind() -> None:
+    class Held:
+        """What a picture takes in memory."""
+
+    async def body() -> None:
+        gate = asyncio.Event()
+
+        async def run(items: list[Held]) -> list[int]:
+            await gate.wait()
+            return [0 for _ in items]
+
+        batcher = Batcher(run, 4, concurrent=1)
+        kept = asyncio.create_task(batcher.submit(Held()))
+        await asyncio.sleep(0.01)
+        waiting = [Held() for _ in range(8)]
+        items = [weakref.ref(each) for each in waiting]
+        answers = [asyncio.create_task(batcher.submit(waiting.pop())) for _ in range(8)]
+        await asyncio.sleep(0.01)
+        for each in answers:
+            each.cancel()
+        await asyncio.wait(answers)
+        # Nothing has become free yet.
+        assert [each() for each in items] == [None] * 8
+        gate.set()
+        assert await kept == 0
+
+    asyncio.run(asyncio.wait_for(body(), 10))
+
+
+def test_a_batch_that_nobody_waits_for_is_not_sent() -> None:
+    async def body() -> None:
+        run = Doubles()
+        run.gate.set()
+        batcher = Batcher(run, 4, concurrent=1)
+        answer = asyncio.create_task(batcher.submit(1))
+        await asyncio.sleep(0)  # its batch is about to be sent
+        answer.cancel()
+        await asyncio.sleep(0.01)
+        assert run.batches == []
+        assert await batcher.submit(2) == 4
 
     asyncio.run(asyncio.wait_for(body(), 10))
 

@@ -135,6 +135,12 @@ def choose(page: Any, *files: dict[str, Any]) -> Any:
     return answered(page, len(files))
 
 
+def choose_more(page: Any, count: int, *files: dict[str, Any]) -> Any:
+    """Chooses files by the input; returns the newest card, once so many are answered."""
+    page.set_input_files("#files", list(files))
+    return answered(page, count).first
+
+
 def answered(page: Any, count: int) -> Any:
     cards = page.locator(".card:is([data-state=scored], [data-state=failed])")
     sync_api.expect(cards).to_have_count(count)
@@ -354,6 +360,23 @@ def test_a_connection_that_is_lost(visit: Callable[..., Any], service: str) -> N
     card.get_by_role("button", name="Try again").click()
     sync_api.expect(card.locator("data")).to_have_count(1)
     sync_api.expect(page.locator("#service")).to_contain_text("digits_resnet at 32")
+
+
+def test_a_service_that_was_started_anew_with_another_detector(visit: Callable[..., Any], detector: GaiaZ) -> None:
+    other = GaiaZ(detector.model, **OPTIONS).calibrate(held_out_digits()[0][:200])
+    other.threshold = 3.0
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(contextlib.ExitStack())
+        port = first.enter_context(listening(make_app(service_of(detector), Scorers(detector))))
+        page = visit(f"http://127.0.0.1:{port}/", complaints="net::ERR_")
+        page.clock.install()  # no drift report is asked for meanwhile
+        choose(page, named("before.png", file_of(NOISE[0])))
+        first.close()
+        stack.enter_context(listening(make_app(service_of(other), Scorers(other)), port))
+        card = choose_more(page, 2, named("after.png", file_of(NOISE[0])))
+        assert card.locator("svg.histogram").count() == 0
+        assert card.locator(".note").inner_text() == "threshold 3.000; no calibration scores to compare with"
+        sync_api.expect(page.locator("#scores")).to_contain_text("threshold 3.000, not calibrated")
 
 
 def test_a_large_file_is_not_sent(visit: Callable[..., Any], serve: Callable[..., str]) -> None:

@@ -1,7 +1,7 @@
 // Images come in, are sent a few at a time, and their answers go to their cards.
 
 import { cardOf, showAnswer, showFailure, showProgress } from "./card.js";
-import { Failure, score } from "./service.js";
+import { Failure, resultsOf, score } from "./service.js";
 import { description, refresh } from "./state.js";
 
 const AT_ONE_TIME = 4; // images that are under way; the others wait here
@@ -67,7 +67,8 @@ async function fill(card, file) {
   if (!card.isConnected) return; // cleared
   try {
     const answer = await score(file, described, showProgress(card));
-    announce(`${file.name}: ${showAnswer(card, answer, described.scores)}`);
+    const { scores } = await description(); // it may be another service than before
+    announce(`${file.name}: ${showAnswer(card, resultsOf(answer, Object.keys(scores)), scores)}`);
   } catch (failure) {
     if (!(failure instanceof Failure)) throw failure;
     const again = () => enqueue(() => fill(card, file));

@@ -4,6 +4,11 @@ import { size } from "./words.js";
 
 const PAUSES = [1, 2, 4]; // seconds, before an image for which there was no room is sent again
 
+let served = null; // the id of what answered last: another one where the service was started anew with another detector
+
+/** Whether what `about` told is still what is served. */
+export const isServed = (described) => served === null || served === described.id;
+
 /** Why there is no answer; `again` where the same may be answered later. */
 export class Failure extends Error {
   constructor(reason, again) {
@@ -22,7 +27,7 @@ export const sleep = (seconds) => new Promise((resolve) => setTimeout(resolve, 1
  * @param {File} file
  * @param {object} described what `about` told.
  * @param {(text: string) => void} progress is told what it waits for.
- * @returns the class, its label or null, and of each score {name, value, isOod}; `isOod` is null without a threshold.
+ * @returns the answer, for `resultsOf`.
  * @throws {Failure}
  */
 export async function score(file, described, progress) {
@@ -41,7 +46,7 @@ export async function score(file, described, progress) {
   for (const pause of PAUSES) {
     progress("scoring");
     try {
-      return resultsOf(await answerTo("score", request), described);
+      return await answerTo("score", request);
     } catch (failure) {
       if (failure.status !== 503) throw failure;
     }
@@ -49,12 +54,18 @@ export async function score(file, described, progress) {
     await sleep(pause);
   }
   progress("scoring");
-  return resultsOf(await answerTo("score", request), described);
+  return answerTo("score", request);
 }
 
-/** One score is answered as such, several by name. */
-function resultsOf(answer, described) {
-  const results = Object.keys(described.scores).map((name) =>
+/**
+ * What was answered, the same for one score, which has no name there, as for several.
+ *
+ * @param {object} answer of `score`.
+ * @param {string[]} names of the scores.
+ * @returns the class, its label or null, and of each score {name, value, isOod}; `isOod` is null without a threshold.
+ */
+export function resultsOf(answer, names) {
+  const results = names.map((name) =>
     "scores" in answer
       ? { name, value: answer.scores[name], isOod: answer.is_ood[name] }
       : { name, value: answer.score, isOod: answer.is_ood },
@@ -69,7 +80,8 @@ async function answerTo(path, request) {
   } catch {
     throw new Failure("the service cannot be reached", true);
   }
-  const answer = await response.json().catch(() => null); // a proxy's own errors are no JSON
+  served = response.headers.get("Gaia-Fast-About") ?? served; // a proxy's own errors have none, and are no JSON
+  const answer = await response.json().catch(() => null);
   if (response.ok && answer !== null) return answer;
   const failure = new Failure(answer?.error ?? `the service answered ${response.status}`, response.status >= 500);
   failure.status = response.status;

@@ -1,7 +1,7 @@
 // What is served, and how it is: the header and the footer of the page.
 
 import { histogramOf } from "./histogram.js";
-import { about, drift, Failure, sleep } from "./service.js";
+import { about, drift, Failure, isServed, sleep } from "./service.js";
 import { percent, period, size, written } from "./words.js";
 
 const REFRESH = 5; // seconds between drift reports
@@ -11,8 +11,9 @@ const $ = (id) => document.getElementById(id);
 let described = null;
 let lost = false; // whether the service did not answer
 
-/** What `about` told, with the histogram of each score; asks until there is an answer. */
+/** What `about` told, with the histogram of each score; asks until there is an answer, and anew where it has changed. */
 export async function description() {
+  if (described !== null && !isServed(described)) await refresh();
   while (described === null) {
     await refresh();
     if (described === null) await sleep(1);
@@ -23,9 +24,10 @@ export async function description() {
 /** Shows how the service is now. */
 export async function refresh() {
   try {
-    if (described === null || lost) described = introduced(await about()); // it may be another one that came back
-    lost = false;
     const reports = await drift();
+    // It may be another one that came back.
+    if (described === null || lost || !isServed(described)) described = introduced(await about());
+    lost = false;
     const states = Object.keys(described.scores).map((name) => stateOf(name, reports[name]));
     $("scores").replaceChildren(...states);
     const [height, width] = described.input_size;
