@@ -35,7 +35,7 @@ from gaia_fast.loading import load
 from gaia_fast.scorers import calibrations_of, set_thresholds, thresholds_of
 from gaia_fast.serving.app import Service, make_app
 from gaia_fast.serving.ray_serve import Deployment, deployed
-from gaia_fast.serving.server import run
+from gaia_fast.serving.server import bound, run
 
 _EXAMPLES = 4  # images that replicas are prepared on
 # What a detector's file says.
@@ -86,10 +86,14 @@ _OF_THE_FILE = (
     type=click.IntRange(1),
     default=64,
     show_default=True,
-    help="Images that are decoded, wait or are scored at one time; what comes beyond is answered by 503.",
+    help="Images that are received, decoded, wait or are scored at one time; what comes beyond is answered by 503.",
 )
 @click.option(
-    "--max-pixels", type=click.IntRange(1), default=Service.max_pixels, show_default=True, help="Of an image: else 413."
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=Service.max_pixels,
+    show_default=True,
+    help="Of an image, as it is and as it is resized: else 413.",
 )
 @click.option(
     "--max-bytes", type=click.IntRange(1), default=Service.max_bytes, show_default=True, help="Of an image: else 413."
@@ -178,8 +182,8 @@ def serve(
         window=window,
     )
     output.note(f"starting {replicas} {'replica' if replicas == 1 else 'replicas'}, {deployment.threads} threads each")
-    with deployed(detector, example.numpy(), deployment) as scoring:
-        run(make_app(service, scoring), host, port, lambda url: output.note(f"serving at {url}"))
+    with bound(host, port) as at, deployed(detector, example.numpy(), deployment) as pool:
+        run(make_app(service, pool), at, lambda url: output.note(f"serving at {url}"), max(512, 8 * max_images))
 
 
 def _check_no_others(context: click.Context) -> None:

@@ -10,46 +10,52 @@ from gaia_fast import extras
 from gaia_fast.errors import ArgumentError
 
 
-def run(app: Any, host: str, port: int, listening: Callable[[str], None], max_connections: int = 512) -> None:
-    """Serves an ASGI application by HTTP until SIGINT or SIGTERM; requests that are under way are answered first.
-
-    Args:
-        app: the application.
-        host, port: where; port 0 is any that is free.
-        listening: is called with the address once connections are taken.
-        max_connections: that are open at one time; a request on one more is answered 503, in plain text.
-
-    Raises:
-        ArgumentError: the address cannot be had. BackendError: the extra `serve` is missing.
-    """
-    uvicorn = extras.load("uvicorn", "serve", "gaia-fast serve")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@contextlib.contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """Yields a socket at an address; port 0 is any that is free. ArgumentError: the address cannot be had."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as made:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            bound.bind((host, port))
+            made.bind((host, port))
         except (OSError, OverflowError) as error:
             raise ArgumentError(
                 f"{host}:{port} cannot be listened at ({error}); choose another --host or --port"
             ) from error
-        name = f"[{host}]" if family == socket.AF_INET6 else host
+        yield made
 
-        class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
-            async def startup(self, sockets: Any = None) -> None:
-                await super().startup(sockets)
-                if self.started:
-                    listening(f"http://{name}:{bound.getsockname()[1]}")
 
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=30,
-            limit_concurrency=max_connections,
-            server_header=False,
-        )
-        with contextlib.suppress(KeyboardInterrupt), _terminating_as_interrupting():
-            Server(config).run(sockets=[bound])
+def run(app: Any, at: socket.socket, listening: Callable[[str], None], max_connections: int = 512) -> None:
+    """Serves an ASGI application by HTTP until SIGINT or SIGTERM; requests that are under way are answered first.
+
+    Args:
+        app: the application.
+        at: where, see `bound`.
+        listening: is called with the address once connections are taken.
+        max_connections: that are open at one time; a request on one more is answered 503, in plain text.
+
+    Raises:
+        BackendError: the extra `serve` is missing.
+    """
+    uvicorn = extras.load("uvicorn", "serve", "gaia-fast serve")
+    host, port, *_ = at.getsockname()
+    address = f"http://[{host}]:{port}" if at.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+    class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                listening(address)
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=30,
+        limit_concurrency=max_connections,
+        server_header=False,
+    )
+    with contextlib.suppress(KeyboardInterrupt), _terminating_as_interrupting():
+        Server(config).run(sockets=[at])
 
 
 @contextlib.contextmanager

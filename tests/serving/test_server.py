@@ -7,8 +7,11 @@ import socket
 import threading
 import time
 
+import pytest
+
+from gaia_fast.errors import ArgumentError
 from gaia_fast.serving.app import make_app
-from gaia_fast.serving.server import run
+from gaia_fast.serving.server import bound, run
 
 from served import Client, InProcess, digit, digits_detector, service_of
 
@@ -40,6 +43,14 @@ def test_connections_beyond_the_limit_are_turned_away_and_sigterm_ends_it() -> N
         asking.append(threading.Thread(target=ask, args=[url]))
         asking[0].start()
 
-    run(make_app(service_of(detector), InProcess(detector)), "127.0.0.1", 0, listening, max_connections=4)
+    with bound("127.0.0.1", 0) as at:
+        run(make_app(service_of(detector), InProcess(detector)), at, listening, max_connections=4)
     asking[0].join()
     assert found == {"before": 200, "full": 503, "after": 200}
+
+
+def test_an_address_that_is_taken() -> None:
+    with bound("127.0.0.1", 0) as at:
+        at.listen()
+        with pytest.raises(ArgumentError, match="cannot be listened at"), bound("127.0.0.1", at.getsockname()[1]):
+            pass
