@@ -68,14 +68,16 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"is out of reach ({error})"
         raise DataError(f"{path} {reason}. {_GIVE}") from error
     if what == files.FOLDER:
-        return _from_folder(path, preset, max_pixels)
+        return _from_folder(path.absolute(), preset, max_pixels)
     if what:
         raise DataError(f"{path} is {what}, no file. {_GIVE}")
     if path.suffix.lower() == ".npz":
         return from_npz(path, preset, max_pixels)
     for endings, read in _READERS:
         if path.name.lower().endswith(endings):
-            return read(path.parent, [path.name], preset, max_pixels)
+            return read(path.parent.absolute(), [path.name], preset, max_pixels)
+    if path.name.lower().endswith(webdataset.COMPRESSED):
+        raise DataError(f"{path} is compressed, so that no image can be read by itself. {webdataset.HOW}")
     raise DataError(f"{path} is neither an image ({', '.join(SUFFIXES)}) nor an .npz, .parquet or .tar. {_GIVE}")
 
 
