@@ -31,13 +31,14 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
     Folders: .png, .jpg, .jpeg, .bmp and .webp in any case, sorted by path; linked folders are not entered. Only the
     first frame is read, an alpha channel is dropped, and an EXIF orientation is ignored: classifiers are trained on
     folders read that way. What is no regular file, such as a named pipe, is unreadable, and so is an image of more
-    than `max_pixels`, before it is decoded.
+    than `max_pixels`, before it is decoded, or of more than 256 MiB as it is encoded.
 
     Parquet, a file or a folder of them: a column of encoded images, binary or Hugging Face's struct of `bytes` and
     `path`, called `image`, `images`, `jpg`, `png` or `bytes`, or the only one of that kind; `path`, `name` or `__key__`
-    calls them, and integers in `label` are their labels. WebDataset, a .tar or a folder of them: the members that end
-    as images do, in the archive's order, and ".cls" beside each for the labels. Each image is read from its place when
-    it is asked for. A folder that holds images is one of images, whatever else it holds: see `ImageSource.skipped`.
+    calls them if that tells all apart, else file and row, and integers in `label` are their labels. WebDataset, a .tar
+    or a folder of them: the members that end as images do, in the archive's order, and ".cls" beside each for the
+    labels; links and sparse members are unreadable. Each image is read from its place when it is asked for; those of a
+    file that has changed since are unreadable. A folder that holds images is one of images, whatever else it holds: see `ImageSource.skipped`.
 
     An .npz: `x` uint8 (N, H, W, 3); or the files of N images (PNG, JPEG, BMP, WebP), end to end, as `data` uint8 (M,),
     with `offsets` integer (N + 1,): image n goes from offsets[n] to offsets[n + 1]. And `y` integer (N,), if there are

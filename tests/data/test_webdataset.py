@@ -175,7 +175,7 @@ def headers(*fields: tuple[str, bytes, int]) -> bytes:
     "content",
     [
         headers(("a.png", tarfile.REGTYPE, -512)) + bytes(1024),
-        headers(("a.png", tarfile.REGTYPE, 0), ("b.png", tarfile.REGTYPE, -1024)) + bytes(1024),
+        headers(("a.png", tarfile.REGTYPE, 0), ("b.png", tarfile.REGTYPE, -512)) + bytes(1024),
         headers(("a.png", tarfile.REGTYPE, -1)) + bytes(1024),
         headers(("x", tarfile.XHDTYPE, -512), ("a.png", tarfile.REGTYPE, 0)) + bytes(1024),
         headers(("x", tarfile.GNUTYPE_LONGNAME, -512), ("a.png", tarfile.REGTYPE, 0)) + bytes(1024),
