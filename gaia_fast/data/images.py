@@ -38,7 +38,8 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
     calls them if that tells all apart, else file and row, and integers in `label` are their labels. WebDataset, a .tar
     or a folder of them: the members that end as images do, in the archive's order, and ".cls" beside each for the
     labels; links and sparse members are unreadable. Each image is read from its place when it is asked for; those of a
-    file that has changed since are unreadable. A folder that holds images is one of images, whatever else it holds: see `ImageSource.skipped`.
+    file that has changed since are unreadable. A folder that holds images is one of images, whatever else it holds: see
+    `ImageSource.skipped`.
 
     An .npz: `x` uint8 (N, H, W, 3); or the files of N images (PNG, JPEG, BMP, WebP), end to end, as `data` uint8 (M,),
     with `offsets` integer (N + 1,): image n goes from offsets[n] to offsets[n + 1]. And `y` integer (N,), if there are

@@ -181,8 +181,8 @@ def _values(file: Any, column: str | None, count: int) -> list[Any]:
 class _RowGroup:
     """The cells of a column in a row group, read in order and held up to _HELD_BYTES.
 
-    The least that Arrow decompresses is a page, and the dictionary of a column: that much is in memory whatever is held,
-    and the limit of one picture is looked at only then.
+    Arrow decompresses whole pages, and the whole dictionary of a column: that much is in memory whatever is held, and
+    only then is one picture known to be too large.
     """
 
     def __init__(self, path: Path, column: str, index: int) -> None:
