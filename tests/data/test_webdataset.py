@@ -181,7 +181,7 @@ def headers(*fields: tuple[str, bytes, int]) -> bytes:
         headers(("x", tarfile.XHDTYPE, -512), ("a.png", tarfile.REGTYPE, 0)) + bytes(1024),
         headers(("x", tarfile.GNUTYPE_LONGNAME, -512), ("a.png", tarfile.REGTYPE, 0)) + bytes(1024),
         headers(("x", tarfile.GNUTYPE_LONGNAME, 2**17)) + b"n" * 2**17 + headers(("a.png", tarfile.REGTYPE, 0)),
-        headers(("x", tarfile.XHDTYPE, 14)) + b"14 size=-1024\n".ljust(512, b"\0")
+        headers(("a.png", tarfile.REGTYPE, 0), ("x", tarfile.XHDTYPE, 14)) + b"14 size=-1536\n".ljust(512, b"\0")
         + headers(("a.png", tarfile.REGTYPE, 0)) + bytes(1024),
         headers(("a.png", tarfile.REGTYPE, 2**80)) + bytes(1024),
         headers(("a.png", tarfile.GNUTYPE_SPARSE, 0)),
