@@ -31,13 +31,16 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
     Folders: .png, .jpg, .jpeg, .bmp and .webp in any case, sorted by path; linked folders are not entered. Only the
     first frame is read, an alpha channel is dropped, and an EXIF orientation is ignored: classifiers are trained on
     folders read that way. What is no regular file, such as a named pipe, is unreadable, and so is an image of more
-    than `max_pixels`, or that the preset would make so large, before it is decoded.
+    than `max_pixels`, or that the preset would make so large, before it is decoded, or of more than 256 MiB as it is
+    encoded.
 
     Parquet, a file or a folder of them: a column of encoded images, binary or Hugging Face's struct of `bytes` and
     `path`, called `image`, `images`, `jpg`, `png` or `bytes`, or the only one of that kind; `path`, `name` or `__key__`
-    calls them, and integers in `label` are their labels. WebDataset, a .tar or a folder of them: the members that end
-    as images do, in the archive's order, and ".cls" beside each for the labels. Each image is read from its place when
-    it is asked for. A folder that holds images is one of images, whatever else it holds: see `ImageSource.skipped`.
+    calls them if that tells all apart, else file and row, and integers in `label` are their labels. WebDataset, a .tar
+    or a folder of them: the members that end as images do, in the archive's order, and ".cls" beside each for the
+    labels; links and sparse members are unreadable. Each image is read from its place when it is asked for; those of a
+    file that has changed since are unreadable. A folder that holds images is one of images, whatever else it holds: see
+    `ImageSource.skipped`.
 
     An .npz: `x` uint8 (N, H, W, 3); or the files of N images (PNG, JPEG, BMP, WebP), end to end, as `data` uint8 (M,),
     with `offsets` integer (N + 1,): image n goes from offsets[n] to offsets[n + 1]. And `y` integer (N,), if there are
@@ -68,14 +71,16 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"is out of reach ({error})"
         raise DataError(f"{path} {reason}. {_GIVE}") from error
     if what == files.FOLDER:
-        return _from_folder(path, preset, max_pixels)
+        return _from_folder(path.absolute(), preset, max_pixels)
     if what:
         raise DataError(f"{path} is {what}, no file. {_GIVE}")
     if path.suffix.lower() == ".npz":
         return from_npz(path, preset, max_pixels)
     for endings, read in _READERS:
         if path.name.lower().endswith(endings):
-            return read(path.parent, [path.name], preset, max_pixels)
+            return read(path.parent.absolute(), [path.name], preset, max_pixels)
+    if path.name.lower().endswith(webdataset.COMPRESSED):
+        raise DataError(f"{path} is compressed, so that no image can be read by itself. {webdataset.HOW}")
     raise DataError(f"{path} is neither an image ({', '.join(SUFFIXES)}) nor an .npz, .parquet or .tar. {_GIVE}")
 
 

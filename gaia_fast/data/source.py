@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -25,6 +26,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 
 MAX_PIXELS = 64_000_000  # of one image: it takes nearly 50 bytes a pixel until the network has it
+# Of one encoded picture: it is in memory before its pixels can be counted. So much is a BMP of MAX_PIXELS with alpha.
+MAX_ENCODED_BYTES = 256 * 2**20
+
+FileState: TypeAlias = tuple[int, int]  # size in bytes, and st_mtime_ns
 
 
 class StoredPicture(ABC):
@@ -32,15 +37,21 @@ class StoredPicture(ABC):
 
     Attributes:
         file: that holds it.
+        state: of the file when its pictures were listed.
     """
 
     __slots__ = ()
 
     file: Path
+    state: FileState
 
     @abstractmethod
     def read(self) -> bytes:
-        """The picture as it is encoded; raises whatever the file's reader does."""
+        """The picture as it is encoded.
+
+        Raises:
+            DataError: it has more than MAX_ENCODED_BYTES, or the file is not as it was. Else whatever its reader does.
+        """
 
     @abstractmethod
     def place(self) -> str:
@@ -162,7 +173,7 @@ class ImageSource(Dataset[Tensor]):
                 holder = picture if isinstance(picture, Path) else picture.file
                 if holder is not file:
                     file, said = holder, f"{holder.absolute()} {_state(holder)}"
-                place = "" if isinstance(picture, Path) else f" {picture.place()}"
+                place = "" if isinstance(picture, Path) else f" {picture.place()} {picture.state}"
                 of.update(f"{said}{place}\n".encode(errors="surrogateescape"))
             else:
                 of.update(len(picture).to_bytes(8, "little"))
@@ -216,6 +227,29 @@ def _state(path: Path) -> str:
     return f"{state.st_size} {state.st_mtime_ns}"
 
 
+def file_state(of: os.stat_result) -> FileState:
+    """What tells whether a file is still the same."""
+    return of.st_size, of.st_mtime_ns
+
+
+def check_unchanged(file: Path, now: FileState, listed: FileState) -> None:
+    """Raises a DataError where a file is no longer as it was when its pictures were listed."""
+    if now != listed:
+        raise DataError(f"{file.name} has changed since its images were listed; score them again when it is complete")
+
+
+def check_encoded(size: int) -> None:
+    """Raises a DataError where an encoded picture is larger than any may be."""
+    if size > MAX_ENCODED_BYTES:
+        raise DataError(f"its {size} bytes are more than {MAX_ENCODED_BYTES}, the most that an encoded image may have")
+
+
+def labels_tensor(labels: Sequence[int | None]) -> Tensor | None:
+    """Labels, int64 (N,), where all are known and can be classes."""
+    known = [each for each in labels if each is not None and 0 <= each < 2**63]
+    return torch.tensor(known) if len(known) == len(labels) else None
+
+
 def reason(error: BaseException) -> str:
     """The first line of the message; Pillow's "cannot identify" repeats the path or an object's address."""
     if isinstance(error, UnidentifiedImageError):
@@ -227,12 +261,16 @@ def open_picture(picture: Picture, preset: Preset, max_pixels: int) -> Image.Ima
     """The decoded picture of a file, or of its bytes, for a preset.
 
     Raises:
-        DataError: no regular file, or more pixels than that, as it is or resized; before it is decoded. Else whatever
-            Pillow raises.
+        DataError: no regular file, more than MAX_ENCODED_BYTES, or more pixels than that, as it is or resized; before it
+            is decoded. Else whatever Pillow raises.
     """
-    if isinstance(picture, Path) and (what := files.kind(picture)):
-        raise DataError(f"it is {what}, no file")
+    if isinstance(picture, Path):
+        if what := files.kind(picture):
+            raise DataError(f"it is {what}, no file")
+        check_encoded(picture.stat().st_size)
     data = picture.read() if isinstance(picture, StoredPicture) else picture
+    if isinstance(data, bytes):
+        check_encoded(len(data))
     with Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise DataError(f"{image.width}x{image.height} pixels are more than {max_pixels}, the limit (max_pixels)")

@@ -376,6 +376,29 @@ def test_a_large_image_is_not_decoded(tmp_path: Path) -> None:
         load_images(tmp_path / "a.png", "none", max_pixels=10**8)[0]
 
 
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    os.truncate(tmp_path / "a.png", 2**28)  # what follows the image would be of no account
+    save(tmp_path / "b.png")
+    os.truncate(tmp_path / "b.png", 2**28 + 1)
+    source = load_images(tmp_path, "none")
+    assert [batch.names for batch in source.batches(2)] == [["a.png"]]
+    why = "its 268435457 bytes are more than 268435456, the most that an encoded image may have"
+    assert source.unreadable == [("b.png", why)]
+
+
+def test_a_relative_path_stays_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "d" / "a.png")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    sources = [load_images(path, "none") for path in ("d", "d/a.png", ".")]
+    assert [source.names for source in sources] == [["a.png"], ["a.png"], ["d/a.png"]]
+    assert sources[0].digest() == load_images(tmp_path / "d", "none").digest()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for source in sources:
+        assert torch.equal(source[0], PRESETS["none"](picture(0)))
+
+
 def test_limits_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "a.png")
     assert Image.MAX_IMAGE_PIXELS is not None

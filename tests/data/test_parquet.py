@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gaia_fast.data import PRESETS, load_images
+from gaia_fast.data import PRESETS, load_images, parquet
+from gaia_fast.data import source as source_module
 from gaia_fast.errors import DataError
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -89,30 +90,107 @@ def test_a_part_is_read_by_itself_in_another_process(tmp_path: Path) -> None:
     assert len(pickle.dumps(source.part(2, 4))) < 2 * len(encoded(0)) + 1000
 
 
-def test_a_row_group_is_read_once_for_all_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The row groups that are read, each time from its first row."""
+    groups: list[int] = []
+    right = pq.ParquetFile.iter_batches
+
+    def iter_batches(self: Any, **options: Any) -> Any:
+        groups.extend(options["row_groups"])
+        return right(self, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    return groups
+
+
+def test_a_row_group_is_read_once_for_all_its_rows(tmp_path: Path, read: list[int]) -> None:
     path = write(tmp_path / "d.parquet", {"image": [encoded(seed) for seed in range(7)]})
     source = load_images(path, "none")
-    read: list[int] = []
-    right = pq.ParquetFile.read_row_group
-
-    def read_row_group(self: Any, index: int, **options: Any) -> Any:
-        read.append(index)
-        return right(self, index, **options)
-
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", read_row_group)
     assert sum(len(batch.names) for batch in source.batches(2)) == 7
+    assert read == [0, 1, 2]
+    for index in (6, 4, 3, 5):
+        assert torch.equal(source[index], NONE(picture(index)))
     assert read == [0, 1, 2]
 
 
-def test_a_file_that_has_changed_is_read_anew(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.parquet", {"image": [encoded(0)]})
+def test_a_large_row_group_is_not_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[int]) -> None:
+    monkeypatch.setattr(parquet, "_HELD_BYTES", 2**20)
+    monkeypatch.setattr(parquet, "_BUFFER_BYTES", 2**16)
+    cells = [encoded(seed) + bytes([seed]) * 2**18 for seed in range(64)]
+    path = tmp_path / "d.parquet"
+    pq.write_table(pa.table({"image": cells}), path, use_dictionary=False, write_batch_size=1, data_page_size=2**16)
     source = load_images(path, "none")
-    before, digest = source[0], source.digest()
-    write(path, {"image": [encoded(1)]})
+    before = pa.total_allocated_bytes()
+    most = 0
+    for index in range(64):
+        assert torch.equal(source[index], NONE(picture(index)))
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 4 * 2**20  # of 16 MiB
+    assert read == [0]
+    for index in (62, 3, 40, 2):
+        assert torch.equal(source[index], NONE(picture(index)))
+    assert read == [0, 0, 0]
+
+
+def test_a_file_that_has_changed_is_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.parquet", {"image": [encoded(0), encoded(2)]})
+    source = load_images(path, "none")
+    digest = source.digest()
+    assert torch.equal(source[0], NONE(picture(0)))
+    write(path, {"image": [encoded(1), encoded(3)]})
     os.utime(path, ns=(0, 0))
-    assert torch.equal(before, NONE(picture(0)))
-    assert torch.equal(source[0], NONE(picture(1)))
-    assert source.digest() != digest
+    why = "d.parquet has changed since its images were listed; score them again when it is complete"
+    assert list(source.batches(2)) == []
+    assert source.unreadable == [("d.parquet:0", why), ("d.parquet:1", why)]
+    path.write_text("no table")
+    assert list(source.batches(2)) == []
+    assert source.unreadable == [("d.parquet:0", why), ("d.parquet:1", why)]
+    write(path, {"image": [encoded(1), encoded(3)]})
+    assert load_images(path, "none").digest() != digest
+
+
+def test_names_that_are_no_names_of_images(tmp_path: Path) -> None:
+    classes = {"image": [encoded(0), encoded(1), encoded(2)], "name": ["dog", "dog", None]}
+    assert load_images(write(tmp_path / "d.parquet", classes), "none").names == [f"d.parquet:{row}" for row in range(3)]
+    taken = {"image": [encoded(0), encoded(1)], "name": ["e.parquet:1", None]}
+    assert load_images(write(tmp_path / "e.parquet", taken), "none").names == ["e.parquet:0", "e.parquet:1"]
+
+
+def test_names_in_several_files(tmp_path: Path) -> None:
+    for shard in "ab":
+        cells = [{"bytes": encoded(seed), "path": f"{seed}.png"} for seed in range(2)]
+        write(tmp_path / "s" / f"{shard}.parquet", {"image": cells})
+    assert load_images(tmp_path / "s", "none").names == [
+        "a.parquet/0.png", "a.parquet/1.png", "b.parquet/0.png", "b.parquet/1.png",
+    ]  # fmt: skip
+    write(tmp_path / "s" / "c.parquet", {"image": [encoded(0)] * 2, "path": ["x", "x"]})
+    assert load_images(tmp_path / "s", "none").names == [f"{shard}.parquet:{row}" for shard in "abc" for row in (0, 1)]
+
+
+def test_a_cell_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = encoded(1)
+    monkeypatch.setattr(source_module, "MAX_ENCODED_BYTES", len(large) + 9)
+    cells = [large + bytes(10), large + bytes(9)]
+    source = load_images(write(tmp_path / "d.parquet", {"image": cells}), "none")
+    assert [batch.names for batch in source.batches(2)] == [["d.parquet:1"]]
+    assert source.unreadable[0][1].startswith(f"its {len(large) + 10} bytes are more than {len(large) + 9}, the most")
+
+
+def test_rows_and_structs_that_are_empty(tmp_path: Path) -> None:
+    path = tmp_path / "d.parquet"
+    whole = pa.table({"image": [None, {"bytes": None, "path": "b"}, {"bytes": encoded(0), "path": None}]})
+    with pq.ParquetWriter(path, whole.schema) as writer:
+        for table in (whole[:0], whole, whole[:0]):
+            writer.write_table(table)
+    source = load_images(path, "none")
+    assert [batch.names for batch in source.batches(4)] == [["d.parquet:2"]]
+    assert source.unreadable == [("d.parquet:0", "its cell is empty"), ("b", "its cell is empty")]
+
+
+def test_a_label_that_is_no_class(tmp_path: Path) -> None:
+    columns = {"image": [encoded(0), encoded(1)], "label": pa.array([1, 2**63], pa.uint64())}
+    assert load_images(write(tmp_path / "d.parquet", columns), "none").labels is None
 
 
 def test_bad_cells_never_stop_the_others(tmp_path: Path) -> None:
@@ -144,11 +222,20 @@ def test_a_damaged_row_group_is_so_many_unreadable_images(tmp_path: Path) -> Non
         ({"image": [1]}, "only the columns image"),
         ({"a": [b"x"], "b": [b"y"]}, r"several columns of bytes \(a, b\)"),
         ({"image": pa.array([], pa.binary())}, "has no rows"),
+        ({"image": [[b"x"]]}, "only the columns image"),
+        ({"sample": [{"image": {"bytes": b"x"}}]}, "only the columns sample"),
     ],
 )
 def test_other_tables(tmp_path: Path, columns: dict[str, Any], reason: str) -> None:
     with pytest.raises(DataError, match=rf"d\.parquet has .*{reason}|{reason}.*encoded pictures"):
         load_images(write(tmp_path / "d.parquet", columns), "none")
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array([b"x"]), pa.array([b"y"])], names=["image", "image"])
+    pq.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"d\.parquet has several columns of one name"):
+        load_images(tmp_path / "d.parquet", "none")
 
 
 @pytest.mark.usefixtures("deadline")

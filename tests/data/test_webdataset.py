@@ -6,6 +6,7 @@ import pickle
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ import torch
 from PIL import Image
 
 from gaia_fast.data import PRESETS, load_images
+from gaia_fast.data.source import file_state
+from gaia_fast.data.webdataset import TarMember
 from gaia_fast.errors import DataError
 
 NONE = PRESETS["none"]
+CHANGED = "d.tar has changed since its images were listed; score them again when it is complete"
 
 
 def picture(seed: int) -> np.ndarray:
@@ -61,7 +65,7 @@ def test_a_folder_of_shards_with_labels(tmp_path: Path) -> None:
     assert source.skipped == {".json": 1}
 
 
-@pytest.mark.parametrize("label", [b"", b"cat", b"-1", b"9" * 40])
+@pytest.mark.parametrize("label", [b"", b"cat", b"-1", b"9" * 40, b"1" + b" " * 31 + b"2", b"1_0"])
 def test_labels_that_are_none(tmp_path: Path, label: bytes) -> None:
     members = {"0.png": encoded(0), "0.cls": b"1", "1.png": encoded(1), "1.cls": label}
     assert load_images(write(tmp_path / "d.tar", members), "none").labels is None
@@ -97,8 +101,19 @@ def test_an_archive_that_is_cut_off_meanwhile(tmp_path: Path) -> None:
     path = write(tmp_path / "d.tar", {"0.png": encoded(0), "1.png": encoded(1)})
     source = load_images(path, "none")
     os.truncate(path, 512 + len(encoded(0)) + 600)
-    assert [batch.names for batch in source.batches(4)] == [["d.tar/0.png"]]
-    assert source.unreadable == [("d.tar/1.png", "d.tar ends within it")]
+    assert list(source.batches(4)) == []
+    assert {why for _, why in source.unreadable} == {CHANGED}
+
+
+def test_an_archive_that_is_replaced_meanwhile(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.tar", {"0.png": encoded(0), "1.png": encoded(1)})
+    source, digest = load_images(path, "none"), load_images(path, "none").digest()
+    assert torch.equal(source[0], NONE(picture(0)))
+    write(path, {"0.png": encoded(2), "1.png": encoded(3)})
+    os.utime(path, ns=(0, 0))
+    assert list(source.batches(4)) == []
+    assert source.unreadable == [("d.tar/0.png", CHANGED), ("d.tar/1.png", CHANGED)]
+    assert source.digest() != load_images(path, "none").digest() != digest
 
 
 def test_damaged_archives_are_refused_by_name(tmp_path: Path) -> None:
@@ -120,8 +135,126 @@ def test_damaged_archives_are_refused_by_name(tmp_path: Path) -> None:
         archive.add(tmp_path / "whole.tar")
     with pytest.raises(DataError, match=r"gz\.tar cannot be read as a tar archive"):
         load_images(tmp_path / "gz.tar", "none")
-    (tmp_path / "end.tar").write_bytes(whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512))  # without its end
-    assert len(load_images(tmp_path / "end.tar", "none")) == 3
+    with pytest.raises(DataError, match=r"gz\.tar\.gz is compressed.*uncompressed \.tar"):
+        load_images((tmp_path / "gz.tar").rename(tmp_path / "gz.tar.gz"), "none")
+
+
+def test_the_end_of_an_archive(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.tar", {f"{seed}.png": encoded(seed) for seed in range(3)}).read_bytes()
+    bare = whole.rstrip(b"\0")
+    bare += bytes(-len(bare) % 512)
+    path = tmp_path / "d.tar"
+    for zeros in (512, 1024, 2**20 + 2**9):
+        path.write_bytes(bare + bytes(zeros))
+        assert len(load_images(path, "none")) == 3
+    for zeros in (0, 511):
+        path.write_bytes(bare + bytes(zeros))
+        with pytest.raises(DataError, match=r"d\.tar is damaged or cut off behind 3 members: .*end-of-archive"):
+            load_images(path, "none")
+    for after in (whole, bytes(2**21) + b"x", bytes(512) + whole):
+        path.write_bytes(bare + bytes(512) + after)
+        with pytest.raises(DataError, match=r"d\.tar goes on behind the end-of-archive block that follows 3 members"):
+            load_images(path, "none")
+
+
+def headers(*fields: tuple[str, bytes, int]) -> bytes:
+    """Headers of members by name, type and size, which may be below zero, and none of their content."""
+    found = b""
+    for name, kind, size in fields:
+        info = tarfile.TarInfo(name)
+        info.type = kind
+        block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        block[124:136] = (size % 2**96 | (0xFF if size < 0 else 0x80) << 88).to_bytes(12, "big")
+        block[482] = kind == tarfile.GNUTYPE_SPARSE  # its map goes on in a block that is not there
+        block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:512]) + 8 * 32)
+        found += bytes(block)
+    return found
+
+
+@pytest.mark.usefixtures("deadline")
+@pytest.mark.parametrize(
+    "content",
+    [
+        headers(("a.png", tarfile.REGTYPE, -512)) + bytes(1024),
+        headers(("a.png", tarfile.REGTYPE, 0), ("b.png", tarfile.REGTYPE, -512)) + bytes(1024),
+        headers(("a.png", tarfile.REGTYPE, -1)) + bytes(1024),
+        headers(("x", tarfile.XHDTYPE, -512), ("a.png", tarfile.REGTYPE, 0)) + bytes(1024),
+        headers(("x", tarfile.GNUTYPE_LONGNAME, -512), ("a.png", tarfile.REGTYPE, 0)) + bytes(1024),
+        headers(("x", tarfile.GNUTYPE_LONGNAME, 2**17)) + b"n" * 2**17 + headers(("a.png", tarfile.REGTYPE, 0)),
+        headers(("a.png", tarfile.REGTYPE, 0), ("x", tarfile.XHDTYPE, 14)) + b"14 size=-1536\n".ljust(512, b"\0")
+        + headers(("a.png", tarfile.REGTYPE, 0)) + bytes(1024),
+        headers(("a.png", tarfile.REGTYPE, 2**80)) + bytes(1024),
+        headers(("a.png", tarfile.GNUTYPE_SPARSE, 0)),
+        headers(*[("x", tarfile.XHDTYPE, 0)] * 2000, ("a.png", tarfile.REGTYPE, 0)) + bytes(1024),
+    ],
+)  # fmt: skip
+def test_hostile_archives(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "d.tar").write_bytes(content)
+    with pytest.raises(DataError, match=r"d\.tar (cannot be read|is damaged).*uncompressed \.tar"):
+        load_images(tmp_path / "d.tar", "none")
+
+
+def test_a_member_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "d.tar"
+    path.write_bytes(headers(("a.png", tarfile.REGTYPE, 2**34)))
+    member = TarMember(path, file_state(path.stat()), 512, 2**34)
+    with pytest.raises(DataError, match="its 17179869184 bytes are more than 268435456, the most"):
+        member.read()
+
+
+def test_members_of_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "d.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, content in (("a.txt", b""), ("a.png", encoded(0)), ("./a.png", encoded(1)), ("../b.png", encoded(2))):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    source = load_images(path, "none")
+    assert source.names == ["d.tar/a.png:1", "d.tar/a.png:2", "d.tar/../b.png"]
+    assert [torch.equal(source[seed], NONE(picture(seed))) for seed in range(3)] == [True] * 3
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_called_as_an_image(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "d.tar", "w") as archive:
+        for name in ("x.png/", "y.cls/"):
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.DIRTYPE
+            archive.addfile(info)
+        info = tarfile.TarInfo("x.png/z.png")
+        info.size = len(encoded(0))
+        archive.addfile(info, io.BytesIO(encoded(0)))
+    source = load_images(tmp_path / "d.tar", "none")
+    assert source.names == ["d.tar/x.png/z.png"]
+    assert source.skipped == {}
+
+
+def test_labels_are_read_from_the_archive_that_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "d.tar", {f"{n}.{end}": b"7" for n in range(50) for end in ("png", "cls")})
+    opened: list[Path] = []
+    right = Path.open
+
+    def counted(self: Path, *args: Any, **options: Any) -> Any:
+        opened.append(self)
+        return right(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", counted)
+    labels = load_images(path, "none").labels
+    assert labels is not None
+    assert labels.tolist() == [7] * 50
+    assert opened == [path]
+
+
+def test_a_sample_of_two_classes_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "d.tar"
+    for second, expected in ((b"1", [1]), (b"2", None)):
+        with tarfile.open(path, "w") as archive:
+            for name, content in (("a.png", encoded(0)), ("a.cls", b"1"), ("a.cls", second)):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        labels = load_images(path, "none").labels
+        assert (None if labels is None else labels.tolist()) == expected
 
 
 @pytest.mark.usefixtures("deadline")
