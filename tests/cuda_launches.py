@@ -128,7 +128,9 @@ class _OnDevice:
         moved = copy_of(module)
         for name, value in [*moved.named_parameters(), *moved.named_buffers()]:
             delattr(moved, name)
-            moved.register_buffer(name, self.tensor(value))
+            constant: Any = self.tensor(value)
+            constant.item, constant.tolist = value.item, value.tolist  # the compiler writes small ones into its code
+            moved.register_buffer(name, constant)
         for node in moved.graph.nodes:
             if "device" in node.kwargs:
                 node.update_kwarg("device", _DEVICE)
