@@ -1,0 +1,127 @@
+"""How many kernels a program starts on a GPU, pinned: read off the code that PyTorch's compiler makes for one.
+
+A number that has become smaller is to be written down here; one that has become larger, explained. Another release of
+PyTorch may fuse otherwise.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import fx, nn
+
+from gaia_fast.compiler.frontend.capture import capture
+from gaia_fast.compiler.ir.passes import clean_up
+from gaia_fast.compiler.ir.rewriting import copy_of
+from gaia_fast.compiler.pipeline import CAPTURED, run_passes
+from gaia_fast.compiler.program import build
+from gaia_fast.compiler.sparsity import Sparsity, analyse
+from gaia_fast.inspection.head import find_head
+from gaia_fast.inspection.layers import inspected_layers
+from gaia_fast.inspection.requests import Request
+from gaia_fast.method import Method
+from gaia_fast.models import resnet34
+from gaia_fast.options import Measure
+
+pytest.importorskip("triton", reason="the triton package, whose kernels the compiler writes, is not installed")
+
+from cuda_launches import count, launches
+
+
+def resnet50() -> nn.Module:
+    import torchvision_schemas  # noqa: F401  (before torchvision)
+
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    return models.resnet50()
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "resnet34": (lambda: resnet34(10), 32),
+    "resnet50": (resnet50, 224),
+}
+# Of GAIA-A the layers of the last two stages. The plain program is the same for any number of images.
+LAUNCHES = {
+    ("resnet34", "plain", 1): 71,
+    ("resnet34", "plain", 128): 71,
+    ("resnet34", "gaia_z", 1): 166,
+    ("resnet34", "gaia_z", 128): 151,
+    ("resnet34", "gaia_a", 1): 110,
+    ("resnet34", "gaia_a", 128): 110,
+    ("resnet50", "plain", 1): 105,
+    ("resnet50", "gaia_z", 1): 257,
+    ("resnet50", "gaia_z", 128): 214,
+    ("resnet50", "gaia_a", 1): 200,
+}
+
+
+@cache
+def program(network: str, what: str) -> tuple[fx.GraphModule, torch.Tensor]:
+    """A network with random weights, as a program, and an image for it."""
+    make, size = NETWORKS[network]
+    torch.manual_seed(0)
+    model = make().eval()
+    x = torch.randn(2, 3, size, size)
+    if what == "gaia_a":
+        method, names = Method(Measure.GAIA_A), ["layer3", "layer4"]
+    else:
+        method, names = Method(Measure.GAIA_Z), None
+    request = Request(method, tuple(inspected_layers(model, names)))
+    with torch.no_grad():
+        head = find_head(model, x, None)
+        captured = capture(model, x, list(request.layers), head)
+        run_passes(CAPTURED, captured.graph)
+        sparsity = None
+        if what != "gaia_a":
+            sparsity = [each if isinstance(each, Sparsity) else None for each in analyse(captured.graph.graph)]
+        made = build(captured, [request], head, sparsity)
+    graph = made.graph
+    if what == "plain":
+        graph = copy_of(graph)
+        output = graph.graph.output_node()
+        output.args = ((output.args[0][made.outputs.index("logits")],),)
+        clean_up(graph)
+    return graph, x[:1]
+
+
+@pytest.mark.parametrize(("network", "what", "images"), LAUNCHES)
+def test_launches(network: str, what: str, images: int) -> None:
+    found = launches(*program(network, what), images)
+    assert found.total() == LAUNCHES[network, what, images], "\n".join(
+        f"{n:4} {name}" for name, n in found.most_common()
+    )
+
+
+def test_convolutions_are_given_their_layout() -> None:
+    """No map is laid out anew: channels-last reaches every convolution."""
+    found = launches(*program("resnet34", "plain"), 1)
+    assert found["convolution"] == 36
+    assert found["triton_poi_fused_clone"] == 1  # the images
+
+
+def test_what_is_counted() -> None:
+    code = """
+class Runner:
+    def call(self, args):
+        x, = args
+        args.clear()
+        with torch.cuda._DeviceGuard(0):
+            buf0 = empty_strided_cuda((2, 3), (3, 1), torch.float32)
+            raw_stream0 = get_raw_stream(0)
+            triton_poi_fused_relu_0.run(x, buf0, 6, stream=raw_stream0)
+            triton_poi_fused_relu_12.run(buf0, buf0, 6, stream=raw_stream0)
+            buf1 = extern_kernels.convolution(buf0, _frozen_param0, stride=(1, 1))
+            extern_kernels.addmm(buf1, x, x, out=buf0)
+            buf2 = torch.ops.gaia_fast.frobenius.default(buf1)
+            buf0.copy_(reinterpret_tensor(buf1, (2, 3), (3, 1), 0))
+        return (buf2,)
+"""
+    expected = {
+        "triton_poi_fused_relu": 2,
+        "convolution": 1,
+        "addmm": 1,
+        "torch.ops.gaia_fast.frobenius.default": 1,
+        "buf0.copy_": 1,
+    }
+    assert count(code) == Counter(expected)
