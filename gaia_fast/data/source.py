@@ -261,8 +261,8 @@ def open_picture(picture: Picture, preset: Preset, max_pixels: int) -> Image.Ima
     """The decoded picture of a file, or of its bytes, for a preset.
 
     Raises:
-        DataError: no regular file, more than MAX_ENCODED_BYTES, or more pixels than that, as it is or resized; before it
-            is decoded. Else whatever Pillow raises.
+        DataError: no regular file, more than MAX_ENCODED_BYTES, or more pixels than that, as it is or resized; before
+            it is decoded. Else whatever Pillow raises.
     """
     if isinstance(picture, Path):
         if what := files.kind(picture):
