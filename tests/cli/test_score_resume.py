@@ -98,8 +98,22 @@ def test_without_resume_the_parts_are_replaced(
     fails(None)
     found = run("score", digits_npz, *DIGITS, "--out", "rows.csv")
     assert found.exit_code == 0
-    assert "what an earlier run has left is replaced; --resume would have gone on with it" in found.stderr
+    assert (
+        "what an earlier run has left is replaced; --resume goes on with what the same command has left" in found.stderr
+    )
     assert Path("rows.csv").read_bytes() == expected
+
+
+def test_what_no_run_could_go_on_with_is_not_promised(
+    run: Callable[..., Result], digits_npz: Path, fails: Callable[[int | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model has tensors whose bytes cannot be read."""
+    monkeypatch.setattr("gaia_fast.cli.score.model_identity", lambda model: (None, ""))
+    fails(4)
+    found = run("score", digits_npz, *DIGITS, "--out", "rows.csv")
+    assert found.stderr.splitlines()[-1] == "Error: the power went"
+    assert "--resume" not in found.stderr
+    assert not PARTS.exists()
 
 
 def test_nothing_to_resume(run: Callable[..., Result], digits_npz: Path, whole: Callable[..., bytes]) -> None:
