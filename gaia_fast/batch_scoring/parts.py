@@ -97,9 +97,10 @@ class PartsFolder:
 
 
 def _check(chunk: Chunk, part: Part, what: str) -> None:
-    images = len(part.rows) + len(part.unreadable)
-    if images != chunk.stop - chunk.start:
-        raise DataError(f"{what} is of {images} images, not of those from {chunk.start} to {chunk.stop}; delete it")
+    if part.images != chunk.stop - chunk.start:
+        raise DataError(
+            f"{what} is of {part.images} images, not of those from {chunk.start} to {chunk.stop}; delete it"
+        )
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ from gaia_fast.cli.output import note
 def resumable(table: Path, request: Request, resume: bool) -> Iterator[PartsFolder]:
     """The folder for the parts of a table, as `parts_of`; it goes when the table is there.
 
-    A command that ends early, by an error, Ctrl-C or SIGTERM, says how many rows are safe, and leaves them; but not where
-    no run could tell whether they are of the same model.
+    A command that ends early, by an error, Ctrl-C or SIGTERM, says how many rows are safe, and leaves them. They go
+    where no run could tell whether they are of the same model.
     """
     with parts_of(table, request, resume) as (folder, earlier), _ended_by_sigterm():
         everything = f"the rows of {folder.done:,} of {request.count:,} images"

@@ -6,7 +6,8 @@ import click
 import pytest
 from pyarrow import parquet
 
-from gaia_fast.cli.tables import Row, table
+from gaia_fast.batch_scoring.rows import Row
+from gaia_fast.cli.tables import table
 
 COLUMNS = {"image": "string", "label": "int64", "score": "float32", "exact": "float64", "is_ood": "bool"}
 ROWS: list[Row] = [
