@@ -33,6 +33,7 @@ from gaia_fast.errors import (
     ModelError,
     UnpreparedWarning,
     first_line,
+    printable,
 )
 from gaia_fast.evaluation.image_sets import each_of
 
@@ -87,12 +88,19 @@ class Workers:
         from ray.exceptions import RayError
 
         sent, attempts = ray.put(_packed(scorer, prepared, programs)), _attempts()
+        # One after the other, so that no second copy of images that are held here is made of all of them at once.
+        sources = {start: ray.put(pickle.dumps(source.part(start, stop))) for start, stop in chunks}
         items = [
-            {"start": start, "stop": stop, "source": pickle.dumps(source.part(start, stop))} for start, stop in chunks
+            {
+                "start": start,
+                "stop": stop,
+                "images": f"{printable(source.names[start])} to {printable(source.names[stop - 1])}",
+            }
+            for start, stop in chunks
         ]
         found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _Worker,
-            fn_constructor_args=([sent], attempts, self.threads),
+            fn_constructor_args=([sent], sources, attempts, self.threads),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(self.count, len(items))),
             num_cpus=self.cpus,
@@ -300,29 +308,29 @@ def _attempts() -> Any:
 class _Worker:
     """Scores chunks, in a process of its own. What goes wrong is sent as it is: Ray would make a traceback of it."""
 
-    def __init__(self, sent: Sequence[Any], attempts: Any, threads: int) -> None:
-        self._sent, self._attempts, self._threads = sent, attempts, threads
+    def __init__(self, sent: Sequence[Any], sources: Mapping[int, Any], attempts: Any, threads: int) -> None:
+        self._sent, self._sources, self._attempts, self._threads = sent, sources, attempts, threads
         self._scorer: ChunkScorer | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         try:
-            result: Part | Exception = self._scored(int(batch["start"][0]), pickle.loads(batch["source"][0]))
+            result: Part | Exception = self._scored(int(batch["start"][0]), str(batch["images"][0]))
         except Exception as error:
             result = _sendable(error)
         return {"start": batch["start"], "stop": batch["stop"], "result": [pickle.dumps(result)]}
 
-    def _scored(self, start: int, source: ImageSource) -> Part:
+    def _scored(self, start: int, images: str) -> Part:
         import ray
 
         if ray.get(self._attempts.begin.remote(start)) > _ATTEMPTS:
             raise BackendError(
-                f"the worker that scores the images from {source.names[0]} to {source.names[-1]} ended without a word, "
+                f"the worker that scores the images from {images} ended without a word, "
                 f"{_ATTEMPTS} of {_ATTEMPTS} times: for want of memory (give a smaller batch size, or fewer workers), "
                 "or by a crash"
             )
         if self._scorer is None:  # not before it is counted: this, too, may end the process
             self._scorer = _unpacked(ray.get(self._sent[0]), self._threads)
-        return self._scorer.score(source)
+        return self._scorer.score(pickle.loads(ray.get(self._sources[start])))
 
 
 def _sendable(error: Exception) -> Exception:

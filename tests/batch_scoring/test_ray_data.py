@@ -177,9 +177,9 @@ def test_a_chunk_is_counted_before_anything_can_end_the_worker(monkeypatch: pyte
     attempts = SimpleNamespace(begin=Begin())
     for _ in range(3):
         with pytest.raises(SystemExit):
-            ray_data._Worker([b""], attempts, 1)._scored(0, digits())
+            ray_data._Worker([b""], {0: b""}, attempts, 1)._scored(0, "8 to 15")
     with pytest.raises(BackendError, match="3 of 3 times"):
-        ray_data._Worker([b""], attempts, 1)._scored(0, digits())
+        ray_data._Worker([b""], {0: b""}, attempts, 1)._scored(0, "8 to 15")
 
 
 def test_what_ray_raises_when_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
