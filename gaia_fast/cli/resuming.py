@@ -28,7 +28,7 @@ def resumable(table: Path, request: Request, resume: bool) -> Iterator[PartsFold
                 "has left"
             )
         elif resume:
-            note(f"nothing to resume: there is no {folder.path}; starting from the beginning")
+            note(f"nothing to resume: there is no {folder.path} of an earlier run; starting from the beginning")
         try:
             yield folder
         except BaseException:
