@@ -1,6 +1,7 @@
 """Files that are whole: written aside and put in place when complete, and nothing but regular files opened."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -12,6 +13,9 @@ from gaia_fast.errors import ArgumentError
 
 # Links that stand for a file that is open already: what holds it open would not see another one put in its place.
 _OPEN_FILES = ("/proc/", "/dev/fd/")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what writing to an open file says, without the file's name
+_TRIES = 100  # to hold a file whose holders delete it
 
 FOLDER = "a folder"
 _KINDS = {
@@ -44,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     in a folder of its own beside `path`. A device or pipe (/dev/stdout) cannot be replaced: it is yielded itself.
 
     Raises:
-        ArgumentError: `path` is a folder, or its folder takes no files.
+        ArgumentError: `path` is a folder, or its folder takes no files, or is full.
     """
     try:
         place = target(path)
@@ -57,7 +61,12 @@ def replacing(path: Path) -> Iterator[Path]:
         return
     with folder:
         written = Path(folder.name) / place.name
-        yield written
+        try:
+            yield written
+        except OSError as error:
+            if error.errno in _FULL and error.filename is None:
+                raise _refused(path, error) from error
+            raise
         try:
             with written.open("rb+") as file:
                 os.fsync(file.fileno())  # else a crash of the machine could leave the name without the content
@@ -99,21 +108,44 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def held(path: Path, refused: str) -> Iterator[None]:
-    """Holds a file, made if need be, that no two processes hold at a time; whichever way this one ends lets it go.
+    """Holds a file that no two processes hold at a time; whichever way this one ends lets it go.
+
+    The file is made if need be, and its folder, too: whoever held it before may be about to delete both.
 
     Raises:
-        ArgumentError: another process holds it; its message is `refused`.
+        ArgumentError: another process holds it, and the message is `refused`; the folder cannot be made, takes no
+            files, or no file in it can be held.
     """
-    while True:
-        with path.open("a") as file:
+    for remaining in reversed(range(_TRIES)):
+        try:
+            path.parent.mkdir(exist_ok=True)
+            file = path.open("a")
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and remaining:  # the folder was deleted since it was made
+                continue
+            raise _refused(path.parent, error) from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ArgumentError(refused) from error
-            # Whoever held it before may have deleted it since it was opened here.
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            except OSError as error:
+                raise ArgumentError(
+                    f"{path.parent} is on a file system where no file can be held ({error.strerror}), so that two runs "
+                    "could write there at once; choose a folder elsewhere"
+                ) from error
+            if _is_open(file.fileno(), path):
                 yield
                 return
+    raise ArgumentError(refused)
+
+
+def _is_open(file: int, path: Path) -> bool:
+    """Whether an open file is still the one by that name: another may have been put there, or none."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
 def target(path: Path) -> Path | None:
@@ -139,4 +171,5 @@ def target(path: Path) -> Path | None:
 
 
 def _refused(path: Path, error: OSError) -> ArgumentError:
-    return ArgumentError(f"{path} cannot be written ({error.strerror}); choose a folder that takes new files")
+    how = "make room, or choose another folder" if error.errno in _FULL else "choose a folder that takes new files"
+    return ArgumentError(f"{path} cannot be written ({error.strerror}); {how}")

@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 import socket
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,10 +178,48 @@ def test_a_file_that_its_holder_deletes_is_made_anew(tmp_path: Path, monkeypatch
             pass
 
 
+def test_a_folder_that_another_holder_deletes_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its making here, and the opening of the file in it."""
+    right = Path.mkdir
+    deleted: list[bool] = []
+
+    def mkdir(self: Path, *args: Any, **options: Any) -> None:
+        right(self, *args, **options)
+        if not deleted:
+            deleted.append(True)
+            self.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with held(tmp_path / "folder" / "lock", "it is held"):
+        assert (tmp_path / "folder" / "lock").exists()
+
+
+def test_a_file_system_on_which_nothing_can_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (
+        pytest.raises(ArgumentError, match=rf"{tmp_path} is on a file system .*\(No locks available\)"),
+        held(tmp_path / "lock", "it is held"),
+    ):
+        pass
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ArgumentError, match=r"rows\.csv cannot be written \(No space left on device\); make room"),
+        replacing(tmp_path / "rows.csv"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_is_let_go_by_a_process_that_is_killed(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path
+from typing import Any
 from gaia_fast.files import held
 with held(Path({str(tmp_path / "lock")!r}), "it is held"):
     print("held", flush=True)

@@ -60,13 +60,20 @@ def main() -> None:
         options = ["--arch", "digits_resnet", "--preset", "digits", "--engine", "hooks"]
         command = f"score {folder / 'digits'} --out {folder / 'rows.parquet'} --ray --workers 2".split()
         scoring = subprocess.Popen([sys.executable, "-m", "gaia_fast", *command, *options])
-        while not (done := list(folder.glob("rows.parquet.partial/*-*.json"))) and scoring.poll() is None:
-            time.sleep(0.05)
-        victim = workers_of(scoring.pid)[0]
-        os.kill(victim, signal.SIGKILL)
-        print(f"worker {victim} is killed; {len(done)} part of the rows is there", flush=True)
-        if scoring.wait() != 0:
-            raise SystemExit("gaia-fast score failed")
+        try:
+            while not (done := list(folder.glob("rows.parquet.partial/*-*.json"))) and scoring.poll() is None:
+                time.sleep(0.05)
+            victims = workers_of(scoring.pid)
+            if scoring.poll() is None and victims:
+                os.kill(victims[0], signal.SIGKILL)
+                print(f"worker {victims[0]} is killed; {len(done)} part of the rows is there", flush=True)
+            if scoring.wait() != 0:
+                raise SystemExit("gaia-fast score failed: it says why above")
+            if not victims:
+                raise SystemExit("gaia-fast score ended before a worker could be killed; give more --images")
+        finally:
+            scoring.terminate()
+            scoring.wait()
         rows = Counter(parquet.read_table(folder / "rows.parquet")["image"].to_pylist())
     missing, twice = names - rows.keys(), [each for each, count in rows.items() if count > 1]
     print(f"{len(names)} pictures, {rows.total()} rows: {len(missing)} missing, {len(twice)} twice")

@@ -6,6 +6,7 @@ same part again, so that no row is lost or comes twice, whoever is killed.
 
 import contextlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,8 @@ ENDING = ".partial"  # after the name of the table
 PROGRAMS = "programs"  # a folder of the model's programs, so that a run that goes on scores with the very same
 
 _LOCK, _MANIFEST, _REQUEST, _MORE = "lock", "manifest.json", "request", "more"
+# What else there may be: a part, the programs, and what a run that was killed had not yet put in its place.
+_OURS = re.compile(rf"\d+-\d+\.json|{PROGRAMS}|\.gaia-fast-.*")
 
 
 @dataclass
@@ -83,17 +86,21 @@ class PartsFolder:
             yield part
 
     def remove(self) -> None:
-        """Deletes all of it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Deletes all of it: the parts first, so that none is left without what it is of, and what is held last."""
+        _empty(self.path)
+        (self.path / _LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another run has begun there since, or somebody else's file is there
+            self.path.rmdir()
 
     def _file(self, chunk: Chunk) -> Path:
         return self.path / f"{chunk.start:09d}-{chunk.stop:09d}.json"
 
 
 def _check(chunk: Chunk, part: Part, what: str) -> None:
-    images = len(part.rows) + len(part.unreadable)
-    if images != chunk.stop - chunk.start:
-        raise DataError(f"{what} is of {images} images, not of those from {chunk.start} to {chunk.stop}; delete it")
+    if part.images != chunk.stop - chunk.start:
+        raise DataError(
+            f"{what} is of {part.images} images, not of those from {chunk.start} to {chunk.stop}; delete it"
+        )
 
 
 @contextlib.contextmanager
@@ -115,21 +122,17 @@ def parts_of(table: Path, request: Request, resume: bool) -> Iterator[tuple[Part
     if place is None:
         raise ArgumentError(f"{table} is a pipe or a device, beside which nothing can be kept; give the name of a file")
     path = place.with_name(place.name + ENDING)
-    held = {each.name for each in path.iterdir()} if path.is_dir() else set()
+    held: set[str] = set()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        held = {each.name for each in path.iterdir()}
     if held and not held & {_LOCK, _MANIFEST}:
         raise ArgumentError(f"{path} is there and holds no parts of a table; move it away, or choose another name")
-    try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(
-            f"{path} cannot be made ({error.strerror}); choose a folder that takes new files"
-        ) from error
     with files.held(path / _LOCK, f"another run is writing {table}: wait for its end, or choose another name"):
         earlier = (path / _MANIFEST).exists()
         folder = PartsFolder(path, request)
         if earlier and resume:
             folder.more = _kept(path, request)
-        elif earlier:
+        else:  # without a manifest, too: nobody knows what such parts are of
             _empty(path)
         yield folder, earlier
 
@@ -149,8 +152,11 @@ def _kept(path: Path, request: Request) -> dict[str, Any]:
 
 def _empty(path: Path) -> None:
     """Deletes what an earlier run has left, but for the lock, which is held; the manifest last."""
-    for each in sorted(path.iterdir(), key=lambda each: each.name == _MANIFEST):
-        if each.is_dir():
+    for each in path.iterdir():
+        if not _OURS.fullmatch(each.name):
+            continue
+        if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each, ignore_errors=True)
-        elif each.name != _LOCK:
+        else:
             each.unlink(missing_ok=True)
+    (path / _MANIFEST).unlink(missing_ok=True)

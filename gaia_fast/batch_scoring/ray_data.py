@@ -6,6 +6,7 @@ chunk, or where they lie. So files of images must be within every worker's reach
 
 import contextlib
 import logging
+import math
 import os
 import pickle
 import signal
@@ -21,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from joblib import cpu_count
 
 from gaia_fast import extras
-from gaia_fast.batch_scoring.chunks import Chunk, ChunkScorer, Part
+from gaia_fast.batch_scoring.chunks import Chunk, ChunkScorer, Part, Prepared
 from gaia_fast.data import ImageSource
 from gaia_fast.errors import (
     BackendError,
@@ -32,12 +33,14 @@ from gaia_fast.errors import (
     ModelError,
     UnpreparedWarning,
     first_line,
+    printable,
 )
 from gaia_fast.evaluation.image_sets import each_of
 
 # A worker that ends is started again by Ray, and its chunk scored anew; but not for ever: the chunk may have ended it.
 _ATTEMPTS = 3
 _SECONDS_TO_CONNECT = 10
+_SECONDS_TO_START = 600  # all workers: until others that have a cluster's processors let go of them
 _STORE = 256 * 2**20  # bytes of memory that a local Ray has for what is sent; more than that lies in files
 
 
@@ -62,7 +65,7 @@ class Workers:
         scorer: ChunkScorer,
         source: ImageSource,
         chunks: Sequence[Chunk],
-        example: Tensor | None = None,
+        prepared: Prepared | None = None,
         programs: Path | None = None,
         advance: Callable[[int], None] = lambda images: None,
     ) -> Iterator[tuple[Chunk, Part]]:
@@ -72,7 +75,7 @@ class Workers:
             scorer: what each worker has.
             source: the images.
             chunks: of them.
-            example: images that the detectors were prepared for; None where they were not.
+            prepared: what the detectors were prepared for, and how; None where they were not.
             programs: the folder of programs that they were prepared in.
             advance: called with each number of images done.
 
@@ -84,13 +87,20 @@ class Workers:
         import ray.data
         from ray.exceptions import RayError
 
-        sent, attempts = ray.put(_packed(scorer, example, programs)), _attempts()
+        sent, attempts = ray.put(_packed(scorer, prepared, programs)), _attempts()
+        # One after the other, so that no second copy of images that are held here is made of all of them at once.
+        sources = {start: ray.put(pickle.dumps(source.part(start, stop))) for start, stop in chunks}
         items = [
-            {"start": start, "stop": stop, "source": pickle.dumps(source.part(start, stop))} for start, stop in chunks
+            {
+                "start": start,
+                "stop": stop,
+                "images": f"{printable(source.names[start])} to {printable(source.names[stop - 1])}",
+            }
+            for start, stop in chunks
         ]
         found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _Worker,
-            fn_constructor_args=([sent], attempts, self.threads),
+            fn_constructor_args=([sent], sources, attempts, self.threads),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(self.count, len(items))),
             num_cpus=self.cpus,
@@ -128,7 +138,7 @@ def connected(address: str | None, workers: int | None, device: str = "cpu") -> 
         device: where the workers' model is.
 
     Raises:
-        BackendError: Ray is not installed, or there is no cluster at the address.
+        BackendError: Ray is not installed, there is no cluster at the address, or it has nothing to compute on.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what is coming, and is warned of otherwise
@@ -143,7 +153,9 @@ def connected(address: str | None, workers: int | None, device: str = "cpu") -> 
         try:
             with _silent():
                 _connect(ray, address, workers)
-        except (OSError, ValueError, RuntimeError) as error:
+        # Ray raises plain exceptions, too.
+        except Exception as error:
+            ray.shutdown()
             where = f"Ray at {address} cannot be reached" if address else "Ray cannot be started here"
             raise BackendError(f"{where}: {_why_not(error)}") from error
         try:
@@ -151,7 +163,9 @@ def connected(address: str | None, workers: int | None, device: str = "cpu") -> 
                 signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
             context = data.DataContext.get_current()
             context.enable_progress_bars = context.print_on_execution_start = False
-            found = _workers(ray.cluster_resources(), workers, device.startswith("cuda"))
+            context.wait_for_min_actors_s = _SECONDS_TO_START
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            found = _workers(nodes, workers, device.startswith("cuda"))
             torch.set_num_threads(found.threads)
             yield found
         finally:
@@ -159,12 +173,34 @@ def connected(address: str | None, workers: int | None, device: str = "cpu") -> 
             ray.shutdown()
 
 
-def _workers(resources: Mapping[str, float], asked: int | None, on_gpus: bool) -> Workers:
-    """How what a cluster has is shared."""
-    cpus, gpus = resources.get("CPU", 1.0), resources.get("GPU", 0.0)
-    count = asked or max(int(gpus if on_gpus else cpus // 2), 1)
-    threads = max(int(cpus // count), 1)
-    return Workers(count, threads, min(threads, cpus / count), min(1.0, gpus / count) if on_gpus else 0.0)
+def _workers(nodes: Sequence[Mapping[str, float]], asked: int | None, on_gpus: bool) -> Workers:
+    """How what the nodes of a cluster have is shared, so that all workers find a place at once.
+
+    Raises:
+        BackendError: no node has what a worker needs.
+    """
+    usable = [(node.get("CPU", 0.0), int(node.get("GPU", 0.0)) if on_gpus else 0) for node in nodes]
+    usable = [(cpus, gpus) for cpus, gpus in usable if cpus and (gpus or not on_gpus)]
+    if not usable:
+        what = "a GPU and a processor; leave --device out" if on_gpus else "a processor; add a node that has some"
+        raise BackendError(f"no node of Ray's has {what}, or start one by `ray start` with --num-cpus and --num-gpus")
+    count = asked or max(sum(gpus if on_gpus else int(cpus // 2) for cpus, gpus in usable), 1)
+    on_a_gpu = math.ceil(count / sum(gpus for _, gpus in usable)) if on_gpus else 0
+    # The most processors each that leave a place to all; a worker is on one node, and on one GPU.
+    places = [(cpus, min(gpus * on_a_gpu, count) if on_gpus else count) for cpus, gpus in usable]
+    shares = {cpus / number for cpus, most in places for number in range(1, most + 1)}
+
+    def fit(share: float) -> bool:
+        # The small slack keeps 2 / (2 / 3) at 3 where it comes out below.
+        return sum(min(int(cpus / share + 1e-9), most) for cpus, most in places) >= count
+
+    share = next(filter(fit, sorted(shares, reverse=True)))
+    return Workers(count, max(int(share), 1), _counted(share), _counted(1 / on_a_gpu) if on_gpus else 0.0)
+
+
+def _counted(share: float) -> float:
+    """As Ray counts: whole ones, or less than one in ten-thousandths; never more than there is."""
+    return float(int(share)) if share >= 1 else math.floor(share * 10_000) / 10_000
 
 
 def _why_not(error: Exception) -> str:
@@ -197,7 +233,7 @@ def _connect(ray: Any, address: str | None, workers: int | None) -> None:
 def _start(ray: Any, workers: int | None, shared: dict[str, Any]) -> None:
     ray.init(
         "local",
-        num_cpus=max(len(os.sched_getaffinity(0)), workers or 1),
+        num_cpus=max(cpu_count(), workers or 1),
         include_dashboard=False,
         object_store_memory=_STORE,
         _node_ip_address="127.0.0.2",  # no other machine reaches it; 127.0.0.1 Ray takes for a mistake, and corrects
@@ -218,14 +254,14 @@ def _silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _packed(scorer: ChunkScorer, example: Tensor | None, programs: Path | None) -> bytes:
+def _packed(scorer: ChunkScorer, prepared: Prepared | None, programs: Path | None) -> bytes:
     from ray import cloudpickle
 
     kept = {}
     if programs is not None and programs.is_dir():
         kept = {each.name: each.read_bytes() for each in programs.iterdir() if each.is_file()}
     try:
-        return cloudpickle.dumps((scorer, example, kept))
+        return cloudpickle.dumps((scorer, prepared, kept))
     # Whatever a user's model holds that cannot be sent.
     except Exception as error:
         raise ModelError(f"the model cannot be sent to Ray's workers: {first_line(error)}") from error
@@ -238,18 +274,18 @@ def _unpacked(sent: bytes, threads: int) -> ChunkScorer:
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore", UnpreparedWarning)  # said where it was asked
     try:
-        scorer, example, programs = cloudpickle.loads(sent)
+        scorer, prepared, programs = cloudpickle.loads(sent)
     except ImportError as error:
         raise ModelError(
             f"a worker cannot import what the model is made of ({first_line(error)}): install it on every node of the "
             "cluster, or send it as the job's working_dir"
         ) from error
-    if example is not None:
+    if prepared is not None:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in programs.items():
                 Path(folder, name).write_bytes(content)
             for detector in each_of(scorer.detectors):
-                detector.prepare(example, "model", folder)
+                detector.prepare(prepared.example, prepared.tune, folder)
     return scorer
 
 
@@ -266,35 +302,35 @@ def _attempts() -> Any:
             self._counts[start] = self._counts.get(start, 0) + 1
             return self._counts[start]
 
-    return ray.remote(num_cpus=0)(Attempts).remote()
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
 
 
 class _Worker:
     """Scores chunks, in a process of its own. What goes wrong is sent as it is: Ray would make a traceback of it."""
 
-    def __init__(self, sent: Sequence[Any], attempts: Any, threads: int) -> None:
-        self._sent, self._attempts, self._threads = sent, attempts, threads
+    def __init__(self, sent: Sequence[Any], sources: Mapping[int, Any], attempts: Any, threads: int) -> None:
+        self._sent, self._sources, self._attempts, self._threads = sent, sources, attempts, threads
         self._scorer: ChunkScorer | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         try:
-            result: Part | Exception = self._scored(int(batch["start"][0]), pickle.loads(batch["source"][0]))
+            result: Part | Exception = self._scored(int(batch["start"][0]), str(batch["images"][0]))
         except Exception as error:
             result = _sendable(error)
         return {"start": batch["start"], "stop": batch["stop"], "result": [pickle.dumps(result)]}
 
-    def _scored(self, start: int, source: ImageSource) -> Part:
+    def _scored(self, start: int, images: str) -> Part:
         import ray
 
-        if self._scorer is None:
-            self._scorer = _unpacked(ray.get(self._sent[0]), self._threads)
         if ray.get(self._attempts.begin.remote(start)) > _ATTEMPTS:
             raise BackendError(
-                f"the worker that scores the images from {source.names[0]} to {source.names[-1]} ended without a word, "
+                f"the worker that scores the images from {images} ended without a word, "
                 f"{_ATTEMPTS} of {_ATTEMPTS} times: for want of memory (give a smaller batch size, or fewer workers), "
                 "or by a crash"
             )
-        return self._scorer.score(source)
+        if self._scorer is None:  # not before it is counted: this, too, may end the process
+            self._scorer = _unpacked(ray.get(self._sent[0]), self._threads)
+        return self._scorer.score(pickle.loads(ray.get(self._sources[start])))
 
 
 def _sendable(error: Exception) -> Exception:

@@ -58,6 +58,7 @@ def calibrate(
     loaded = model.load()
     prepared = preset.of(loaded)
     source = load_images(images, prepared, max_pixels)
+    output.report_skipped(source)
     detector = detectors.build_one(loaded.model)
     unreadable = CalibrationOptions(images, id_tpr).calibrate(detector, source, detectors.engine, batch_size)
     detector.save(out, prepared)

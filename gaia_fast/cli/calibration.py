@@ -13,7 +13,7 @@ from gaia_fast.cli.options import Command
 from gaia_fast.cli.preparing import prepare_for
 from gaia_fast.data import ImageSource, Preset, load_images
 from gaia_fast.errors import ArgumentError
-from gaia_fast.evaluation.image_sets import Detector, Detectors, score_set
+from gaia_fast.evaluation.image_sets import Detector, Detectors, ScoredSet, score_set
 from gaia_fast.gaia import Gaia
 
 
@@ -44,8 +44,12 @@ class CalibrationOptions:
     id_tpr: float
 
     def source(self, preset: Preset, max_pixels: int) -> ImageSource | None:
-        """The images asked for; None where none are."""
-        return None if self.path is None else load_images(self.path, preset, max_pixels)
+        """The images asked for, of which is said what is skipped beside them; None where none are."""
+        if self.path is None:
+            return None
+        source = load_images(self.path, preset, max_pixels)
+        output.report_skipped(source, f"{self.path}: ")
+        return source
 
     def check_sizes(self, source: ImageSource, sizes: Collection[tuple[int, ...]], batch_size: int) -> None:
         """Raises ArgumentError for an image of none of these sizes, (height, width): a score depends on the size."""
@@ -69,13 +73,11 @@ class CalibrationOptions:
         """
         if source is None:
             return None
-        with output.progress("calibrating", len(source)) as advance:
-            found = score_set(detectors, source, batch_size, advance)
+        found = self._scored(detectors, source, batch_size)
         thresholds = {}
         for method in methods:
             check_informative(found.scores[method])
             thresholds[method] = threshold_for(found.scores[method], self.id_tpr)
-        output.report_unreadable(found.unreadable, f"{self.path}: ")
         return CalibratedThresholds(thresholds, len(found.names), found.unreadable)
 
     def calibrate(self, detector: Detector | Gaia, source: ImageSource, engine: str, batch_size: int) -> int:
@@ -86,14 +88,19 @@ class CalibrationOptions:
         """
         detectors: Detectors = detector if isinstance(detector, Gaia) else {detector.method.name: detector}
         prepare_for(detectors, engine, source, source.preset, len(source), batch_size)
-        with output.progress("calibrating", len(source)) as advance:
-            found = score_set(detectors, source, batch_size, advance)
+        found = self._scored(detectors, source, batch_size)
         if isinstance(detector, Gaia):
             detector.calibrate(found.scores, self.id_tpr)
         else:
             detector.calibrate(found.scores[detector.method.name], self.id_tpr)
-        output.report_unreadable(found.unreadable, f"{self.path}: ")
         return len(found.unreadable)
+
+    def _scored(self, detectors: Detectors, source: ImageSource, batch_size: int) -> ScoredSet:
+        """The images with their scores; those that cannot be read are named on stderr."""
+        with output.progress("calibrating", len(source)) as advance:
+            found = score_set(detectors, source, batch_size, advance)
+        output.report_unreadable(found.unreadable, f"{self.path}: ")
+        return found
 
 
 def calibration_options(command: Command) -> Command:

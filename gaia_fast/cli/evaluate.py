@@ -13,6 +13,7 @@ from gaia_fast.cli.options import (
     ModelOptions,
     PresetOptions,
     batch_size_option,
+    check_apart,
     described,
     detector_options,
     json_option,
@@ -104,8 +105,7 @@ def evaluate(
         raise click.UsageError("give OOD images by --ood NAME=PATH; where there are none, --surrogates")
     if ood and surrogates:
         raise click.UsageError("give --ood or --surrogates, not both: an average over the two means nothing")
-    if scores is not None and scores == json_file:
-        raise click.UsageError(f"--scores and --json are both {scores}; give two names")
+    check_apart({"--scores": scores, "--json": json_file})
     paths = _named_paths(ood)
     writing = None if scores is None else table(scores, "--scores", (".csv", ".json", ".parquet"))
     pictures = _picture_folder(folder, no_plots)

@@ -1,7 +1,7 @@
 """Options that commands share. Each decorator adds its options and hands the command one value that holds them."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gaia_fast.backends import BACKENDS
+from gaia_fast.calibration import checked
 from gaia_fast.cli.images import parse_size
 from gaia_fast.cli.loading import LIBRARIES, Loaded, load_model
 from gaia_fast.cli.output import note
@@ -207,6 +208,17 @@ max_pixels_option = click.option(
     show_default=True,
     help="An image of more pixels is unreadable: decoding it could take all memory.",
 )
+
+
+def check_apart(files: Mapping[str, Path | None]) -> None:
+    """Raises click.UsageError where two options name one file: what is written first would be lost."""
+    seen: dict[Path, str] = {}
+    for option, path in files.items():
+        if path is None or not (path.is_file() or not path.exists()):  # a device takes both
+            continue
+        other = seen.setdefault(path.resolve(), option)
+        if other != option:
+            raise click.UsageError(f"{other} and {option} are both {path}; give two names")
 
 
 def output_option(name: str = "--out", **settings: Any) -> Callable[[Command], Command]:
@@ -428,6 +440,7 @@ def thresholds_by_method(values: Sequence[str], methods: Sequence[str]) -> dict[
 
     Raises:
         click.UsageError: no number, a method that is not asked for, or of several methods it is not said whose it is.
+        ArgumentError: no finite number.
     """
     found = {}
     for value in values:
@@ -437,7 +450,8 @@ def thresholds_by_method(values: Sequence[str], methods: Sequence[str]) -> dict[
         if equals and method not in methods:
             raise click.UsageError(f"--threshold {value}: {method!r} is not among the methods {', '.join(methods)}")
         try:
-            found[method or methods[0]] = float(number)
+            given = float(number)
         except ValueError:
             raise click.UsageError(f"--threshold {value}: {number!r} is not a number") from None
+        found[method or methods[0]] = checked(given)
     return found

@@ -3,8 +3,7 @@
 import warnings
 from pathlib import Path
 
-from torch import Tensor
-
+from gaia_fast.batch_scoring.chunks import Prepared
 from gaia_fast.cli.output import note
 from gaia_fast.data import ImageSource
 from gaia_fast.data.presets import Preset
@@ -24,7 +23,7 @@ def prepare_for(
     images: int,
     batch_size: int,
     cache_dir: Path | None = None,
-) -> Tensor | None:
+) -> Prepared | None:
     """Compiles for batches of a source where engine is "auto", and says on stderr which engine it is then, and why.
 
     Where programs are kept, a compiled engine that was asked for is prepared, too, so that what goes on later scores by
@@ -40,10 +39,10 @@ def prepare_for(
         cache_dir: where programs are kept, and looked for.
 
     Returns:
-        The images that were prepared for, if any.
+        What was prepared for, and how, if at all.
     """
     if engine == EngineName.COMPILED and cache_dir is not None and preset.input_size is not None:
-        return _prepare(detectors, source, batch_size, None, cache_dir)
+        return _prepare(detectors, source, batch_size, Tune.default(), cache_dir)
     if engine != AUTO:
         return None
     warnings.simplefilter("ignore", UnpreparedWarning)  # said here, in the command line's own terms
@@ -51,18 +50,18 @@ def prepare_for(
         why = f"{images} images are too few to compile for" if preset.input_size else "the images' sizes may differ"
         note(f"engine hooks: {why}; --engine compiled does it all the same")
         return None
-    example = _prepare(detectors, source, batch_size, Tune.MODEL, cache_dir)
+    prepared = _prepare(detectors, source, batch_size, Tune.MODEL, cache_dir)
     for detector in each_of(detectors):
-        engine_plan = detector.plan(example).engine
+        engine_plan = detector.plan(prepared.example).engine
         note(f"engine {engine_plan.name}: {engine_plan.why}")
-    return example
+    return prepared
 
 
 def _prepare(
-    detectors: Detectors, source: ImageSource, batch_size: int, tune: Tune | None, cache_dir: Path | None
-) -> Tensor:
+    detectors: Detectors, source: ImageSource, batch_size: int, tune: Tune, cache_dir: Path | None
+) -> Prepared:
     every = each_of(detectors)
     example = model_input(every[0].model, source.first(batch_size).images)
     for detector in every:
         detector.prepare(example, tune, cache_dir)
-    return example
+    return Prepared(example, tune)

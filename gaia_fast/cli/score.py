@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from torch import Tensor
 
 from gaia_fast import files
-from gaia_fast.batch_scoring.chunks import ChunkScorer, Part, chunk_size, score_chunks
+from gaia_fast.batch_scoring.chunks import ChunkScorer, Part, Prepared, chunk_size, score_chunks
 from gaia_fast.batch_scoring.parts import PROGRAMS, PartsFolder
 from gaia_fast.batch_scoring.request import Request, model_identity
 from gaia_fast.batch_scoring.rows import Row, columns, types
@@ -22,6 +21,7 @@ from gaia_fast.cli.options import (
     ModelOptions,
     PresetOptions,
     batch_size_option,
+    check_apart,
     described,
     detector_options,
     json_option,
@@ -41,7 +41,7 @@ from gaia_fast.errors import DataError
 from gaia_fast.evaluation.image_sets import METHODS, Detectors, each_of
 from gaia_fast.gaia import SCORES
 
-Prepare = Callable[..., Tensor | None]  # `prepare_for`, given all but where programs are kept
+Prepare = Callable[..., Prepared | None]  # `prepare_for`, given all but where programs are kept
 
 
 @click.command()
@@ -84,13 +84,14 @@ def score(
 
     One row per image: image (path or index), predicted (class), score (larger = further out of distribution), and
     is_ood where a threshold is known. With several methods, which share the pass through the network, there is a column
-    for each, called by its name, and is_ood_NAME. An image that cannot be read is named on stderr and left out; the
-    exit code is then 3.
+    for each, called by its name, and is_ood_NAME. An image that cannot be read, or has no finite score, is named on
+    stderr and left out; the exit code is then 3.
     """
     if resume and out is None:
         raise click.UsageError("--resume goes on with a file of rows; it needs --out")
     if on_ray is not None and out is None:
         raise click.UsageError("--ray writes its rows to a file; it needs --out")
+    check_apart({"--out": out, "--json": json_file})
     methods = detectors.methods
     decided = thresholds_by_method(thresholds, methods)
     writing = table(out, "--out")
@@ -99,43 +100,45 @@ def score(
     alone = len(methods) == 1 and methods[0] in METHODS
     chosen = detectors.build(loaded.model) if alone else detectors.build_joint(loaded.model)
     source = load_images(images, prepared, max_pixels)
-    id_source = calibrating.source(prepared, max_pixels)
     output.report_skipped(source)
-    if id_source is not None:
-        output.report_skipped(id_source, f"{calibrating.path}: ")
+    id_source = calibrating.source(prepared, max_pixels)
 
     total = len(source) + (0 if id_source is None else len(id_source))
     prepare = partial(prepare_for, chosen, detectors.engine, source, prepared, total, batch_size)
-    job = _Job(chosen, methods, source, id_source, calibrating, decided, batch_size, prepare, on_ray)
+
+    def report(found: _Found) -> None:
+        """Says what came of it, and writes it down."""
+        calibration = found.calibration
+        known = decided if calibration is None else calibration.thresholds
+        for method in methods:
+            verdict = ""
+            if method in known:
+                verdict = f", {found.flagged[method]} of them OOD at the threshold {known[method]:.6g}"
+            output.note(f"{method}: {found.count} images scored{verdict}")
+        asked: dict[str, Any] = {"methods": methods, "thresholds": known}
+        if len(methods) == 1:
+            asked = {"method": methods[0], "threshold": known.get(methods[0])}
+        output.write_json(
+            json_file,
+            {
+                **asked,
+                "preprocessing": described(prepared),
+                "calibration": None if calibration is None else calibration.record(),
+                "count": found.count,
+                "images": found.rows,
+                "unreadable": output.unreadable_record(found.unreadable),
+                "skipped": dict(source.skipped),
+            },
+        )
+
+    keep = json_file is not None
+    job = _Job(chosen, methods, source, id_source, calibrating, decided, batch_size, prepare, on_ray, keep, report)
     if out is None or (not resume and on_ray is None and files.target(out) is None):  # a pipe has no place beside it
-        found = job.streamed(writing, json_file is not None)
+        found = job.streamed(writing)
     else:
         options = _options(model, detectors, prepared, max_pixels, batch_size, decided, calibrating)
-        found = job.in_parts(writing, json_file is not None, out, options, resume)
-    if calibration := found.calibration:
-        decided = calibration.thresholds
-
-    for method in methods:
-        verdict = ""
-        if method in decided:
-            verdict = f", {found.flagged[method]} of them OOD at the threshold {decided[method]:.6g}"
-        output.note(f"{method}: {found.count} images scored{verdict}")
-    asked: dict[str, Any] = {"methods": methods, "thresholds": decided}
-    if len(methods) == 1:
-        asked = {"method": methods[0], "threshold": decided.get(methods[0])}
-    output.write_json(
-        json_file,
-        {
-            **asked,
-            "preprocessing": described(prepared),
-            "calibration": None if calibration is None else calibration.record(),
-            "count": found.count,
-            "images": found.rows,
-            "unreadable": output.unreadable_record(found.unreadable),
-            "skipped": dict(source.skipped),
-        },
-    )
-    output.finish(len(found.unreadable) + (0 if calibration is None else len(calibration.unreadable)))
+        found = job.in_parts(writing, out, options, resume)
+    output.finish(len(found.unreadable) + (0 if found.calibration is None else len(found.calibration.unreadable)))
 
 
 def _options(
@@ -177,7 +180,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Job:
-    """Which images are scored, and by what."""
+    """Which images are scored, by what, and who is told of it; `keep` says whether the rows are wanted there."""
 
     detectors: Detectors
     methods: Sequence[str]
@@ -188,8 +191,10 @@ class _Job:
     batch_size: int
     prepare: Prepare
     on_ray: RayOptions | None
+    keep: bool
+    report: Callable[[_Found], None]
 
-    def streamed(self, writing: Table, keep: bool) -> _Found:
+    def streamed(self, writing: Table) -> _Found:
         """Rows are written batch by batch."""
         self.prepare()
         calibration = self._calibrate()
@@ -197,34 +202,35 @@ class _Job:
 
         def parts() -> Iterator[Part]:
             with output.progress("scoring", len(self.source)) as advance:
-                for rows in scorer.batches(self.source):
-                    yield Part(rows)
-                    advance(len(rows))
+                for part in scorer.parts(self.source):
+                    yield part
+                    advance(part.images)
             yield Part([], self.source.unreadable)
 
-        return self._written(writing, keep, scorer, parts(), calibration)
+        return self._written(writing, scorer, parts(), calibration)
 
-    def in_parts(self, writing: Table, keep: bool, out: Path, options: Mapping[str, Any], resume: bool) -> _Found:
+    def in_parts(self, writing: Table, out: Path, options: Mapping[str, Any], resume: bool) -> _Found:
         """Rows are kept in parts, and put together when there are all."""
         images = {"IMAGES": self.source.digest()}
         if self.id_source is not None:
             images["--calibrate-on"] = self.id_source.digest()
         model = each_of(self.detectors)[0].model
         request = Request(options, images, *model_identity(model), len(self.source), chunk_size(self.batch_size))
-        with resumable(out, request, resume) as folder, contextlib.ExitStack() as stack:
+        with resumable(out, request, resume) as folder:
             missing, programs = folder.missing, folder.path / PROGRAMS
-            workers = stack.enter_context(self.on_ray.connected()) if self.on_ray is not None and missing else None
-            example = self.prepare(cache_dir=programs) if missing else None
-            calibration = self._kept_calibration(folder)
-            scorer = self._scorer(calibration)
-            with output.progress("scoring", len(self.source), folder.done) as advance:
+            with contextlib.ExitStack() as stack:  # left before the rows are put together
+                workers = stack.enter_context(self.on_ray.connected()) if self.on_ray is not None and missing else None
+                prepared = self.prepare(cache_dir=programs) if missing else None
+                calibration = self._kept_calibration(folder)
+                scorer = self._scorer(calibration)
+                advance = stack.enter_context(output.progress("scoring", len(self.source), folder.done))
                 if workers is None:
                     scored = score_chunks(scorer, self.source, missing, advance)
                 else:
-                    scored = workers.score_chunks(scorer, self.source, missing, example, programs, advance)
+                    scored = workers.score_chunks(scorer, self.source, missing, prepared, programs, advance)
                 for chunk, part in scored:
                     folder.write(chunk, part)
-            return self._written(writing, keep, scorer, folder.read(), calibration)
+            return self._written(writing, scorer, folder.read(), calibration)
 
     def _calibrate(self) -> CalibratedThresholds | None:
         return self.calibrating.run(self.detectors, self.methods, self.id_source, self.batch_size)
@@ -249,12 +255,11 @@ class _Job:
     def _written(
         self,
         writing: Table,
-        keep: bool,
         scorer: ChunkScorer,
         parts: Iterable[Part],
         calibration: CalibratedThresholds | None,
     ) -> _Found:
-        """Writes the table, all of it or nothing."""
+        """Writes the table, all of it or nothing, and reports it."""
         decisions = {each.method: each.name for each in scorer.columns if each.threshold is not None}
         found = _Found(calibration, 0, dict.fromkeys(decisions, 0), [], [])
         with writing(types(scorer.columns)) as write:
@@ -263,9 +268,10 @@ class _Job:
                 found.count += len(part.rows)
                 for method, name in decisions.items():
                     found.flagged[method] += sum(row[name] for row in part.rows)
-                found.rows += part.rows if keep else []
+                found.rows += part.rows if self.keep else []
                 found.unreadable += part.unreadable
             output.report_unreadable(found.unreadable)
             if not found.count and found.unreadable:  # in here, so that a table of nothing replaces no other
-                raise DataError(f"none of the {len(self.source)} images can be read")
+                raise DataError(f"none of the {len(self.source)} images can be read and scored")
+        self.report(found)
         return found

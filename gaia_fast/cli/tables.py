@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from gaia_fast import extras, files
+from gaia_fast.batch_scoring.rows import Row
 from gaia_fast.errors import ArgumentError
 from gaia_fast.files import replacing
 
-Row = dict[str, Any]
 Columns = Mapping[str, str]  # the type of each by its name, as Parquet has it: see `_TEXTS`
 Write = Callable[[list[Row]], None]
 Table = Callable[[Columns], contextlib.AbstractContextManager[Write]]
@@ -100,7 +100,8 @@ def _parquet(out: Path, columns: Columns) -> Iterator[Write]:
 
         def flush() -> None:
             if waiting:
-                writer.write_table(pa.Table.from_pylist(waiting, schema))
+                valid = [{name: _valid(value) for name, value in row.items()} for row in waiting]
+                writer.write_table(pa.Table.from_pylist(valid, schema))
                 waiting.clear()
 
         def write(rows: list[Row]) -> None:
@@ -110,6 +111,11 @@ def _parquet(out: Path, columns: Columns) -> Iterator[Write]:
 
         yield write
         flush()
+
+
+def _valid(value: Any) -> Any:
+    """A value as it is, but a name that is no valid Unicode by its bytes, as \\udcff: Parquet takes UTF-8 alone."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Images by index, wherever they lie: read one by one, prepared by a preset, and never stopped by one that is bad."""
 
+import errno
 import hashlib
 import io
 import os
@@ -104,6 +105,7 @@ class ImageSource(Dataset[Tensor]):
         self.skipped: Counter[str] = Counter()
         self._pictures = pictures
         self._unreadable: dict[int, str] = {}
+        self._errors: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -135,6 +137,12 @@ class ImageSource(Dataset[Tensor]):
     def unreadable(self) -> list[tuple[str, str]]:
         """(name, reason) of each image that `batches` has left out so far, in order."""
         return [(self.names[index], why) for index, why in sorted(self._unreadable.items())]
+
+    @property
+    def errors(self) -> dict[int, int]:
+        """By the index of an image in `unreadable`, the `errno` of the machine's error, if that is why: such an image
+        may be right, and be read another time."""
+        return dict(self._errors)
 
     def take(self, indices: Sequence[int]) -> "ImageSource":
         """These images, in this order, as a source of its own."""
@@ -201,6 +209,10 @@ class ImageSource(Dataset[Tensor]):
                 image = self[index]
             except DataError as error:
                 self._unreadable[index] = reason(error.__cause__ or error)
+                if isinstance(error.__cause__, MemoryError):
+                    self._errors[index] = errno.ENOMEM
+                elif isinstance(error.__cause__, OSError) and error.__cause__.errno:  # Pillow's own have none
+                    self._errors[index] = error.__cause__.errno
                 continue
             if images and image.shape != images[0].shape:
                 yield self._stack(indices, images)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast.calibration import threshold_for
-from gaia_fast.data import ImageSource, SurrogateSource
+from gaia_fast.data import Batch, ImageSource, SurrogateSource
 from gaia_fast.detector import GaiaA, GaiaZ
 from gaia_fast.errors import ArgumentError, CalibrationError, DataError, NonFiniteError
 from gaia_fast.evaluation import combinations
@@ -187,21 +187,26 @@ def scored_batches(
         GaiaError: as `score` of a detector.
     """
     for batch in source.batches(batch_size):
-        try:
-            found = _scored(detectors, batch.images, rows)
-        except NonFiniteError as error:
-            # The error counts within the batch; the reader knows names.
-            raise NonFiniteError(f"{error} (the batch from {batch.names[0]} to {batch.names[-1]})") from error
-        by_layer = {
-            method: torch.linalg.vector_norm(matrix.double(), _order(detectors, method), dim=2).cpu().numpy()
-            for method, matrix in found.matrices.items()
-        }
-        scores = {method: score.cpu().numpy() for method, score in found.scores.items()}
-        logits = found.logits.double().cpu()
-        if BASELINE not in scores:  # else as asked for, so that a threshold is of the numbers that it is compared with
-            scores[BASELINE] = -torch.softmax(logits, dim=1).max(dim=1).values.numpy()
-        labels = None if batch.labels is None else batch.labels.numpy()
-        yield ScoredBatch(batch.names, labels, logits.argmax(dim=1).numpy(), scores, by_layer)
+        yield scored_batch(detectors, batch, rows)
+
+
+def scored_batch(detectors: Detectors, batch: Batch, rows: bool = False) -> ScoredBatch:
+    """One batch of a source, as `scored_batches`."""
+    try:
+        found = _scored(detectors, batch.images, rows)
+    except NonFiniteError as error:
+        # The error counts within the batch; the reader knows names.
+        raise NonFiniteError(f"{error} (the batch from {batch.names[0]} to {batch.names[-1]})") from error
+    by_layer = {
+        method: torch.linalg.vector_norm(matrix.double(), _order(detectors, method), dim=2).cpu().numpy()
+        for method, matrix in found.matrices.items()
+    }
+    scores = {method: score.cpu().numpy() for method, score in found.scores.items()}
+    logits = found.logits.double().cpu()
+    if BASELINE not in scores:  # else as asked for, so that a threshold is of the numbers that it is compared with
+        scores[BASELINE] = -torch.softmax(logits, dim=1).max(dim=1).values.numpy()
+    labels = None if batch.labels is None else batch.labels.numpy()
+    return ScoredBatch(batch.names, labels, logits.argmax(dim=1).numpy(), scores, by_layer)
 
 
 def _scored(detectors: Detectors, images: Tensor, rows: bool) -> GaiaScores:

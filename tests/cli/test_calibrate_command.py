@@ -47,6 +47,11 @@ def test_unreadable_images_are_named(run: Callable[..., Result], damaged_folder:
     assert Path("d.gaia").is_file()
 
 
+def test_what_is_skipped_is_said(run: Callable[..., Result], digits_folder: Path) -> None:
+    (digits_folder / "notes.txt").write_text("none")
+    assert "skipped: 1 .txt\n" in run("calibrate", digits_folder, *DIGITS, "--out", "d.gaia").stderr
+
+
 @pytest.mark.parametrize(("options", "message"), [(("--out", "d.txt"), "must end in .gaia"), ((), "--out")])
 def test_wrong_usage(run: Callable[..., Result], digits_npz: Path, options: tuple[str, ...], message: str) -> None:
     found = run("calibrate", digits_npz, *DIGITS, *options)

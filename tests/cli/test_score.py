@@ -62,6 +62,27 @@ def test_method_and_its_options(run: Callable[..., Result], digits_npz: Path) ->
     assert np.array_equal(scores, detector.predict(held_out_digits()[0][:40]).numpy())
 
 
+# Its logits of black images are no numbers.
+FAULTY = """
+from torch import nn
+
+from gaia_fast.models import digits_resnet
+
+
+class Faulty(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = digits_resnet(pretrained=True)
+
+    def forward(self, x):
+        return self.inner(x).masked_fill((x == x.amin()).flatten(1).all(1, keepdim=True), float("nan"))
+
+
+def make():
+    return Faulty()
+"""
+
+
 def test_csv_file_and_json(
     run: Callable[..., Result], digits_folder: Path, expected: tuple[np.ndarray, list[int]]
 ) -> None:
@@ -174,6 +195,8 @@ def test_calibration(
         (("--id-tpr", "0.9"), "needs --calibrate-on"),
         (("--calibrate-on", "x", "--id-tpr", "0"), "--id-tpr"),
         (("--out", "rows.txt"), ".csv or .parquet"),
+        (("--out", "rows.csv", "--json", "rows.csv"), "--out and --json are both rows.csv"),
+        (("--out", "rows.csv", "--json", "../cwd/rows.csv"), "--out and --json are both"),
         (("--layers", "gaia-a=layer3"), "'gaia-a' is not among the methods gaia-z"),
         (("--layers", ","), "names no module"),
     ],
@@ -182,6 +205,37 @@ def test_wrong_usage(run: Callable[..., Result], digits_npz: Path, options: tupl
     found = run("score", digits_npz, *DIGITS, *options)
     assert found.exit_code == 2
     assert message in found.stderr
+
+
+@pytest.mark.parametrize("threshold", ["nan", "inf", "-inf"])
+def test_a_threshold_that_decides_nothing(run: Callable[..., Result], digits_npz: Path, threshold: str) -> None:
+    found = run("score", digits_npz, *DIGITS, "--threshold", threshold)
+    assert found.exit_code == 1
+    assert f"the threshold is {threshold}, which decides nothing" in found.stderr
+
+
+@pytest.mark.parametrize("out", [(), ("--out", "rows.csv")], ids=["streamed", "in parts"])
+def test_images_without_a_score_are_named_and_left_out(
+    run: Callable[..., Result], digits_npz: Path, out: tuple[str, ...]
+) -> None:
+    Path("network.py").write_text(FAULTY)
+    pictures = np.load(digits_npz)["x"]
+    pictures[7] = 0
+    np.savez(digits_npz, x=pictures)
+    found = run("score", digits_npz, "--model", "network:make", *DIGITS[2:], "--batch-size", "5", *out)
+    assert found.exit_code == 3, found.stderr
+    assert "unreadable: 7: it cannot be scored: " in found.stderr
+    rows = rows_of(Path("rows.csv").read_text() if out else found.stdout)
+    assert [row["image"] for row in rows] == [str(index) for index in range(40) if index != 7]
+
+
+def test_a_model_that_scores_nothing_writes_no_table(run: Callable[..., Result], digits_npz: Path) -> None:
+    Path("network.py").write_text(FAULTY)
+    np.savez(digits_npz, x=np.zeros((3, 8, 8, 3), np.uint8))
+    found = run("score", digits_npz, "--model", "network:make", *DIGITS[2:], "--out", "rows.csv")
+    assert found.exit_code == 1
+    assert "none of the 3 images can be read and scored" in found.stderr
+    assert not Path("rows.csv").exists()
 
 
 def test_unreadable_images_are_named_and_left_out(

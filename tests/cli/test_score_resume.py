@@ -14,6 +14,7 @@ from click.testing import Result
 from torch import Tensor
 
 from gaia_fast import GaiaOutput, GaiaZ, files
+from gaia_fast.cli.resuming import _ended_by_sigterm
 from gaia_fast.data.digits import held_out_pictures
 
 from command_line import CHUNK, SLOW, parts_in, start, wait_for_parts
@@ -98,8 +99,22 @@ def test_without_resume_the_parts_are_replaced(
     fails(None)
     found = run("score", digits_npz, *DIGITS, "--out", "rows.csv")
     assert found.exit_code == 0
-    assert "what an earlier run has left is replaced; --resume would have gone on with it" in found.stderr
+    assert (
+        "what an earlier run has left is replaced; --resume goes on with what the same command has left" in found.stderr
+    )
     assert Path("rows.csv").read_bytes() == expected
+
+
+def test_what_no_run_could_go_on_with_is_not_promised(
+    run: Callable[..., Result], digits_npz: Path, fails: Callable[[int | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model has tensors whose bytes cannot be read."""
+    monkeypatch.setattr("gaia_fast.cli.score.model_identity", lambda model: (None, ""))
+    fails(4)
+    found = run("score", digits_npz, *DIGITS, "--out", "rows.csv")
+    assert found.stderr.splitlines()[-1] == "Error: the power went"
+    assert "--resume" not in found.stderr
+    assert not PARTS.exists()
 
 
 def test_nothing_to_resume(run: Callable[..., Result], digits_npz: Path, whole: Callable[..., bytes]) -> None:
@@ -125,6 +140,32 @@ def test_what_is_done_is_put_together_only(
     monkeypatch.setattr(GaiaZ, "score", full)
     assert run("score", digits_npz, *DIGITS, "--out", "rows.csv", "--resume").exit_code == 0
     assert Path("rows.csv").read_bytes() == expected
+
+
+def test_parts_stay_until_all_is_written(
+    run: Callable[..., Result], digits_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gaia_fast.cli.output.write_json", full)
+        found = run("score", digits_npz, *DIGITS, "--out", "rows.csv", "--json", "out.json")
+    assert found.exit_code == 1
+    assert "40 of 40 images are safe" in found.stderr
+    monkeypatch.setattr(GaiaZ, "score", full)
+    assert run("score", digits_npz, *DIGITS, "--out", "rows.csv", "--json", "out.json", "--resume").exit_code == 0
+    assert json.loads(Path("out.json").read_text())["count"] == 40
+    assert not PARTS.exists()
+
+
+def test_a_signal_that_no_python_code_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then there is no handler that could be put back."""
+    put: list[object] = []
+    monkeypatch.setattr(signal, "signal", lambda number, handler: put.append(handler))
+    with _ended_by_sigterm():
+        pass
+    assert put[1:] == [signal.SIG_DFL]
 
 
 def test_unreadable_images_are_named_by_the_run_that_goes_on(

@@ -46,6 +46,12 @@ def test_wrong_usage(run: Callable[..., Result], options: tuple[str, ...], code:
     assert message in found.stderr
 
 
+def test_what_is_skipped_of_the_calibration_is_said(run: Callable[..., Result], digits_folder: Path) -> None:
+    (digits_folder / "notes.txt").write_text("none")
+    found = run("serve", *DIGITS, "--calibrate-on", digits_folder, "--labels", "none.txt")
+    assert f"skipped: {digits_folder}: 1 .txt\n" in found.stderr
+
+
 def test_the_preset_is_that_of_the_calibration(run: Callable[..., Result]) -> None:
     detector = GaiaZ(digits_resnet(pretrained=True)).calibrate(held_out_digits()[0][:100])
     detector.save("d.gaia", preset="digits")

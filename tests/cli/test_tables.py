@@ -1,12 +1,14 @@
 import csv
 import json
+import os
 from pathlib import Path
 
 import click
 import pytest
 from pyarrow import parquet
 
-from gaia_fast.cli.tables import Row, table
+from gaia_fast.batch_scoring.rows import Row
+from gaia_fast.cli.tables import table
 
 COLUMNS = {"image": "string", "label": "int64", "score": "float32", "exact": "float64", "is_ood": "bool"}
 ROWS: list[Row] = [
@@ -51,6 +53,13 @@ def test_no_rows_are_a_table_of_nothing(tmp_path: Path, ending: str) -> None:
         assert parquet.read_table(path).num_rows == 0
     else:
         assert path.read_text() == "image,label,score,exact,is_ood\n"
+
+
+def test_a_name_that_is_no_unicode_is_written_by_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    with table(path, "--out")({"image": "string"}) as write:
+        write([{"image": os.fsdecode(b"\xff.png")}, {"image": None}])
+    assert parquet.read_table(path)["image"].to_pylist() == [r"\udcff.png", None]
 
 
 def test_a_number_that_json_does_not_have_is_not_written(tmp_path: Path) -> None:
