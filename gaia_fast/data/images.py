@@ -70,7 +70,6 @@ def load_images(path: str | os.PathLike[str], preset: str | Preset, max_pixels: 
     except (OSError, ValueError) as error:  # a ValueError says that no file can have such a name
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"is out of reach ({error})"
         raise DataError(f"{path} {reason}. {_GIVE}") from error
-    path = path.absolute()  # so that it is the same to a process that is in another folder
     if what == files.FOLDER:
         return _from_folder(path.absolute(), preset, max_pixels)
     if what:

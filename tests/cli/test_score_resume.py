@@ -245,30 +245,30 @@ def test_other_images_models_and_versions_are_refused(
 ) -> None:
     fails(4)
     own = ("--preset", "digits", "--batch-size", "5", "--out", "rows.csv")
-    Path("network.py").write_text(
+    Path("two_networks.py").write_text(
         "from gaia_fast.models import digits_resnet\n\n\ndef make():\n    return digits_resnet(pretrained=True)\n\n\n"
         "def other():\n    model = make()\n    model.linear.bias.data += 1\n    return model\n"
     )
-    run("score", digits_npz, "--model", "network:make", *own)
+    run("score", digits_npz, "--model", "two_networks:make", *own)
 
     def refused(*arguments: object) -> str:
         found = run("score", *arguments, *own, "--resume")
         assert found.exit_code == 1
         return found.stderr.splitlines()[-1].split("another run: ")[1]
 
-    assert refused(digits_npz, "--model", "network:other").startswith(
+    assert refused(digits_npz, "--model", "two_networks:other").startswith(
         "the model is another one: tensor 'linear.bias' is float32 (10,) "
     )
-    assert refused(digits_folder, "--model", "network:make").startswith("there are 6 images, and were 40")
+    assert refused(digits_folder, "--model", "two_networks:make").startswith("there are 6 images, and were 40")
     pictures = np.load(digits_npz)["x"]
     np.savez(digits_npz, x=255 - pictures)
-    assert refused(digits_npz, "--model", "network:make").startswith("IMAGES changed")
+    assert refused(digits_npz, "--model", "two_networks:make").startswith("IMAGES changed")
     np.savez(digits_npz, x=pictures)
     manifest = PARTS / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"torch": "', '"torch": "1'))
-    assert refused(digits_npz, "--model", "network:make").startswith("torch is ")
+    assert refused(digits_npz, "--model", "two_networks:make").startswith("torch is ")
     manifest.write_text("{")
-    found = run("score", digits_npz, "--model", "network:make", *own, "--resume")
+    found = run("score", digits_npz, "--model", "two_networks:make", *own, "--resume")
     assert "manifest.json cannot be read" in found.stderr
 
 
