@@ -15,4 +15,4 @@ def check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), _SECONDS).close()
     except (OSError, OverflowError, ValueError) as error:
-        raise BackendError(f"Ray cannot be reached at {address}: {error}; give HOST:PORT of its head node") from error
+        raise BackendError(f"Ray at {address} cannot be reached: {error}; give HOST:PORT of its head node") from error

@@ -10,7 +10,6 @@ import math
 import os
 import pickle
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -36,10 +35,10 @@ from gaia_fast.errors import (
     printable,
 )
 from gaia_fast.evaluation.image_sets import each_of
+from gaia_fast.ray_cluster import check_reachable
 
 # A worker that ends is started again by Ray, and its chunk scored anew; but not for ever: the chunk may have ended it.
 _ATTEMPTS = 3
-_SECONDS_TO_CONNECT = 10
 _SECONDS_TO_START = 600  # all workers: until others that have a cluster's processors let go of them
 _STORE = 256 * 2**20  # bytes of memory that a local Ray has for what is sent; more than that lies in files
 
@@ -153,6 +152,8 @@ def connected(address: str | None, workers: int | None, device: str = "cpu") -> 
         try:
             with _silent():
                 _connect(ray, address, workers)
+        except BackendError:
+            raise
         # Ray raises plain exceptions, too.
         except Exception as error:
             ray.shutdown()
@@ -215,9 +216,7 @@ def _why_not(error: Exception) -> str:
 def _connect(ray: Any, address: str | None, workers: int | None) -> None:
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
-        if address != "auto":  # Ray would wait for it without end
-            host, _, port = address.rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
+        check_reachable(address)
         ray.init(address, **shared)
         return
     # Raylets hand their environment to workers, which so find the modules that are found here.

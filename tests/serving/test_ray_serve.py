@@ -100,7 +100,7 @@ def test_replicas_that_cannot_be_made(replicas: Replicas) -> None:
     assert found[0][0].status == 422
     elsewhere = Deployment(address="127.0.0.1:1")
     with (
-        pytest.raises(BackendError, match="cannot be reached at 127.0.0.1:1"),
+        pytest.raises(BackendError, match="Ray at 127.0.0.1:1 cannot be reached"),
         deployed(GaiaZ(digits_resnet(pretrained=True)), IMAGES[:1], elsewhere),
     ):
         pass
