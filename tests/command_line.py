@@ -13,7 +13,10 @@ _EXAMPLE = Path(__file__).parents[1] / "examples" / "ray" / "score_on_ray.py"
 
 CHUNK = 16  # images; of a real run there would have to be thousands
 
+# Where tests run in the background, SIGINT is ignored, and so it would be below them.
 _MAIN = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import gaia_fast.batch_scoring.chunks as chunks
 chunks.IMAGES_IN_A_CHUNK = {CHUNK}
 from gaia_fast.cli import main
