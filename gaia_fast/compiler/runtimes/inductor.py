@@ -1,7 +1,6 @@
 """PyTorch's compiler, with the weights frozen into the program and packed for the machine."""
 
 import torch
-import torch._inductor.config
 from torch import Tensor, fx
 
 from gaia_fast.compiler.frontend.example_batch import repeated
@@ -56,7 +55,9 @@ class Frozen:
         try:
             # In force while the graph is traced, too. As an option it reaches the compiler alone, too late: weights are
             # passed in at every call then, and laid out anew.
-            with torch._inductor.config.patch(freezing=True):
+            from torch._inductor import config  # half a second, and Triton
+
+            with config.patch(freezing=True):
                 self(x)
         except Exception as error:
             raise CompilationError(
