@@ -174,7 +174,7 @@ def measure(name: str, data: Path, seconds: float) -> dict[str, Any]:
             result(load(url, folder, 3))
             found["one_by_one"] = result(load(url, folder, seconds))
             single = found["one_by_one"]["p50"]
-            rate, found["rates"] = max(1.0, 0.3 / single), []
+            rate, found["rates"] = max(1.0, 0.5 / single), []
             while True:
                 each = {"rate": rate, **result(load(url, folder, seconds, rate))}
                 found["rates"].append(each)
