@@ -128,9 +128,7 @@ class _OnDevice:
         moved = copy_of(module)
         for name, value in [*moved.named_parameters(), *moved.named_buffers()]:
             delattr(moved, name)
-            constant: Any = self.tensor(value)
-            constant.item, constant.tolist = value.item, value.tolist  # the compiler writes small ones into its code
-            moved.register_buffer(name, constant)
+            moved.register_buffer(name, self.tensor(value))
         for node in moved.graph.nodes:
             if "device" in node.kwargs:
                 node.update_kwarg("device", _DEVICE)

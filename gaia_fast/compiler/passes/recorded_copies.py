@@ -24,17 +24,3 @@ def copy_returned_constants(module: fx.GraphModule) -> None:
             with module.graph.inserting_before(output):
                 copy = module.graph.call_function(aten.clone.default, (node,))
             output.replace_input_with(node, copy)
-
-
-def constant_results(module: fx.GraphModule) -> list[bool]:
-    """Returns of each result whether nothing but the number of images tells it.
-
-    A compiler that folds constants hands out one tensor for it at every call.
-    """
-    told: set[fx.Node] = set()
-    for node in module.graph.nodes:
-        if node.op == "placeholder" or (
-            node.target is not aten.sym_size.int and told.intersection(node.all_input_nodes)
-        ):
-            told.add(node)
-    return [node not in told for node in module.graph.output_node().args[0]]

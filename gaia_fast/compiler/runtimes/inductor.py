@@ -5,7 +5,6 @@ from torch import Tensor, fx
 
 from gaia_fast.compiler.frontend.example_batch import repeated
 from gaia_fast.compiler.ir.rewriting import copy_of
-from gaia_fast.compiler.passes.recorded_copies import constant_results
 from gaia_fast.compiler.pipeline import CUDA, run_passes
 from gaia_fast.compiler.runtimes.checked import Checks
 from gaia_fast.compiler.runtimes.fixed_sizes import FixedSizes
@@ -51,14 +50,8 @@ class Frozen:
         # An own copy of the module: PyTorch keeps what it compiled by code, and forgets all beyond a few sizes.
         own = fx.GraphModule(graph, graph.graph)
         self._run = torch.compile(own, fullgraph=True, dynamic=False, options={"freezing": True})
-        self._constant = constant_results(graph)
         try:
-            # In force while the graph is traced, too. As an option it reaches the compiler alone, too late: weights are
-            # passed in at every call then, and laid out anew.
-            from torch._inductor import config  # half a second, and Triton
-
-            with config.patch(freezing=True):
-                self(x)
+            self(x)
         except Exception as error:
             raise CompilationError(
                 f"PyTorch's compiler failed on the program ({type(error).__name__}: {first_line(error)}); use "
@@ -67,8 +60,6 @@ class Frozen:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
-        outputs = tuple(
-            each.clone() if constant else each for each, constant in zip(self._run(x), self._constant, strict=True)
-        )
+        outputs = tuple(self._run(x))
         guard()
         return outputs

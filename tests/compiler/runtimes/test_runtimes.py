@@ -1,5 +1,4 @@
 import copy
-import re
 import threading
 import warnings
 from functools import partial
@@ -8,11 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._inductor.utils import run_and_get_code
 
 from gaia_fast import GaiaA, GaiaZ, reference
 from gaia_fast.compiler.runtimes import FixedSizes, Guard, Native, computes_in, no_guard
-from gaia_fast.compiler.runtimes.inductor import Frozen
 from gaia_fast.errors import ArgumentError, BackendError, CompilationError, ModelError
 from gaia_fast.options import Runtime, RuntimeOption
 
@@ -248,31 +245,3 @@ def test_auto_goes_on_where_native_is_off_by_too_much(monkeypatch: pytest.Monkey
     torch.testing.assert_close(detector(x), GaiaZ(model, engine="hooks")(x), rtol=1e-5, atol=0)
     with pytest.raises(ModelError, match="'native' is off by"):
         GaiaZ(model, engine="compiled", runtime="native").prepare(x)
-
-
-def test_inductor_has_the_weights_in_its_code() -> None:
-    """It is given images alone: weights that are passed in are laid out anew at every call."""
-    x = zoo.images(2)
-    prepared = GaiaZ(zoo.build("strided_shortcut"), engine="compiled", runtime="eager").prepare(x).program(x)
-    assert prepared is not None
-    graph = prepared.program.graph
-    _, (code,) = run_and_get_code(lambda: Frozen(graph, x))
-    (arguments,) = re.findall(r"^ +(.*) = args$", code, re.MULTILINE)
-    assert re.fullmatch(r"arg\d+_1,", arguments)
-
-
-def test_inductor_gives_constants_away_once() -> None:
-    """A norm that nothing rectifies has a dense gradient: its counts hang on no image, and are folded."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
-    ).eval()
-    x = zoo.images(2)
-    prepared = GaiaZ(model, engine="compiled", runtime="eager").prepare(x).program(x)
-    assert prepared is not None
-    run = Frozen(prepared.program.graph, x)
-    first = [each.clone() for each in run(x)]
-    for each in run(x):
-        each.fill_(-1)
-    for one, other in zip(run(x), first, strict=True):
-        assert torch.equal(one, other)
