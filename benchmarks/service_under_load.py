@@ -1,6 +1,6 @@
 """A service under load on this machine's own address: latency, throughput, overload, a killed replica, bad requests.
 
-    python benchmarks/service_under_load.py wrn_40_2 --data ../shared/data --results benchmarks/results/service-under-load-cpu.json
+    python benchmarks/service_under_load.py wrn_40_2 --data DATA --results load.json
 
 Starts `gaia-fast serve` with two replicas, and `benchmarks/load.py`, which sends images at random times and compares
 every answer with the detector's own. In turn: one request after the other (the single latency); rates that rise until
