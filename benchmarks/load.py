@@ -2,11 +2,11 @@
 
     python benchmarks/load.py http://127.0.0.1:8000 images/ expected.json --rate 100 --seconds 10
 
-For `benchmarks/service_under_load.py`, in a process of its own: the load generator (locust) replaces Python's sockets.
-A request is answered (200), overloaded (503), refused (4xx), failed (5xx) or lost (no answer at all). An answer is
-wrong if its class is another one, or its score further than 1e-4 of it from what the detector itself says, which is how far
-rounding moves GAIA-Z (a unit that is zero to rounding counts or not); inexact if a bit differs. Latencies are of those
-that were answered, from the time at which the request was to be sent.
+For `benchmarks/service_under_load.py`, in a process of its own: the load generator (locust) replaces Python's
+sockets. A request is answered (200), overloaded (503), refused (4xx), failed (5xx) or lost (no answer at all). An
+answer is wrong if its class is another one, or its score further than 1e-4 of it from what the detector itself says,
+which is how far rounding moves GAIA-Z (a unit that is zero to rounding counts or not); inexact if a bit differs.
+Latencies are of those that were answered, from the time at which the request was to be sent.
 """
 
 import argparse
