@@ -29,7 +29,7 @@ from gaia_fast.cli.options import (
 from gaia_fast.cli.preparing import prepare_for
 from gaia_fast.compiler.package.writing import FORMATS, check_format
 from gaia_fast.data import Preset
-from gaia_fast.evaluation.image_sets import METHODS, Detector, model_input
+from gaia_fast.evaluation.image_sets import Detector, model_input
 from gaia_fast.gaia import SCORES, Gaia
 from gaia_fast.integrations.triton_inference_server import export_model
 from gaia_fast.integrations.triton_inference_server.repository import FORMATS as TRITON_FORMATS
@@ -108,8 +108,7 @@ def export(
     network, prepared = loaded.model, preset.of(loaded)
     examples = [_example(images, size, prepared, max_pixels) for size in sizes or (None,)]
     given = thresholds_by_method(thresholds, detectors.methods)
-    alone = len(detectors.methods) == 1 and detectors.methods[0] in METHODS
-    chosen = detectors.build(network) if alone else detectors.build_joint(network)
+    chosen = detectors.build_all(network)
     id_source = calibrating.source(prepared, max_pixels)
     if id_source is not None:
         of_file = list(dict.fromkeys(tuple(x.shape[2:]) for x in examples))

@@ -18,7 +18,7 @@ from gaia_fast.cli.output import note
 from gaia_fast.data import MAX_PIXELS, PRESETS, Preset
 from gaia_fast.data.presets import INTERPOLATIONS
 from gaia_fast.errors import ArgumentError
-from gaia_fast.evaluation.image_sets import METHODS, Detector, make_detector
+from gaia_fast.evaluation.image_sets import METHODS, Detector, Detectors, make_detector
 from gaia_fast.gaia import Gaia
 from gaia_fast.models import ARCHITECTURES
 from gaia_fast.options import (
@@ -268,12 +268,15 @@ class DetectorOptions:
             for method in self.methods
         }
 
+    def build_all(self, model: nn.Module) -> Detectors:
+        """What scores by all methods: the detector of the only one, by its name, or one of several."""
+        alone = len(self.methods) == 1 and self.methods[0] in METHODS
+        return self.build(model) if alone else self.build_joint(model)
+
     def build_one(self, model: nn.Module) -> Detector | Gaia:
-        """One detector of all methods, of one where there is one."""
-        if len(self.methods) > 1 or self.methods[0] not in METHODS:
-            return self.build_joint(model)
-        (detector,) = self.build(model).values()
-        return detector
+        """The same, as one detector."""
+        built = self.build_all(model)
+        return built if isinstance(built, Gaia) else built[self.methods[0]]
 
     def build_joint(self, model: nn.Module) -> Gaia:
         """One detector of all methods, those of the logits among them."""

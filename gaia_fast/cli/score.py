@@ -38,7 +38,7 @@ from gaia_fast.cli.resuming import resumable
 from gaia_fast.cli.tables import Table, table
 from gaia_fast.data import ImageSource, Preset, load_images
 from gaia_fast.errors import DataError
-from gaia_fast.evaluation.image_sets import METHODS, Detectors, each_of
+from gaia_fast.evaluation.image_sets import Detectors, each_of
 from gaia_fast.gaia import SCORES
 
 Prepare = Callable[..., Prepared | None]  # `prepare_for`, given all but where programs are kept
@@ -97,8 +97,7 @@ def score(
     writing = table(out, "--out")
     loaded = model.load()
     prepared = preset.of(loaded)
-    alone = len(methods) == 1 and methods[0] in METHODS
-    chosen = detectors.build(loaded.model) if alone else detectors.build_joint(loaded.model)
+    chosen = detectors.build_all(loaded.model)
     source = load_images(images, prepared, max_pixels)
     output.report_skipped(source)
     id_source = calibrating.source(prepared, max_pixels)

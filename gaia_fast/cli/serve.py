@@ -108,7 +108,7 @@ _OF_THE_FILE = (
 @click.option(
     "--cache-dir",
     type=FOLDER,
-    help="Keeps programs, so that replicas start in a second: of this run's later ones, too.",
+    help="Where programs are kept: a replica that finds its own there starts in a second.",
 )
 @click.option(
     "--ray", "address", metavar="ADDRESS", help="A running Ray cluster.  [default: one on this machine alone]"

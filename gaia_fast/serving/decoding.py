@@ -1,12 +1,12 @@
 """Threads that decode pictures: as many as there are processors, and one more for large ones."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+from joblib import cpu_count
 
 from gaia_fast.data.presets import Preset
 from gaia_fast.serving.errors import OverloadedError
@@ -27,7 +27,7 @@ class Decoder:
 
     def __init__(self, preset: Preset, max_pixels: int, most_large: int) -> None:
         self._preset, self._max_pixels, self._most_large = preset, max_pixels, most_large
-        self._threads = _Threads(os.cpu_count() or 1, "decoding")
+        self._threads = _Threads(cpu_count(), "decoding")
         self._large_thread = _Threads(1, "decoding large pictures")
         self._large = 0
 
