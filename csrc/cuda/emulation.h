@@ -117,6 +117,34 @@ T __shfl_xor_sync(unsigned mask, T value, int distance) {
   return value;
 }
 
+// The blocks run one after the other, and the threads of a block take turns: nothing is ever in between.
+template <class T>
+T atomicAdd(T* at, T value) {
+  const T before = *at;
+  *at = before + value;
+  return before;
+}
+inline unsigned atomicOr(unsigned* at, unsigned bits) {
+  const unsigned before = *at;
+  *at = before | bits;
+  return before;
+}
+inline void __threadfence() {}
+inline void __threadfence_system() {}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  using gaia::cuda::emulation::barrier;
+  using gaia::cuda::emulation::block;
+  if (mask != 0xffffffffu) std::abort();
+  const int self = static_cast<int>(threadIdx.x), warp = self / 32 * 32;
+  block.slots[self] = predicate != 0;
+  barrier(warp, warp + 32);
+  unsigned bits = 0;
+  for (int lane = 0; lane < 32; ++lane) bits |= static_cast<unsigned>(block.slots[warp + lane]) << lane;
+  barrier(warp, warp + 32);
+  return bits;
+}
+
 inline unsigned __float_as_uint(float x) {
   unsigned bits;
   std::memcpy(&bits, &x, 4);
