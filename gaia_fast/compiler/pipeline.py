@@ -22,6 +22,7 @@ from gaia_fast.compiler.onnx.saturation import expand_sigmoids
 from gaia_fast.compiler.passes.backward_operators import decompose_backward
 from gaia_fast.compiler.passes.channels_last import channels_last
 from gaia_fast.compiler.passes.constant_folding import fold_constants
+from gaia_fast.compiler.passes.count_and_score import count_and_score
 from gaia_fast.compiler.passes.hoisting import fold_batch_constants, sink_broadcasts
 from gaia_fast.compiler.passes.norm_folding import fold_norms
 from gaia_fast.compiler.passes.padding_folding import fold_padding
@@ -78,8 +79,18 @@ ONNX = (
     BLOCKED_LAYOUT,
     FOLD_CONSTANTS,  # the areas that sums were divided by
 )
-# For a CUDA device.
-CUDA = (CHANNELS_LAST,)
+
+
+def cuda(images: int, kernels: bool, channels_last: bool = True) -> tuple[Pass, ...]:
+    """Returns the passes for a CUDA device.
+
+    Args:
+        images: how many a batch has.
+        kernels: whether this package's kernels run on the device.
+        channels_last: whether maps are to lie so.
+    """
+    score = [Pass("count and score", partial(count_and_score, images=images))] if kernels else []
+    return (*score, *([CHANNELS_LAST] if channels_last else []))
 
 
 def native(outputs: Sequence[str] | None = None, results: Sequence[ResultNames] = ()) -> tuple[Pass, ...]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from gaia_fast.compiler.ir.constants import constant_value
+from gaia_fast.compiler.ir.counts import bounded, grid_of
 from gaia_fast.compiler.ir.rewriting import CONVOLUTIONS, alike, call_kernel, calls, erase, only_user, pair, per_channel
 from gaia_fast.compiler.native.kernels import (
     IDENTITY,
@@ -30,7 +31,7 @@ from gaia_fast.compiler.native.kernels import (
     Pool,
     Windows,
 )
-from gaia_fast.compiler.native.masks import MaskFuser, grid_of, windows_of
+from gaia_fast.compiler.native.masks import MaskFuser, windows_of
 from gaia_fast.ops.convolution import Part, Weights, adjoint_parts, output_size, takes
 from gaia_fast.ops.convolution.packing import NR, Algorithm
 from gaia_fast.ops.convolution.parts import Pair
@@ -551,16 +552,6 @@ def _positive(user: fx.Node, activation: Activation | None) -> list[fx.Node]:
     if activation is not None and activation.upper < inf:
         return [each for both in user.users if bounded(both) == activation.upper for each in _copies(both)]
     return _copies(user)
-
-
-def bounded(both: fx.Node) -> float | None:
-    """The bound of a node that is (0 < y) & (y < bound) of some y; None of any other."""
-    if both.target is not aten.bitwise_and.Tensor:
-        return None
-    above, below = both.args
-    if not calls(above, aten.gt.Scalar) or not calls(below, aten.lt.Scalar) or above.args[1] != 0:
-        return None
-    return float(below.args[1]) if above.args[0] is below.args[0] else None
 
 
 def _copies(mask: fx.Node) -> list[fx.Node]:

@@ -45,13 +45,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 LAUNCHES = {
     ("resnet34", "plain", 1): 71,
     ("resnet34", "plain", 128): 71,
-    ("resnet34", "gaia_z", 1): 166,
-    ("resnet34", "gaia_z", 128): 151,
+    ("resnet34", "gaia_z", 1): 72,
+    ("resnet34", "gaia_z", 128): 72,
     ("resnet34", "gaia_a", 1): 110,
     ("resnet34", "gaia_a", 128): 110,
     ("resnet50", "plain", 1): 105,
-    ("resnet50", "gaia_z", 1): 257,
-    ("resnet50", "gaia_z", 128): 214,
+    ("resnet50", "gaia_z", 1): 110,
+    ("resnet50", "gaia_z", 128): 110,
     ("resnet50", "gaia_a", 1): 200,
 }
 
