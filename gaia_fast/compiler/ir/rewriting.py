@@ -64,6 +64,20 @@ def calls(node: Any, target: Any) -> bool:
     return isinstance(node, fx.Node) and node.target is target
 
 
+def over_space(node: fx.Node) -> bool:
+    """Whether a node is the float32 sums of maps over space, one for each channel of each image."""
+    if node.target is not torch.ops.aten.sum.dim_IntList or list(node.args[1]) not in ([2, 3], [-2, -1], [-1, -2]):
+        return False
+    value = node.meta["val"]
+    return value.ndim == 2 and value.dtype == torch.float32  # axes may be kept, and another dtype asked for
+
+
+def counts_of(mask: fx.Node) -> list[fx.Node]:
+    """The numbers of a mask's entries in each channel of each image, where they are counted."""
+    copies = [copy for copy in mask.users if copy.target is torch.ops.aten._to_copy.default]
+    return [each for copy in copies for each in copy.users if over_space(each)]
+
+
 def erase(graph: fx.Graph, node: fx.Node) -> None:
     """Takes out a node that nothing reads any more, and what was there for it alone."""
     if node.users or node.op not in ("call_function", "call_module") or node._erased:

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from gaia_fast.compiler.ir.constants import constant_value
-from gaia_fast.compiler.ir.rewriting import CONVOLUTIONS, alike, call_kernel, calls, erase, only_user, pair, per_channel
+from gaia_fast.compiler.ir.rewriting import (
+    CONVOLUTIONS,
+    alike,
+    call_kernel,
+    calls,
+    erase,
+    only_user,
+    over_space,
+    pair,
+    per_channel,
+)
 from gaia_fast.compiler.native.kernels import (
     IDENTITY,
     Activation,
@@ -536,7 +546,7 @@ def summed(node: fx.Node, activation: Activation | None) -> tuple[str | None, li
         if name == "positive" and activation is None:
             continue
         users = [each for user in node.users for each in find(user, activation)]
-        if sums := [each for each in dict.fromkeys(users) if _over_space(each)]:
+        if sums := [each for each in dict.fromkeys(users) if over_space(each)]:
             return name, sums
     return None, []
 
@@ -572,13 +582,6 @@ _STATISTICS: dict[str, Callable[[fx.Node, Activation | None], list[fx.Node]]] = 
     "abs_sum": _absolute,
     "positive": _positive,
 }
-
-
-def _over_space(node: fx.Node) -> bool:
-    if node.target is not aten.sum.dim_IntList or list(node.args[1]) not in ([2, 3], [-2, -1], [-1, -2]):
-        return False
-    value = node.meta["val"]
-    return value.ndim == 2 and value.dtype == torch.float32  # axes may be kept, and another dtype asked for
 
 
 def scaled(node: fx.Node, sums: list[fx.Node], channels: int) -> tuple[Tensor, fx.Node] | None:
