@@ -25,6 +25,7 @@ from gaia_fast.compiler.passes.constant_folding import fold_constants
 from gaia_fast.compiler.passes.hoisting import fold_batch_constants, sink_broadcasts
 from gaia_fast.compiler.passes.norm_folding import fold_norms
 from gaia_fast.compiler.passes.padding_folding import fold_padding
+from gaia_fast.compiler.passes.pooling_counts import count_pooled
 from gaia_fast.compiler.passes.recorded_copies import copy_returned_constants, drop_identities
 from gaia_fast.compiler.passes.reshape_views import reshape_views
 
@@ -45,6 +46,7 @@ PARTITION = Pass("partition", partition, requires=[FUSE])
 EXPAND_SIGMOIDS = Pass("expand sigmoids", expand_sigmoids)
 EXPAND_POOLING_ARGMAX = Pass("expand pooling argmax", expand_pooling_argmax)
 BLOCKED_LAYOUT = Pass("blocked layout", to_blocked_layout)
+COUNT_POOLED = Pass("count pooled", count_pooled)
 CHANNELS_LAST = Pass("channels last", channels_last)
 
 # The model as it was captured.
@@ -79,7 +81,7 @@ ONNX = (
     FOLD_CONSTANTS,  # the areas that sums were divided by
 )
 # For a CUDA device.
-CUDA = (CHANNELS_LAST,)
+CUDA = (COUNT_POOLED, CHANNELS_LAST)
 
 
 def native(outputs: Sequence[str] | None = None, results: Sequence[ResultNames] = ()) -> tuple[Pass, ...]:
