@@ -27,6 +27,7 @@ from gaia_fast.compiler.passes.norm_folding import fold_norms
 from gaia_fast.compiler.passes.padding_folding import fold_padding
 from gaia_fast.compiler.passes.pooling_counts import count_pooled
 from gaia_fast.compiler.passes.recorded_copies import copy_returned_constants, drop_identities
+from gaia_fast.compiler.passes.relu_counts import count_in_relus
 from gaia_fast.compiler.passes.reshape_views import reshape_views
 
 RETURN_POOL_INDICES = Pass("return pool indices", return_pool_indices)
@@ -80,8 +81,6 @@ ONNX = (
     BLOCKED_LAYOUT,
     FOLD_CONSTANTS,  # the areas that sums were divided by
 )
-# For a CUDA device.
-CUDA = (COUNT_POOLED, CHANNELS_LAST)
 
 
 def native(outputs: Sequence[str] | None = None, results: Sequence[ResultNames] = ()) -> tuple[Pass, ...]:
@@ -94,6 +93,20 @@ def native(outputs: Sequence[str] | None = None, results: Sequence[ResultNames] 
         return (*KERNELS, PARTITION)
     check = Pass("check results", partial(check_results, outputs=outputs, results=results), requires=[SCORE])
     return (*KERNELS, check, PARTITION)
+
+
+def cuda(images: int, l2_bytes: int = 0, kernels: bool = True) -> tuple[Pass, ...]:
+    """Returns the passes for a CUDA device.
+
+    Args:
+        images: how many a batch has.
+        l2_bytes: the size of the device's L2 cache; see `count_in_relus`.
+        kernels: whether this package's kernels run on the device.
+    """
+    if not kernels:
+        return (COUNT_POOLED, CHANNELS_LAST)
+    count = Pass("count in ReLUs", partial(count_in_relus, images=images, l2_bytes=l2_bytes))
+    return (COUNT_POOLED, count, CHANNELS_LAST)
 
 
 def run_passes(passes: Sequence[Pass], module: fx.GraphModule) -> fx.GraphModule:
