@@ -154,7 +154,7 @@ class _Fuser:
                 factor = per_channel(x.args[1], int(value.shape[1]))
                 if factor is not None:
                     parameters[name], x = factor, x.args[0]
-        _, counts = summed(node, activation)
+        counts = counted(node, activation)
         kernel = Pointwise(parameters.get("scale"), parameters.get("shift"), None, activation, "positive")
         with self.graph.inserting_before(node):
             y, total = self._place(kernel, (x, None, None, None, None), value)
@@ -191,7 +191,7 @@ class _Fuser:
         user, last, counts = only_user(y), y, list[fx.Node]()
         if user is not None and activation_of(user) == RELU:
             last = user
-            _, counts = summed(last, RELU)
+            counts = counted(last, RELU)
         kernel = GroupNorm(groups, scale_value, shift_value, epsilon, last is not y)
         with self.graph.inserting_before(last):
             made, total = self._place(kernel, (x,), value)
@@ -549,6 +549,12 @@ def summed(node: fx.Node, activation: Activation | None) -> tuple[str | None, li
         if sums := [each for each in dict.fromkeys(users) if over_space(each)]:
             return name, sums
     return None, []
+
+
+def counted(node: fx.Node, activation: Activation) -> list[fx.Node]:
+    """The counts of a node's active units, where nothing else of it is summed over space."""
+    statistic, sums = summed(node, activation)
+    return sums if statistic == "positive" else []
 
 
 def _absolute(user: fx.Node, activation: Activation | None) -> list[fx.Node]:
