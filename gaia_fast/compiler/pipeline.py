@@ -26,7 +26,9 @@ from gaia_fast.compiler.passes.count_and_score import count_and_score
 from gaia_fast.compiler.passes.hoisting import fold_batch_constants, sink_broadcasts
 from gaia_fast.compiler.passes.norm_folding import fold_norms
 from gaia_fast.compiler.passes.padding_folding import fold_padding
+from gaia_fast.compiler.passes.pooling_counts import count_pooled
 from gaia_fast.compiler.passes.recorded_copies import copy_returned_constants, drop_identities
+from gaia_fast.compiler.passes.relu_counts import count_in_relus
 from gaia_fast.compiler.passes.reshape_views import reshape_views
 
 RETURN_POOL_INDICES = Pass("return pool indices", return_pool_indices)
@@ -46,6 +48,7 @@ PARTITION = Pass("partition", partition, requires=[FUSE])
 EXPAND_SIGMOIDS = Pass("expand sigmoids", expand_sigmoids)
 EXPAND_POOLING_ARGMAX = Pass("expand pooling argmax", expand_pooling_argmax)
 BLOCKED_LAYOUT = Pass("blocked layout", to_blocked_layout)
+COUNT_POOLED = Pass("count pooled", count_pooled)
 CHANNELS_LAST = Pass("channels last", channels_last)
 
 # The model as it was captured.
@@ -81,16 +84,21 @@ ONNX = (
 )
 
 
-def cuda(images: int, kernels: bool, channels_last: bool = True) -> tuple[Pass, ...]:
+def cuda(images: int, l2_bytes: int = 0, kernels: bool = True, channels_last: bool = True) -> tuple[Pass, ...]:
     """Returns the passes for a CUDA device.
 
     Args:
         images: how many a batch has.
+        l2_bytes: the size of the device's L2 cache; see `count_in_relus`.
         kernels: whether this package's kernels run on the device.
         channels_last: whether maps are to lie so.
     """
-    score = [Pass("count and score", partial(count_and_score, images=images))] if kernels else []
-    return (*score, *([CHANNELS_LAST] if channels_last else []))
+    layout = (CHANNELS_LAST,) if channels_last else ()
+    if not kernels:
+        return (COUNT_POOLED, *layout)
+    in_relus = Pass("count in ReLUs", partial(count_in_relus, images=images, l2_bytes=l2_bytes))
+    at_the_end = Pass("count and score", partial(count_and_score, images=images), requires=[in_relus])
+    return (COUNT_POOLED, in_relus, at_the_end, *layout)
 
 
 def native(outputs: Sequence[str] | None = None, results: Sequence[ResultNames] = ()) -> tuple[Pass, ...]:

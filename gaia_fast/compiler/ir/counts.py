@@ -11,6 +11,20 @@ from gaia_fast.compiler.ir.rewriting import calls
 aten = torch.ops.aten
 
 
+def over_space(node: fx.Node) -> bool:
+    """Whether a node is the float32 sums of maps over space, one for each channel of each image."""
+    if node.target is not aten.sum.dim_IntList or list(node.args[1]) not in ([2, 3], [-2, -1], [-1, -2]):
+        return False
+    value = node.meta["val"]
+    return value.ndim == 2 and value.dtype == torch.float32  # axes may be kept, and another dtype asked for
+
+
+def counts_of(mask: fx.Node) -> list[fx.Node]:
+    """The numbers of a mask's entries in each channel of each image, where they are counted."""
+    copies = [copy for copy in mask.users if copy.target is aten._to_copy.default]
+    return [each for copy in copies for each in copy.users if over_space(each)]
+
+
 def bounded(both: fx.Node) -> float | None:
     """The bound of a node that is (0 < y) & (y < bound) of some y; None of any other."""
     if both.target is not aten.bitwise_and.Tensor:

@@ -15,8 +15,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from gaia_fast.compiler.ir.constants import constant_value
-from gaia_fast.compiler.ir.counts import bounded, grid_of
-from gaia_fast.compiler.ir.rewriting import CONVOLUTIONS, alike, call_kernel, calls, erase, only_user, pair, per_channel
+from gaia_fast.compiler.ir.counts import bounded, grid_of, over_space
+from gaia_fast.compiler.ir.rewriting import (
+    CONVOLUTIONS,
+    alike,
+    call_kernel,
+    calls,
+    erase,
+    only_user,
+    pair,
+    per_channel,
+)
 from gaia_fast.compiler.native.kernels import (
     IDENTITY,
     Activation,
@@ -145,7 +154,7 @@ class _Fuser:
                 factor = per_channel(x.args[1], int(value.shape[1]))
                 if factor is not None:
                     parameters[name], x = factor, x.args[0]
-        _, counts = summed(node, activation)
+        counts = counted(node, activation)
         kernel = Pointwise(parameters.get("scale"), parameters.get("shift"), None, activation, "positive")
         with self.graph.inserting_before(node):
             y, total = self._place(kernel, (x, None, None, None, None), value)
@@ -182,7 +191,7 @@ class _Fuser:
         user, last, counts = only_user(y), y, list[fx.Node]()
         if user is not None and activation_of(user) == RELU:
             last = user
-            _, counts = summed(last, RELU)
+            counts = counted(last, RELU)
         kernel = GroupNorm(groups, scale_value, shift_value, epsilon, last is not y)
         with self.graph.inserting_before(last):
             made, total = self._place(kernel, (x,), value)
@@ -537,9 +546,15 @@ def summed(node: fx.Node, activation: Activation | None) -> tuple[str | None, li
         if name == "positive" and activation is None:
             continue
         users = [each for user in node.users for each in find(user, activation)]
-        if sums := [each for each in dict.fromkeys(users) if _over_space(each)]:
+        if sums := [each for each in dict.fromkeys(users) if over_space(each)]:
             return name, sums
     return None, []
+
+
+def counted(node: fx.Node, activation: Activation) -> list[fx.Node]:
+    """The counts of a node's active units, where nothing else of it is summed over space."""
+    statistic, sums = summed(node, activation)
+    return sums if statistic == "positive" else []
 
 
 def _absolute(user: fx.Node, activation: Activation | None) -> list[fx.Node]:
@@ -563,13 +578,6 @@ _STATISTICS: dict[str, Callable[[fx.Node, Activation | None], list[fx.Node]]] = 
     "abs_sum": _absolute,
     "positive": _positive,
 }
-
-
-def _over_space(node: fx.Node) -> bool:
-    if node.target is not aten.sum.dim_IntList or list(node.args[1]) not in ([2, 3], [-2, -1], [-1, -2]):
-        return False
-    value = node.meta["val"]
-    return value.ndim == 2 and value.dtype == torch.float32  # axes may be kept, and another dtype asked for
 
 
 def scaled(node: fx.Node, sums: list[fx.Node], channels: int) -> tuple[Tensor, fx.Node] | None:

@@ -14,6 +14,7 @@ from torch import fx
 
 from gaia_fast.compiler.ir.constants import constant_value
 from gaia_fast.compiler.ir.counts import grid_of
+from gaia_fast.compiler.ir.pooling import scattered_by_pooling
 from gaia_fast.compiler.ir.rewriting import call_kernel, calls, erase, pair
 from gaia_fast.compiler.native.kernels import Convolution, Mask, MaskCheck, Pointwise, Pool, Windows
 from gaia_fast.ops.convolution.packing import NR
@@ -204,21 +205,10 @@ class MaskFuser:
         for one, other in (mask.args, mask.args[::-1]):
             if not calls(one, aten.gt.Scalar) or one.args[1] != 0 or not calls(other, aten.gt.Scalar):
                 continue
-            scattered = other.args[0]
-            if other.args[1] != 0 or not calls(scattered, aten.reshape.default):
+            found = scattered_by_pooling(other.args[0]) if other.args[1] == 0 else None
+            if found is None or found[0].args[0] is not one.args[0]:
                 continue
-            scattered = scattered.args[0]
-            if not calls(scattered, aten.scatter_add.default) or scattered.args[1] != 2:
-                continue
-            _, _, where, what = scattered.args
-            if not calls(where, aten.reshape.default) or not calls(what, aten.reshape.default):
-                continue
-            where, what = where.args[0], what.args[0]
-            if not calls(where, operator.getitem) or where.args[1] != 1:
-                continue
-            pool = where.args[0]
-            if not calls(pool, aten.max_pool2d_with_indices.default) or pool.args[0] is not one.args[0]:
-                continue
+            pool, what = found
             return self._count_winners(mask, pool, what)
         return None
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from gaia_fast.compiler.ir.constants import constant, constant_value
-from gaia_fast.compiler.ir.counts import bounded, grid_of
+from gaia_fast.compiler.ir.counts import bounded, grid_of, over_space
 from gaia_fast.compiler.ir.rewriting import calls, erase
 from gaia_fast.ops import maps
 from gaia_fast.ops.count_and_score import scratch_size
@@ -69,7 +69,7 @@ class _End:
             return False
         with graph.inserting_before(packed):
             found = [None if each is None else self._map(*each) for each in (_counted(each) for each in columns)]
-            if not self._maps:
+            if not self._maps and not any(_is_counted_elsewhere(each) for each in columns):
                 return False
             windows: list[int] = []
             checked: dict[int, int] = {}  # the precondition's column, and which of the windows it is
@@ -158,6 +158,11 @@ def _is_counts(node: Any) -> bool:
     return isinstance(node, fx.Node) and node.meta["val"].ndim == 2 and node.meta["val"].dtype == torch.float32
 
 
+def _is_counted_elsewhere(node: fx.Node) -> bool:
+    """Whether the kernel that writes a map has counted it."""
+    return calls(node, operator.getitem) and calls(node.args[0], torch.ops.gaia_fast.relu_forward_count.default)
+
+
 def _is_map(node: Any) -> bool:
     if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), Tensor):
         return False
@@ -172,9 +177,7 @@ def _copied(node: fx.Node) -> fx.Node:
 
 def _counted(node: fx.Node) -> _Active | None:
     """Of which map the active units are counted, up to which bound, in which channels (None for all)."""
-    if not calls(node, aten.sum.dim_IntList) or list(node.args[1]) != [2, 3] or len(node.args) > 2:
-        return None
-    return _active(_copied(node.args[0]))
+    return _active(_copied(node.args[0])) if over_space(node) else None
 
 
 def _active(mask: Any) -> _Active | None:

@@ -34,11 +34,9 @@ class Inductor(FixedSizes):
         def make(images: int) -> Runner:
             x = repeated(example, images)
             if x.device.type == "cuda":
-                return Recorded(
-                    Frozen(run_passes(cuda(images, has_kernels(example.device, example.dtype)), copy_of(graph)), x),
-                    x,
-                    checks,
-                )
+                l2_bytes = torch.cuda.get_device_properties(x.device).L2_cache_size
+                passes = cuda(images, l2_bytes, has_kernels(x.device, x.dtype))
+                return Recorded(Frozen(run_passes(passes, copy_of(graph)), x), x, checks)
             return Frozen(graph, x)
 
         super().__init__(make)
