@@ -41,8 +41,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet34": (lambda: resnet34(10), 32),
     "resnet50": (resnet50, 224),
 }
-# Of GAIA-A the layers of the last two stages. The plain program is the same for any number of images. Where maps are
-# beyond the cache their own kernels count them, and each count is copied into the scores' matrix by one more.
+# Of GAIA-A the layers of the last two stages. The plain program is the same for any number of images. GAIA-Z's has one
+# more, at its end; another where maps are beyond the cache, and the kernels that write them count: the mean behind the
+# last one is no part of it then; and another for what a max-pooling chooses.
 LAUNCHES = {
     ("resnet34", "plain", 1): 71,
     ("resnet34", "plain", 128): 71,
@@ -113,7 +114,7 @@ def test_maps_beyond_the_cache_are_counted_as_they_are_written() -> None:
 def test_what_max_poolings_choose_is_counted_by_their_indices() -> None:
     """ResNet-50's stem: the pooling, one map of a quarter of the size, and its sum in two steps."""
     found = launches(*program("resnet50", "gaia_z"), 1)
-    assert sum(n for name, n in found.items() if "max_pool2d" in name) == 4
+    assert sum(n for name, n in found.items() if "max_pool2d" in name) == 2
     assert not [name for name in found if "scatter" in name]
 
 
