@@ -83,8 +83,8 @@ def launches(graph: fx.GraphModule, x: Tensor, images: int) -> Counter[str]:
 def operators(graph: fx.GraphModule) -> Counter[str]:
     """Returns how often each operator of a graph is launched, where PyTorch runs one after the other.
 
-    A convolution's bias is another launch, and named so: PyTorch adds it to what cuDNN gives. Not counted are views, and
-    what is read or asked and not computed.
+    A convolution's bias is another launch, and named so: PyTorch adds it to what cuDNN gives. Not counted are views,
+    and what is read or asked and not computed.
     """
     found = Counter[str]()
     for node in graph.graph.nodes:

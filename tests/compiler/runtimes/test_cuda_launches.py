@@ -95,8 +95,8 @@ def test_launches(network: str, what: str, images: int) -> None:
     )
 
 
-# Operator by operator: without fused convolutions, with all of them fused, and with overflow looked for besides. For any
-# number of images.
+# Operator by operator: without fused convolutions, with all of them fused, and with overflow looked for besides. The
+# same for any number of images.
 OPERATORS = {
     ("resnet34", "plain"): (124, 39, 45),
     ("resnet34", "gaia_z"): (291, 206, 212),
