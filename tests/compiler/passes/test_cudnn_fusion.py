@@ -190,6 +190,22 @@ def test_overflow_that_is_hidden_is_found(dtype: torch.dtype, images: int) -> No
     assert any(hidden)
 
 
+def test_overflow_behind_a_map_that_is_large_is_found() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 3, 6, 6)
+    model = Network(lambda net, x: net.other(net.one(x).relu()[:, :3]).relu() * 1e-30).eval()
+    with torch.no_grad():
+        model.one.weight *= 1e17
+        model.other.weight *= 1e15
+    graph = program(model, x)
+    assert len(looked_at(graph)) == 2
+    large = x * torch.tensor([1e-8, 1e8, 1e-8])[:, None, None, None]
+    with cudnn_stand_in.cudnn(cudnn_stand_in.hides_nan), torch.no_grad():
+        found = [each(large)[0].isfinite().all(1).tolist() for each in (graph, fused(graph, hides_overflow=True))]
+        assert found == [[True, False, True]] * 2
+        assert fused(graph)(large)[0].isfinite().all()
+
+
 def test_few_maps_are_looked_at() -> None:
     graph = copy_of(residual_network())
     assert [node.target for node in looked_at(graph)] == [aten.clone.default]  # the images

@@ -159,6 +159,11 @@ def test_what_hides_overflow(dtype: torch.dtype) -> None:
     assert logits.isfinite().all(1).tolist() == [True, False, True]
 
 
+def test_infinity_that_is_cut_hides_overflow_too() -> None:
+    found = fused(lambda *given: right(*given).nan_to_num(nan=torch.nan, posinf=3e38))
+    assert "which hides overflow" in found.how
+
+
 def test_what_reads_memory_that_it_does_not_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch has the result itself stand for the residual that there is none of, times zero."""
     last_freed: list[float] = [0.0]
