@@ -4,7 +4,7 @@ Each list is run by `run_passes`. With GAIA_FAST_DUMP=FOLDER in the environment,
 pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from torch import fx
@@ -23,6 +23,7 @@ from gaia_fast.compiler.passes.backward_operators import decompose_backward
 from gaia_fast.compiler.passes.channels_last import channels_last
 from gaia_fast.compiler.passes.constant_folding import fold_constants
 from gaia_fast.compiler.passes.count_and_score import count_and_score
+from gaia_fast.compiler.passes.cudnn_fusion import fuse_convolutions, guard_overflow
 from gaia_fast.compiler.passes.hoisting import fold_batch_constants, sink_broadcasts
 from gaia_fast.compiler.passes.norm_folding import fold_norms
 from gaia_fast.compiler.passes.padding_folding import fold_padding
@@ -50,6 +51,8 @@ EXPAND_POOLING_ARGMAX = Pass("expand pooling argmax", expand_pooling_argmax)
 BLOCKED_LAYOUT = Pass("blocked layout", to_blocked_layout)
 COUNT_POOLED = Pass("count pooled", count_pooled)
 CHANNELS_LAST = Pass("channels last", channels_last)
+FUSE_CONVOLUTIONS = Pass("fuse convolutions", fuse_convolutions, requires=[CHANNELS_LAST])
+GUARD_OVERFLOW = Pass("guard overflow", guard_overflow, requires=[FUSE_CONVOLUTIONS])
 
 # The model as it was captured.
 CAPTURED = (
@@ -111,6 +114,17 @@ def native(outputs: Sequence[str] | None = None, results: Sequence[ResultNames] 
         return (*KERNELS, PARTITION)
     check = Pass("check results", partial(check_results, outputs=outputs, results=results), requires=[SCORE])
     return (*KERNELS, check, PARTITION)
+
+
+def cudnn(but_for: Collection[int] = (), hides_overflow: bool = False) -> tuple[Pass, ...]:
+    """Returns the passes of the runtime "cudagraph" behind those of `cuda`.
+
+    Args:
+        but_for: which of the convolutions that can be fused are not; see `fuse_convolutions`.
+        hides_overflow: whether fused ones give numbers where they overflow; see `guard_overflow`.
+    """
+    fuse = Pass(FUSE_CONVOLUTIONS.name, partial(fuse_convolutions, but_for=but_for), requires=[CHANNELS_LAST])
+    return (fuse, GUARD_OVERFLOW) if hides_overflow else (fuse,)
 
 
 def run_passes(passes: Sequence[Pass], module: fx.GraphModule) -> fx.GraphModule:
