@@ -1,18 +1,20 @@
 """A compiled program on the kernels of `gaia_fast.ops`, as calls that PyTorch's compiler leaves as they are.
 
-A ReLU that is counted becomes `relu_forward_count`, a masked gradient that is summed `relu_backward_moments`. On a GPU
-the compiler fuses these by itself: gpu/engines.py times one beside the other. No runtime does this.
+A ReLU that is counted becomes `relu_forward_count`, a masked gradient that is summed `relu_backward_moments`. A bias of
+the convolutions before it becomes the kernel's shift: left to itself, the compiler adds each in a kernel of its own. On
+a GPU the compiler fuses these by itself: gpu/engines.py times one beside the other. No runtime does this.
 """
 
 import operator
 from math import inf
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from gaia_fast.compiler.ir.constants import constant
+from gaia_fast.compiler.ir.constants import constant, constant_value
 from gaia_fast.compiler.ir.passes import clean_up
-from gaia_fast.compiler.ir.rewriting import calls, copy_of, erase, same_shape
+from gaia_fast.compiler.ir.rewriting import CONVOLUTIONS, calls, copy_of, erase, same_shape
 from gaia_fast.compiler.native.fusion import relu_mask_of, scaled, summed
 from gaia_fast.ops import maps
 from gaia_fast.ops.convolution.steps import RELU
@@ -26,7 +28,7 @@ def on_own_kernels(module: fx.GraphModule, backend: str) -> tuple[fx.GraphModule
     count = 0
     for node in list(copied.graph.nodes):
         if node.target is aten.relu.default:
-            count += _forward(copied.graph, node, backend)
+            count += _forward(copied, node, backend)
         elif node.target is aten.where.self:
             count += _backward(copied, node, backend)
     clean_up(copied)
@@ -38,17 +40,20 @@ def _is_map(node: fx.Node) -> bool:
     return value.ndim == 4 and value.dtype in maps.DTYPE_CODES
 
 
-def _forward(graph: fx.Graph, node: fx.Node, backend: str) -> bool:
-    """y = relu(x + residual), with the count of what is open."""
+def _forward(module: fx.GraphModule, node: fx.Node, backend: str) -> bool:
+    """y = relu(x + shift + residual), with the count of what is open."""
     _, counts = summed(node, RELU)
     if not _is_map(node) or not counts:
         return False
+    graph = module.graph
     x, residual = node.args[0], None
     if added := _sum_of_two(x):
         x, residual = added
+    biases = [bias for each in (x, residual) if (bias := _taken_bias(each)) is not None]
     with graph.inserting_before(node):
+        shift = constant(module, torch.stack(biases).sum(0)) if biases else None
         made = graph.call_function(
-            torch.ops.gaia_fast.relu_forward_count.default, (x, None, None, residual), {"backend": backend}
+            torch.ops.gaia_fast.relu_forward_count.default, (x, None, shift, residual), {"backend": backend}
         )
         y, counted = (graph.call_function(operator.getitem, (made, index)) for index in range(2))
     _replace(graph, node, y)
@@ -57,7 +62,18 @@ def _forward(graph: fx.Graph, node: fx.Node, backend: str) -> bool:
     return True
 
 
-def _sum_of_two(x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+def _taken_bias(x: Any) -> Tensor | None:
+    """Takes the bias out of a convolution that one node alone reads, and returns it, (K,) float32."""
+    if not isinstance(x, fx.Node) or x.target not in CONVOLUTIONS or len(x.users) > 1 or len(x.args) < 3:
+        return None
+    bias = constant_value(x.args[2])
+    if bias is None:
+        return None
+    x.update_arg(2, None)
+    return bias.float()
+
+
+def _sum_of_two(x: Any) -> tuple[fx.Node, fx.Node] | None:
     """Two maps whose sum nothing but the ReLU reads."""
     if not calls(x, aten.add.Tensor) or len(x.users) > 1 or x.kwargs:
         return None
