@@ -1,7 +1,7 @@
 """A GPU that is played, as far as what records and times CUDA graphs can tell: its tensors lie on the CPU."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +15,12 @@ class Graph:
 
     def __init__(self) -> None:
         self.recorded: list[Callable[[], object]] = []
+
+    def capture_begin(self) -> None:
+        self.playing.begin(self)
+
+    def capture_end(self) -> None:
+        self.playing.recording = None
 
     def replay(self) -> None:
         for each in self.recorded:
@@ -53,7 +59,7 @@ class PlayedGpu:
         self.clock = 0.0
         self.milliseconds_a_replay = milliseconds_a_replay
         self.graphs: list[Graph] = []
-        self._recording: Graph | None = None
+        self.recording: Graph | None = None
         graph, event = (
             type("PlayedGraph", (Graph,), {"playing": self}),
             type("PlayedEvent", (Event,), {"playing": self}),
@@ -63,25 +69,21 @@ class PlayedGpu:
             "Event": event,
             "Stream": Stream,
             "current_stream": Stream,
-            "graph": self._graph,
             "stream": lambda stream: contextlib.nullcontext(),
             "_sleep": lambda cycles: None,
         }.items():
             monkeypatch.setattr(torch.cuda, name, stand_in)
 
-    @contextlib.contextmanager
-    def _graph(self, graph: Graph, stream: Stream | None = None) -> Iterator[None]:
-        self._recording = graph
+    def begin(self, graph: Graph) -> None:
+        self.recording = graph
         self.graphs.append(graph)
-        yield
-        self._recording = None
 
     def kernel(self, milliseconds: float, result: Callable[[], object] = object) -> Callable[[], object]:
         """Returns a call of a kernel that takes so long; while a graph is recorded it is kept, not run."""
 
         def run() -> object:
-            if self._recording is not None:
-                self._recording.recorded.append(run)
+            if self.recording is not None:
+                self.recording.recorded.append(run)
             else:
                 self.clock += milliseconds
             return result()

@@ -34,7 +34,8 @@ _UNITS |= {"byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
 def command(ncu: str, names: Sequence[str]) -> list[str]:
     """Returns what has ncu profile the kernels that `launch.py` launches."""
     script = str(Path(__file__).with_name("launch.py"))
-    options = ["--clock-control", "none", "--profile-from-start", "off", "--csv", "--kernel-name", KERNEL_NAMES]
+    options = ["--clock-control", "none", "--profile-from-start", "off", "--kernel-name", KERNEL_NAMES]
+    options += ["--target-processes", "application-only", "--csv", "--print-units", "base"]
     return [ncu, *options, "--metrics", ",".join(METRICS), sys.executable, script, *names]
 
 

@@ -36,9 +36,9 @@ from plain import plain
 
 EAGER, PLAIN, GAIA_Z, GAIA_A = "eager", "plain", "GAIA-Z", "GAIA-A"
 OWN = ", own kernels"
+BACKENDS = ("cuda", "triton")
 DETECTORS: dict[str, type[GaiaA] | type[GaiaZ]] = {GAIA_Z: GaiaZ, GAIA_A: GaiaA}
 RUNTIMES: tuple[RuntimeOption, ...] = ("inductor", "cudagraph")
-BACKENDS = ("cuda", "triton")
 # What GAIA-A inspects: blocks 3 and 4 as the paper does on CIFAR, the last as it does on ImageNet.
 LATE = {"resnet18": ["layer3", "layer4"], "resnet34": ["layer3", "layer4"], "resnet50": ["layer4"]}
 
@@ -87,8 +87,13 @@ class Row:
         """A compiled program, called alone or as the detector that it is of calls it."""
         call = call or partial(runner, x)
         call()
-        recorded = runner.prepare(len(x)) if isinstance(runner, FixedSizes) else runner
-        return cls(call, recorded._graph.replay if isinstance(recorded, Recorded) else None)
+        recorded: Any = runner.prepare(len(x)) if isinstance(runner, FixedSizes) else runner
+        recorded = getattr(recorded, "run", recorded)  # of several recordings, the one that was chosen
+        if isinstance(recorded, Recorded):
+            return cls(call, recorded._graph.replay)
+        if x.is_cuda:
+            raise TypeError(f"{type(recorded).__name__} is no recorded program: there is no graph to time")
+        return cls(call)
 
     def measure(self) -> dict[str, float | None]:
         graph = None
@@ -121,12 +126,11 @@ def makers(case: Case, group: str, device: str, runtimes: Iterable[RuntimeOption
         if device == "cuda":
             found["plain, TensorRT"] = lambda: Row.of_runner(tensorrt_plain(model, x), x)
         return found
-    method = group.removesuffix(OWN)
+    method, own, backend = group.partition(OWN)
     layers = late if method == GAIA_A else None
     make = DETECTORS[method]
-    if group.endswith(OWN):
-        backends = BACKENDS if device == "cuda" else ("torch",)
-        return {f"{group}, {each}": partial(_own_kernels, make, model, layers, x, each) for each in backends}
+    if own:
+        return {group: partial(_own_kernels, make, model, layers, x, backend.removeprefix(", "))}
     return {f"{group}, {each}": partial(_compiled, make, model, layers, each, x) for each in runtimes}
 
 

@@ -7,6 +7,7 @@ which together are several times the cache, find nothing there ("cold").
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from statistics import median
 
 import torch
@@ -28,6 +29,15 @@ def wait() -> None:
     """For the device, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def is_lost() -> bool:
+    """Whether this process can do no more on the device: a kernel has read or written where there is nothing."""
+    try:
+        wait()
+    except Exception:
+        return True
+    return False
 
 
 def maps_for_cold(bytes_a_call: int, l2_bytes: int) -> int | None:
@@ -61,6 +71,12 @@ def times_for(seconds_a_run: float, seconds: float, most: int = 1000) -> int:
     return max(1, min(most, round(seconds / max(seconds_a_run, 1e-9))))
 
 
+@cache
+def _beside() -> torch.cuda.Stream:
+    """What records: always one stream, since free memory is kept for each."""
+    return torch.cuda.Stream()
+
+
 @torch.no_grad()
 def microseconds(calls: Sequence[Call], keep: bool) -> float:
     """Records calls, in this order, into one graph, and returns what one of them takes.
@@ -69,7 +85,7 @@ def microseconds(calls: Sequence[Call], keep: bool) -> float:
         calls: may hold one and the same call many times.
         keep: whether each call writes to memory of its own; else what one wrote is written over by the next.
     """
-    beside = torch.cuda.Stream()
+    beside = _beside()
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):
         for call in dict.fromkeys(calls):  # Triton compiles, and PyTorch takes memory, which a recording must not
@@ -78,12 +94,17 @@ def microseconds(calls: Sequence[Call], keep: bool) -> float:
     wait()
     graph = torch.cuda.CUDAGraph()
     kept: list[object] = []
-    with torch.cuda.graph(graph, stream=beside):
-        for call in calls:
-            result = call()
-            if keep:
-                kept.append(result)
-            del result
+    with torch.cuda.stream(beside):
+        # Not torch.cuda.graph: it gives all free memory back each time, which thousands of graphs cannot afford.
+        graph.capture_begin()
+        try:
+            for call in calls:
+                result = call()
+                if keep:
+                    kept.append(result)
+                del result
+        finally:
+            graph.capture_end()
     return microseconds_by_replay(graph.replay, len(calls))
 
 
@@ -94,7 +115,7 @@ def hot(call: Call, moved: int) -> float:
 
 def cold(calls: Sequence[Call]) -> float:
     """Microseconds of a call, each on a map of its own that is not in the cache."""
-    rounds = max(1, 8 // len(calls))
+    rounds = max(1, 4 // len(calls))
     return microseconds([*calls] * rounds, keep=rounds == 1)
 
 

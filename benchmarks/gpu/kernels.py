@@ -21,6 +21,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import geometric_mean
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from gaia_fast.files import write_text
 from gpu import calls
 from gpu.calls import BACKENDS, KERNELS, KINDS, MapKind
 from gpu.goals import goal, lines_of
-from gpu.graph_timing import Call, cold, hot, launches, maps_for_cold, wait
+from gpu.graph_timing import Call, cold, hot, is_lost, launches, maps_for_cold, wait
 
 Row = dict[str, Any]
 
@@ -46,8 +47,8 @@ SHARE, OVER_FLOOR, OVER_EAGER, OVER_COMPILED = 0.85, 1.5, 3.0, 1.2
 LAUNCH = 2.6  # microseconds from one launch in a graph to the next, of kernels that do nothing
 OTHERS = ("torch", "torch.compile")
 IN_PYTORCH = ("channel_moments", "relu_backward_moments, mask")
-# What these take is compiled for each kind of map, which takes seconds.
-COMPILED = [(shape, dtype) for shape in ((256, 8, 8), (256, 56, 56)) for dtype in (torch.bfloat16, torch.float32)]
+# On which maps PyTorch does the same, and on which what its compiler makes of that, which takes seconds each.
+EAGER_MAPS, COMPILED_MAPS = ((64, 32, 32), (256, 8, 8), (256, 56, 56)), ((256, 8, 8),)
 ROOT = Path(__file__).parents[2]
 
 
@@ -167,17 +168,19 @@ def work(timer: Timer) -> list[list[Work]]:
         title = f"count_and_score, B = {images}, {_name(dtype)}, {backend}"
         norms.append((title, partial(timer.of_count_and_score, images, dtype, backend)))
     lists = [norms]
-    for half in (False, True):  # half precision, which fewer use, comes last
-        kinds = [kind for kind in KINDS if (kind.dtype == torch.float16) == half]
-        lists += [_two_gigabytes(timer, kind) for kind in kinds]
-        lists += [_sizes(timer, kind) for kind in kinds]
-    # What a profiler has looked at may take longer from then on.
-    names = product(("frobenius", "count_and_score"), (1, 128), BACKENDS)
-    lists.append(
-        [(f"launches of {name}, B = {n}, {where}", partial(launches_of, name, n, where)) for name, n, where in names]
-    )
-    compiled = [kind for kind in KINDS if (kind.shape, kind.dtype) in COMPILED]
-    return [*lists, *([_pytorch(timer, "relu_backward_moments, mask", kind, True)] for kind in compiled)]
+    halves = [kind for kind in KINDS if kind.dtype == torch.float16]  # which fewer use: they come last
+    kinds = [kind for kind in KINDS if kind not in halves]
+    lists += [_two_gigabytes(timer, kind) for kind in kinds]
+    lists += [_sizes(timer, kind) for kind in kinds]
+    lists += [[_pytorch(timer, IN_PYTORCH[-1], kind, True)] for kind in kinds if kind.shape in COMPILED_MAPS]
+    lists += [_two_gigabytes(timer, kind) for kind in halves]
+    return lists + [_sizes(timer, kind) for kind in halves]
+
+
+def counts() -> list[list[Work]]:
+    """How many kernels are launched: last, since what a profiler has looked at may take longer from then on."""
+    named = product(("frobenius", "count_and_score"), (1, 128), BACKENDS)
+    return [[(f"launches of {name}, B = {n}, {on}", partial(launches_of, name, n, on)) for name, n, on in named]]
 
 
 def _two_gigabytes(timer: Timer, kind: MapKind) -> list[Work]:
@@ -355,53 +358,78 @@ def report(rows: list[Row]) -> str:
     return "\n".join([*lines, "", "goals of the kernels", *lines_of(goals(rows))])
 
 
+Keep = Callable[[list[Row], list[str]], None]
+
+
 def measure(
-    lists: list[list[Work]], left: Callable[[], float], keep: Callable[[list[Row], list[str]], None]
-) -> list[Row]:
-    """Makes the rows, as long as there is time; what fails or is left out is named, and `keep` told after each list."""
-    rows: list[Row] = []
-    failed: list[str] = []
-    left_out = 0
-    for each in lists:
-        for title, run in each:
-            if left() <= 0:
-                left_out += 1
-                failed.append(f"left out for want of time: {title}")
-                continue
+    named: list[tuple[Work, bool]], left: Callable[[], float], keep: Keep, found: tuple[list[Row], list[str]]
+) -> int | None:
+    """Adds rows to those found, as long as there is time; `keep` hears of them wherever that is asked.
+
+    What fails or is left out is named. Returns how many were tried if this process has lost the device meanwhile.
+    """
+    rows, failed = found
+    for index, ((title, run), last) in enumerate(named):
+        if left() <= 0:
+            failed.append(f"left out for want of time: {title}")
+        else:
             try:
                 row = run()
+                rows += [] if row is None else [row]
             except Exception as error:
                 failed.append(f"cannot run: {title}: {type(error).__name__}: {str(error)[:300]}")
                 print(failed[-1], file=sys.stderr, flush=True)
-                continue
-            rows += [] if row is None else [row]
-        torch.cuda.empty_cache()
-        keep(rows, failed)
-    if left_out:
-        print(f"left out for want of time: {left_out} rows, named in the JSON", file=sys.stderr)
-    return rows
+                if is_lost():
+                    keep(rows, failed)
+                    return index + 1
+        if last:
+            torch.cuda.empty_cache()
+            keep(rows, failed)
+    return None
+
+
+def flat(lists: list[list[Work]]) -> list[tuple[Work, bool]]:
+    """All work, each with whether it ends its list."""
+    return [(work, index == len(each) - 1) for each in lists for index, work in enumerate(each)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="the figures, as JSON")
     parser.add_argument("--seconds", type=float, default=540)
+    parser.add_argument("--after", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     begin = time.monotonic()
     for name in BACKENDS:
-        if not (here := backends.available()[name]):
-            print(f"backend {name} does not run here: {here.reason}", file=sys.stderr)
-    copy = copy_bandwidth()
-    found = machine(copy)
-    print(f"{found['device']}, copy {copy:.0f} GB/s, torch {torch.__version__}, triton {found['triton']}", flush=True)
+        if not (found := backends.available()[name]):
+            print(f"backend {name} does not run here: {found.reason}", file=sys.stderr)
+    out: Path = arguments.out or Path(mkdtemp()) / "kernels.json"
+    before: Row = json.loads(out.read_text()) if arguments.after else {"rows": [], "failed": []}
+    rows, failed = before["rows"], before["failed"]
+    copy: float = before["copy_gigabytes_per_second"] if arguments.after else copy_bandwidth()
+    here = machine(copy)
+    print(f"{here['device']}, copy {copy:.0f} GB/s, torch {torch.__version__}, triton {here['triton']}", flush=True)
 
     def keep(rows: list[Row], failed: list[str]) -> None:
-        record = found | {"defaults": defaults(rows), "goals": goals(rows), "failed": failed, "rows": rows}
-        if arguments.out is not None:
-            write_text(arguments.out, json.dumps(record, indent=1) + "\n")
+        record = here | {"defaults": defaults(rows), "goals": goals(rows), "failed": failed, "rows": rows}
+        write_text(out, json.dumps(record, indent=1) + "\n")
+
+    def left() -> float:
+        return arguments.seconds - (time.monotonic() - begin)
 
     timer = Timer(copy, int(torch.cuda.get_device_properties(0).L2_cache_size))
-    rows = measure(work(timer), lambda: arguments.seconds - 10 - (time.monotonic() - begin), keep)
+    timed, counted = flat(work(timer)), flat(counts())
+    tried = measure(timed[arguments.after :], lambda: left() - 15, keep, (rows, failed))
+    if tried is None:
+        tried = measure(counted[max(arguments.after - len(timed), 0) :], lambda: left() - 5, keep, (rows, failed))
+        arguments.after = max(arguments.after, len(timed))
+    if tried is not None:
+        print("this process has lost the device: another goes on", file=sys.stderr, flush=True)
+        more = ["--out", str(out), "--seconds", f"{left():.1f}", "--after", str(arguments.after + tried)]
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, __file__, *more])
+    if left_out := sum(each.startswith("left out") for each in failed):
+        print(f"left out for want of time: {left_out} rows, named in the JSON", file=sys.stderr)
     print(table(rows))
     print(report(rows))
 

@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 LIMIT = 585.0  # seconds in all
 RESERVE = 10.0  # of them, to end processes, and to write and print at the end
+END = 5.0  # of a part's seconds, for it to end by itself
 LEAST = 20.0  # with less time left a part is not begun
 
 
@@ -183,13 +184,18 @@ class Lease:
         self._say(f"== {part.name}, at most {seconds:.0f} s")
         begin = time.monotonic()
         running = self._early.pop(part.name, None) or self._start(part, seconds)
-        self._go(part).write_text(f"{seconds - 5:.1f}")
-        why = running.wait(seconds) if isinstance(running, Running) else running
+        self._go(part).write_text(f"{seconds - END:.1f}")
         if isinstance(running, Running):
-            running.end()
+            try:
+                why = running.wait(seconds)
+            finally:
+                running.end()
             said = running.said()
-            self._append(part.name, said)
+            with self.log.open("a") as log:
+                print(*said, sep="\n", file=log)
             print(*said[-part.lines :], sep="\n", flush=True)
+        else:
+            why = running
         self.seconds[part.name] = time.monotonic() - begin
         if why:
             self.failed[part.name] = why
@@ -208,8 +214,12 @@ class Lease:
         if "-n" in command and not _is_installed(self.values["python"], "xdist"):
             at = command.index("-n")
             del command[at : at + 2]
-        environment = {"PYTHONPATH": f"{self.values['package']}:{HERE.parent}", "PYTHONUNBUFFERED": "1"}
-        environment |= {"TRITON_CACHE_DIR": str(self.work / "triton"), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = {"PYTHONPATH": f"{self.values['package']}:{HERE.parent}"} if not part.needed else {}
+        environment |= {
+            "PYTHONUNBUFFERED": "1",
+            "TRITON_CACHE_DIR": str(self.work / "triton"),
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
         environment |= {"TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         if part in SANITIZE:  # else an access beside a tensor meets another's memory
             environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
@@ -228,10 +238,6 @@ class Lease:
         with self.log.open("a") as log:
             print(line, file=log)
 
-    def _append(self, name: str, said: list[str]) -> None:
-        with self.log.open("a") as log:
-            print(*said, sep="\n", file=log)
-
     def _write(self, name: str) -> None:
         """All that was measured so far: the time may end here."""
         made = self.work / f"{name}.json"
@@ -240,7 +246,7 @@ class Lease:
                 self._results[name] = json.loads(made.read_text())
             except ValueError as error:
                 self.failed[name] = f"{self.failed.get(name, '')} its figures are no JSON: {error}".strip()
-        text = json.dumps(self.record(), indent=1) + "\n"
+        text = written(self.record()) + "\n"
         for folder in (self.out, *self._folder()):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "results.json").write_text(text)
@@ -271,6 +277,27 @@ class Lease:
         else:
             self._say(f"everything passed in {self.spent():.0f} s")
         return 1 if self.failed else 0
+
+
+def written(value: Any, depth: int = 0) -> str:
+    """JSON with a line for each row of a table, and figures as precise as they are."""
+    if depth == 4 or not (isinstance(value, dict | list) and value):
+        return json.dumps(_rounded(value))
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(name)}: {written(each, depth + 1)}" for name, each in value.items()]
+    else:
+        parts = [written(each, depth + 1) for each in value]
+    begin, end = "{}" if isinstance(value, dict) else "[]"
+    inside = "\n" + " " * (depth + 1)
+    return begin + inside + ("," + inside).join(parts) + "\n" + " " * depth + end
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _is_installed(python: str, module: str) -> bool:

@@ -3,6 +3,7 @@ follows means much. Each check that fails is named at once, and the others are m
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from gaia_fast.models import resnet18
 from gaia_fast.options import RuntimeOption
 
 from gpu import calls
-from gpu.graph_timing import Call
+from gpu.graph_timing import Call, is_lost, wait
 
 
 def kernel(make: Callable[[str], Call | None], backend: str) -> None:
@@ -52,7 +53,7 @@ def program(make: type[GaiaA] | type[GaiaZ], runtime: RuntimeOption) -> None:
     x, other = torch.randn(2, 2, 3, 32, 32, device=calls.DEVICE)
     found = make(model, engine="compiled", runtime=runtime).prepare(x).score(other)
     expected = make(model, engine="reference").score(other)
-    torch.testing.assert_close(found.score, expected.score, rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.score, expected.score, rtol=5e-4, atol=0)
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-3, atol=1e-3)
 
 
@@ -67,30 +68,38 @@ def checks() -> dict[str, Callable[[], None]]:
     return found
 
 
-def run(named: dict[str, Callable[[], None]]) -> dict[str, str]:
-    """Makes every check; returns "passed" or what was wrong, by name."""
-    results = {}
-    for name, check in named.items():
+def run(named: dict[str, Callable[[], None]], results: dict[str, str]) -> bool:
+    """Makes each check of which there is no result yet: "passed", or what was wrong. False where the device is lost."""
+    for name in [name for name in named if name not in results]:
         try:
-            check()
+            named[name]()
+            wait()
             results[name] = "passed"
         except Exception as error:
             results[name] = f"{type(error).__name__}: {str(error)[:500]}"
             print(f"SMOKE TEST FAILED: {name}: {results[name]}", flush=True)
-    return results
+            if is_lost():
+                return False
+    return True
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="the checks, as JSON")
+    parser.add_argument("--out", type=Path, required=True, help="the checks, as JSON")
     parser.add_argument("--seconds", type=float, help="not looked at")
+    parser.add_argument("--go-on", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     begin = time.monotonic()
-    results = run(checks())
+    results: dict[str, str] = json.loads(arguments.out.read_text())["checks"] if arguments.go_on else {}
+    goes_on = run(checks(), results)
+    write_text(arguments.out, json.dumps({"checks": results}, indent=1) + "\n")
+    if not goes_on:
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, __file__, "--out", str(arguments.out), "--go-on"])
     passed = sum(each == "passed" for each in results.values())
-    print(f"smoke test: {passed} of {len(results)} checks passed in {time.monotonic() - begin:.0f} s")
-    if arguments.out is not None:
-        write_text(arguments.out, json.dumps({"checks": results}, indent=1) + "\n")
+    print(
+        f"smoke test: {passed} of {len(results)} checks passed; the last process took {time.monotonic() - begin:.0f} s"
+    )
     return 0 if passed == len(results) else 1
 
 

@@ -101,7 +101,7 @@ def test_a_part_that_fails_is_named_and_the_rest_goes_on(lease: Lease, capsys: p
     assert found["goals"] == [1, 4]
     assert found["failed"] == lease.failed
     beside = parts.ROOT / "benchmarks/results/nvidia-h200/results.json"
-    assert beside.read_text() == json.dumps(found, indent=1) + "\n"
+    assert json.loads(beside.read_text()) == found
     assert "boom" in lease.log.read_text()
     lease._results.clear()  # what the parts here call goals are none
     assert lease.finish() == 1
@@ -147,6 +147,19 @@ def test_a_part_for_which_no_time_is_left_is_named(lease: Lease) -> None:
     lease.run_where_time_is_left([Part("more", 5, writes("{}"))])
     assert lease.failed == {}
     assert "more left out" in lease.log.read_text()
+
+
+def test_a_row_is_a_line() -> None:
+    row = {"op": "frobenius", "shape": [1, 2], "microseconds": 2.6000000001, "bytes": 123456789, "nothing": None}
+    record = {
+        "failed": {},
+        "goals": [],
+        "seconds": {"build": 31.25},
+        "parts": {"kernels": {"rows": [row, row], "l2": 7}},
+    }
+    text = parts.written(record)
+    assert json.loads(text) == {**record, "parts": {"kernels": {"rows": [row | {"microseconds": 2.6}] * 2, "l2": 7}}}
+    assert sum("frobenius" in line and "nothing" in line for line in text.splitlines()) == 2
 
 
 def test_nothing_is_run_without_what_it_needs(lease: Lease) -> None:
