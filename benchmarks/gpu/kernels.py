@@ -393,7 +393,7 @@ def flat(lists: list[list[Work]]) -> list[tuple[Work, bool]]:
     return [(work, index == len(each) - 1) for each in lists for index, work in enumerate(each)]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="the figures, as JSON")
     parser.add_argument("--seconds", type=float, default=540)
@@ -432,7 +432,8 @@ def main() -> None:
         print(f"left out for want of time: {left_out} rows, named in the JSON", file=sys.stderr)
     print(table(rows))
     print(report(rows))
+    return int(any(each.startswith("cannot run") for each in failed))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

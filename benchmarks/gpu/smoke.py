@@ -97,9 +97,7 @@ def main() -> int:
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, __file__, "--out", str(arguments.out), "--go-on"])
     passed = sum(each == "passed" for each in results.values())
-    print(
-        f"smoke test: {passed} of {len(results)} checks passed; the last process took {time.monotonic() - begin:.0f} s"
-    )
+    print(f"smoke test: {passed} of {len(results)} checks passed, {time.monotonic() - begin:.0f} s")
     return 0 if passed == len(results) else 1
 
 

@@ -265,3 +265,10 @@ def test_the_table_is_written_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert {each["case"] for each in found["rows"]} == {str(case) for case in engines.CASES if case.images == 1}
     assert found["goals"][0]["measured"] == 1.0
     assert found["device"] == "cpu"
+
+
+@pytest.mark.parametrize(("why", "status"), [("ModuleNotFoundError: no tensorrt", 0), ("RuntimeError: boom", 1)])
+def test_a_row_that_failed_is_told_by_the_exit_status(why: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "Process", lambda case, group, options: Played(case, group, made("a", b=why)))
+    monkeypatch.setattr(sys, "argv", ["engines.py", "--device", "cpu", "--only", "float32, 1 x"])
+    assert engines.main() == status
