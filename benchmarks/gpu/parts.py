@@ -66,27 +66,18 @@ PIP = ["{python}", "-m", "pip", "install", "--quiet", "--no-build-isolation", "-
 
 EVERYTHING = (
     # Into a folder of its own, so that neither the source tree nor another installation is what is tested.
-    Part("build", 110, [*PIP, "--target", "{package}", "{source}"], needed=True),
-    Part("smoke", 45, script("smoke"), lines=20),
-    Part("warm", 40, script("warm")),
-    Part(
-        "tests",
-        90,
-        [*PYTEST, "--tally", "{out}", "-n", "{workers}", *TESTS],
-    ),
+    Part("build", 150, [*PIP, "--target", "{package}", "{source}"], needed=True),
+    Part("smoke", 40, script("smoke"), lines=20),
+    Part("warm", 35, script("warm")),
+    Part("tests", 70, [*PYTEST, "--tally", "{out}", "-n", "{workers}", *TESTS]),
     # Making programs keeps processors busy, and the GPU hardly: so do tests.
     Part("engines", 125, script("engines", "--go", "{go}"), lines=55, begun_at="tests"),
-    Part("kernels", 105, script("kernels"), lines=25),
-    Part("counters", 60, script("counters"), lines=25),
+    Part("kernels", 100, script("kernels"), lines=25),
+    Part("counters", 55, script("counters"), lines=25),
 )
 # Run where time is left, and by `run.sh sanitize`.
 SANITIZE = tuple(
-    Part(
-        tool,
-        40,
-        [*SANITIZER, "--tool", tool, *PYTEST, "-x", *SMALL],
-    )
-    for tool in ("memcheck", "racecheck")
+    Part(tool, 40, [*SANITIZER, "--tool", tool, *PYTEST, "-x", *SMALL]) for tool in ("memcheck", "racecheck")
 )
 COMMANDS = {part.name: (part,) for part in EVERYTHING[1:]} | {"everything": EVERYTHING[1:], "sanitize": SANITIZE}
 
@@ -133,7 +124,7 @@ class Running:
             return log.read().decode(errors="replace").splitlines()
 
 
-class Lease:
+class Session:
     """Runs parts, and keeps what comes out: `results.json` and `log.txt` in a folder, and the JSON in a second one."""
 
     def __init__(self, out: Path, values: Mapping[str, str], limit: float = LIMIT) -> None:
@@ -148,7 +139,6 @@ class Lease:
         self.seconds: dict[str, float] = {}
         self._early: dict[str, Running | str] = {}
         self._results: dict[str, Any] = {}
-        self._logs: dict[str, Path] = {}
         self.log = out / "log.txt"
         self.log.write_text("")
 
@@ -160,9 +150,8 @@ class Lease:
             seconds = allowance(parts, index, self.spent(), self.limit)
             for other in parts[index:]:
                 if other.begun_at == part.name and other is not part:
-                    # It is not to begin anything new when its time is over, which is when all after it still can.
-                    all_of_it = allowance(parts, parts.index(other), self.spent(), self.limit)
-                    self._early[other.name] = self._start(other, all_of_it)
+                    in_all = allowance(parts, parts.index(other), self.spent(), self.limit)
+                    self._early[other.name] = self._start(other, in_all)
             if not self._run(part, seconds) and part.needed:
                 self.failed |= {each.name: f"not without {part.name}" for each in parts[index + 1 :]}
                 break
@@ -200,26 +189,20 @@ class Lease:
         if why:
             self.failed[part.name] = why
         self._say(f"== {part.name} took {self.seconds[part.name]:.0f} s" + (f": FAILED: {why}" if why else ""))
-        self._write(part.name)
+        self._take(part.name)
+        self._write()
         return not why
 
     def _start(self, part: Part, seconds: float) -> "Running | str":
-        values = {
-            **self.values,
-            "out": str(self._file(part)),
-            "go": str(self._go(part)),
-            "seconds": f"{seconds - 5:.1f}",
-        }
+        values = {**self.values, "out": str(self._file(part.name)), "go": str(self._go(part))}
+        values["seconds"] = f"{seconds - END:.1f}"
         command = [word.format(**values) for word in part.command]
         if "-n" in command and not _is_installed(self.values["python"], "xdist"):
             at = command.index("-n")
             del command[at : at + 2]
         environment = {"PYTHONPATH": f"{self.values['package']}:{HERE.parent}"} if not part.needed else {}
-        environment |= {
-            "PYTHONUNBUFFERED": "1",
-            "TRITON_CACHE_DIR": str(self.work / "triton"),
-            "OMP_WAIT_POLICY": "PASSIVE",
-        }
+        environment |= {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        environment |= {"TRITON_CACHE_DIR": str(self.work / "triton")}
         environment |= {"TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         if part in SANITIZE:  # else an access beside a tensor meets another's memory
             environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
@@ -227,8 +210,8 @@ class Lease:
             return f"{command[0]} is not on the path"
         return Running(command, self.work / f"{part.name}.log", environment)
 
-    def _file(self, part: Part) -> Path:
-        return self.work / f"{part.name}.json"
+    def _file(self, name: str) -> Path:
+        return self.work / f"{name}.json"
 
     def _go(self, part: Part) -> Path:
         return self.work / f"{part.name}.go"
@@ -238,14 +221,16 @@ class Lease:
         with self.log.open("a") as log:
             print(line, file=log)
 
-    def _write(self, name: str) -> None:
-        """All that was measured so far: the time may end here."""
-        made = self.work / f"{name}.json"
-        if made.exists():
-            try:
-                self._results[name] = json.loads(made.read_text())
-            except ValueError as error:
-                self.failed[name] = f"{self.failed.get(name, '')} its figures are no JSON: {error}".strip()
+    def _take(self, name: str) -> None:
+        """Takes up what a part has measured."""
+        try:
+            if self._file(name).exists():
+                self._results[name] = json.loads(self._file(name).read_text())
+        except ValueError as error:
+            self.failed[name] = f"{self.failed.get(name, '')} its figures are no JSON: {error}".strip()
+
+    def _write(self) -> None:
+        """All that there is so far: the time may end here."""
         text = written(self.record()) + "\n"
         for folder in (self.out, *self._folder()):
             folder.mkdir(parents=True, exist_ok=True)
@@ -271,6 +256,7 @@ class Lease:
             if isinstance(each, Running):
                 each.end()
         shutil.rmtree(self.work, ignore_errors=True)
+        self._write()
         self._say("\n".join(["", "goals", *lines_of(self.record()["goals"], most=0)]))
         if self.failed:
             self._say("FAILED: " + "; ".join(f"{name}: {why}" for name, why in self.failed.items()))
@@ -309,20 +295,20 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(COMMANDS)}; everything by default")
     parser.add_argument("--out", type=Path, required=True, help="a folder, for results.json and log.txt")
     parser.add_argument("--source", default=str(ROOT), help="what is installed: the tree, or a wheel")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds in all, those before this program included")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds in all")
     arguments = parser.parse_args()
     wanted: list[str] = arguments.parts or ["everything"]
     if unknown := [name for name in wanted if name not in COMMANDS]:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(COMMANDS)}")
     parts = [EVERYTHING[0], *(part for name in wanted for part in COMMANDS[name])]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    lease = Lease(arguments.out.resolve(), {"source": arguments.source}, arguments.limit)
+    session = Session(arguments.out.resolve(), {"source": arguments.source}, arguments.limit)
     try:
-        lease.run(parts)
-        if wanted == ["everything"] and shutil.which("compute-sanitizer") and "build" not in lease.failed:
-            lease.run_where_time_is_left(SANITIZE)
+        session.run(parts)
+        if wanted == ["everything"] and shutil.which("compute-sanitizer") and "build" not in session.failed:
+            session.run_where_time_is_left(SANITIZE)
     finally:
-        status = lease.finish()
+        status = session.finish()
     return status
 
 

@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 
 from gpu import parts
-from gpu.parts import EVERYTHING, LIMIT, RESERVE, SANITIZE, Lease, Part, allowance
+from gpu.parts import EVERYTHING, LIMIT, RESERVE, SANITIZE, Part, Session, allowance
 
 FIELDS = ("python", "here", "root", "source", "package", "out", "go", "seconds", "processes", "workers")
 RUN = Path(parts.__file__).with_name("run.sh")
 
 
 @pytest.fixture
-def lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lease:
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     monkeypatch.setattr(parts, "ROOT", tmp_path / "root")
     monkeypatch.setattr(parts, "LEAST", 1.0)
     (tmp_path / "out").mkdir()
-    return Lease(tmp_path / "out", {"source": "."}, limit=60.0)
+    return Session(tmp_path / "out", {"source": "."}, limit=60.0)
 
 
-def kept(lease: Lease) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((lease.out / "results.json").read_text())
+def kept(session: Session) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((session.out / "results.json").read_text())
     return found
 
 
@@ -50,7 +50,7 @@ def test_the_parts_fit_into_ten_minutes() -> None:
     assert LIMIT <= 585
     assert sum(part.limit for part in EVERYTHING) + RESERVE <= LIMIT
     assert [part.name for part in EVERYTHING if part.needed] == ["build"]
-    assert EVERYTHING[0].limit + EVERYTHING[1].limit <= 160, "the smoke test is what comes first"
+    assert EVERYTHING[0].limit + EVERYTHING[1].limit <= 190, "the smoke test is what comes first"
     assert EVERYTHING[1].name == "smoke"
 
 
@@ -86,8 +86,8 @@ def test_every_part_runs_alone() -> None:
         assert all((RUN.parents[2] / each).exists() for each in paths)
 
 
-def test_a_part_that_fails_is_named_and_the_rest_goes_on(lease: Lease, capsys: pytest.CaptureFixture[str]) -> None:
-    lease.run(
+def test_a_part_that_fails_is_named_and_the_rest_goes_on(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    session.run(
         [
             Part("first", 1, writes('{"device": "NVIDIA H200", "goals": [1]}')),
             Part("second", 1, writes('{"rows": [2]}', "print('boom'); raise SystemExit(3)")),
@@ -95,37 +95,37 @@ def test_a_part_that_fails_is_named_and_the_rest_goes_on(lease: Lease, capsys: p
             Part("fourth", 1, writes('{"goals": [4]}')),
         ]
     )
-    assert lease.failed == {"second": "exit status 3", "third": "no-such-program is not on the path"}
-    found = kept(lease)
+    assert session.failed == {"second": "exit status 3", "third": "no-such-program is not on the path"}
+    found = kept(session)
     assert {*found["parts"]} == {"first", "second", "fourth"}, "what was measured before it failed is kept"
     assert found["goals"] == [1, 4]
-    assert found["failed"] == lease.failed
+    assert found["failed"] == session.failed
     beside = parts.ROOT / "benchmarks/results/nvidia-h200/results.json"
     assert json.loads(beside.read_text()) == found
-    assert "boom" in lease.log.read_text()
-    lease._results.clear()  # what the parts here call goals are none
-    assert lease.finish() == 1
+    assert "boom" in session.log.read_text()
+    session._results.clear()  # what the parts here call goals are none
+    assert session.finish() == 1
     assert "FAILED: second: exit status 3; third:" in capsys.readouterr().out
-    assert not lease.work.exists()
+    assert not session.work.exists()
 
 
-def test_figures_are_written_after_each_part(lease: Lease) -> None:
-    look = does(f"print(open({str(lease.out / 'results.json')!r}).read())")
-    lease.run([Part("first", 1, writes('{"rows": [1]}')), Part("second", 1, look, lines=100)])
-    assert '"rows"' in lease.log.read_text()
-    assert lease.failed == {}
+def test_figures_are_written_after_each_part(session: Session) -> None:
+    look = does(f"print(open({str(session.out / 'results.json')!r}).read())")
+    session.run([Part("first", 1, writes('{"rows": [1]}')), Part("second", 1, look, lines=100)])
+    assert '"rows"' in session.log.read_text()
+    assert session.failed == {}
 
 
-def test_a_part_that_takes_too_long_ends_with_all_that_it_started(lease: Lease, tmp_path: Path) -> None:
+def test_a_part_that_takes_too_long_ends_with_all_that_it_started(session: Session, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     slow = does(
         "import subprocess, time\n"
         f"open({str(pid)!r}, 'w').write(str(subprocess.Popen(['sleep', '300']).pid))\ntime.sleep(300)"
     )
-    lease.limit = RESERVE + lease.spent() + 22
-    lease.run([Part("slow", 1, slow), Part("next", 20, writes('{"rows": [1]}'))])
-    assert lease.failed["slow"].startswith("ended after")
-    assert "next" in kept(lease)["parts"]
+    session.limit = RESERVE + session.spent() + 22
+    session.run([Part("slow", 1, slow), Part("next", 20, writes('{"rows": [1]}'))])
+    assert session.failed["slow"].startswith("ended after")
+    assert "next" in kept(session)["parts"]
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline and _is_running(int(pid.read_text())):
         time.sleep(0.05)
@@ -139,14 +139,14 @@ def _is_running(process: int) -> bool:
         return False
 
 
-def test_a_part_for_which_no_time_is_left_is_named(lease: Lease) -> None:
-    lease.limit = RESERVE
-    lease.run([Part("late", 5, writes("{}"))])
-    assert lease.failed["late"].startswith("left out")
-    lease.failed.clear()
-    lease.run_where_time_is_left([Part("more", 5, writes("{}"))])
-    assert lease.failed == {}
-    assert "more left out" in lease.log.read_text()
+def test_a_part_for_which_no_time_is_left_is_named(session: Session) -> None:
+    session.limit = RESERVE
+    session.run([Part("late", 5, writes("{}"))])
+    assert session.failed["late"].startswith("left out")
+    session.failed.clear()
+    session.run_where_time_is_left([Part("more", 5, writes("{}"))])
+    assert session.failed == {}
+    assert "more left out" in session.log.read_text()
 
 
 def test_a_row_is_a_line() -> None:
@@ -162,19 +162,19 @@ def test_a_row_is_a_line() -> None:
     assert sum("frobenius" in line and "nothing" in line for line in text.splitlines()) == 2
 
 
-def test_nothing_is_run_without_what_it_needs(lease: Lease) -> None:
-    lease.run([Part("build", 1, does("raise SystemExit(1)"), needed=True), Part("next", 1, writes("{}"))])
-    assert lease.failed == {"build": "exit status 1", "next": "not without build"}
+def test_nothing_is_run_without_what_it_needs(session: Session) -> None:
+    session.run([Part("build", 1, does("raise SystemExit(1)"), needed=True), Part("next", 1, writes("{}"))])
+    assert session.failed == {"build": "exit status 1", "next": "not without build"}
 
 
-def test_figures_that_are_no_json_are_named(lease: Lease) -> None:
-    lease.run([Part("first", 1, writes('{"rows": [')), Part("second", 1, writes('{"rows": [1]}'))])
-    assert "no JSON" in lease.failed["first"]
-    assert {*kept(lease)["parts"]} == {"second"}
+def test_figures_that_are_no_json_are_named(session: Session) -> None:
+    session.run([Part("first", 1, writes('{"rows": [')), Part("second", 1, writes('{"rows": [1]}'))])
+    assert "no JSON" in session.failed["first"]
+    assert {*kept(session)["parts"]} == {"second"}
 
 
-def test_a_part_is_begun_beside_another_and_goes_on_when_it_is_its_turn(lease: Lease) -> None:
-    begun, ended = str(lease.work / "begun"), str(lease.work / "ended")
+def test_a_part_is_begun_beside_another_and_goes_on_when_it_is_its_turn(session: Session) -> None:
+    begun, ended = str(session.work / "begun"), str(session.work / "ended")
     early = does(
         "import os, time, json\n"
         f"open({begun!r}, 'w')\n"
@@ -183,9 +183,11 @@ def test_a_part_is_begun_beside_another_and_goes_on_when_it_is_its_turn(lease: L
         "json.dump({'seconds': float(open(go).read())}, open(out, 'w'))"
     )
     beside = does(f"import os, time\nwhile not os.path.exists({begun!r}): time.sleep(0.01)\nopen({ended!r}, 'w')")
-    lease.run([Part("beside", 1, beside), Part("early", 20, early, begun_at="beside"), Part("last", 10, writes("{}"))])
-    assert lease.failed == {}
-    found = kept(lease)["parts"]["early"]
+    session.run(
+        [Part("beside", 1, beside), Part("early", 20, early, begun_at="beside"), Part("last", 10, writes("{}"))]
+    )
+    assert session.failed == {}
+    found = kept(session)["parts"]["early"]
     assert 10 <= found["seconds"] <= 60 - RESERVE - 10 - 5
 
 
@@ -204,7 +206,7 @@ def test_a_build_that_fails_is_named_by_the_script(tmp_path: Path) -> None:
     assert "FAILED: build: exit status 1; kernels: not without build" in done.stdout, done.stdout + done.stderr
     found = json.loads((tmp_path / "out/results.json").read_text())
     assert found["commit"] == "abc"
-    assert found["failed"]["build"]
+    assert found["failed"] == {"build": "exit status 1", "kernels": "not without build"}
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["log.txt", "results.json"]
 
 
