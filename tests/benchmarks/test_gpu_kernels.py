@@ -250,7 +250,7 @@ def test_another_process_goes_on_where_one_has_lost_the_device(monkeypatch: pyte
 def figures(**of: float) -> list[dict[str, Any]]:
     kind = {"shape": [64, 32, 32], "dtype": "float32", "layout": "nchw"}
     return [
-        {"op": "channel_moments", "backend": backend, "size": size, "microseconds": 1.0, **kind, figure: value}
+        {"op": "channel_moments", "backend": backend, "size": size, **kind, figure: value}
         for name, value in of.items()
         for backend, size, figure in [name.split("__")]
     ]
@@ -266,16 +266,22 @@ def test_the_goals() -> None:
     found = {each["goal"]: each for each in kernels.goals(rows)}
     share = found["channel_moments, 2 GB: share of the copy's bandwidth"]
     assert (share["measured"], share["missed"], share["where"]) == (0.86, {}, "64x32x32 float32 nchw")
-    floor = found[f"channel_moments, in the cache: times {kernels.LAUNCH} us and the bytes at the copy's bandwidth"]
+    floor = found[f"channel_moments, networks' sizes: times {kernels.LAUNCH} us and the bytes at the copy's bandwidth"]
     assert (floor["measured"], floor["limit"], floor["missed"]) == (1.4, 1.5, {})
     assert found["frobenius: launches"]["missed"] == {"cuda, B = 1": 2}
     assert found["relu_forward_count, 2 GB: share of the copy's bandwidth"]["measured"] is None
 
 
 def test_the_faster_backend() -> None:
-    rows = figures(triton__B__microseconds=3.0, cuda__B__microseconds=2.0)
-    (found,) = kernels.defaults(rows)
-    assert (found["faster"], found["triton_over_cuda"]) == ("cuda", pytest.approx(1.5))
+    rows = figures(triton__B__microseconds=3.0, cuda__B__microseconds=2.0, triton__big__microseconds=9.0)
+    rows += figures(triton__B__microseconds_by_python=10.0, cuda__B__microseconds_by_python=20.0)
+    small, clock = kernels.defaults(rows)
+    assert (small["size"], small["faster"], small["triton_over_cuda"]) == (
+        "networks' sizes",
+        "cuda",
+        pytest.approx(1.5),
+    )
+    assert (clock["size"], clock["faster"]) == ("one image, by the clock", "triton")
     assert "1.50" in kernels.report(rows)
 
 
