@@ -7,7 +7,7 @@ position is in the count just where some window chose it, and what was chosen is
     count = |{windows: in the pattern, its maximum is active, and no window before it in the pattern chose the same}|
 
 What "before" means does not matter where it is the same for all; only windows that can share a position are compared.
-Nothing of the full size is written or read, and pointwise operators that a sum ends are one kernel to a compiler.
+Nothing of the full size is written or read; to a compiler it is one pointwise kernel and what counts a map.
 """
 
 import operator
