@@ -6,6 +6,7 @@ and with few images a launch takes longer than what it reads.
 
 import operator
 from math import inf
+from sys import maxsize
 from typing import Any
 
 import torch
@@ -74,9 +75,15 @@ class _End:
             windows: list[int] = []
             checked: dict[int, int] = {}  # the precondition's column, and which of the windows it is
             for column, each in enumerate(() if self._stack is None else self._stack.args[0]):
-                if (grid := self._grid(each)) is not None and (index := self._map(*grid[0])) is not None:
+                if (grid := self._grid(each)) is None:
+                    continue
+                active, begin, step = grid
+                if active[:2] not in self._maps and step > 1:
+                    # Of a map that nothing else here reads, the grid alone is.
+                    active, begin, step = self._grid_alone(*active, begin, step), 0, 1
+                if (index := self._map(*active)) is not None:
                     checked[column] = len(windows) // 3
-                    windows += [index, *grid[1:]]
+                    windows += [index, begin, step]
             layers = [
                 len(self._maps) + self._sums.setdefault(each, len(self._sums)) if index is None else index
                 for each, index in zip(columns, found, strict=True)
@@ -130,6 +137,14 @@ class _End:
         if active is None or active[0] not in self._before:
             return None
         return active, begin, step
+
+    def _grid_alone(self, y: fx.Node, upper: float, channels: tuple[int, int] | None, begin: int, step: int) -> _Active:
+        """The positions of a grid as a map of their own, without a copy."""
+        value = y.meta["val"]
+        for axis in (2, 3):
+            y = self._module.graph.call_function(aten.slice.Tensor, (y, axis, begin, maxsize, step))
+        y.meta["val"] = value[:, :, begin::step, begin::step]
+        return y, upper, channels
 
     def _use(self, results: list[fx.Node], checked: dict[int, int]) -> None:
         graph = self._module.graph
