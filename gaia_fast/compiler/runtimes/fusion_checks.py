@@ -57,6 +57,9 @@ def fused(graph: fx.GraphModule, x: Tensor) -> Fusion:
     Args:
         graph: a program, channels last; stays as it was.
         x: images on a CUDA device.
+
+    Raises:
+        OutOfMemoryError: the comparison needs more memory than there is.
     """
     if why := obstacle():
         return Fusion(None, why)
@@ -114,6 +117,8 @@ class _Examination(fx.Interpreter):  # type: ignore[misc]
         if index not in self.faults:
             try:
                 fault = self._fault(n.target, args, expected)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 fault = f"cuDNN refuses it ({shorten(first_line(error), 100, placeholder='...')})"
             if fault:
@@ -124,7 +129,7 @@ class _Examination(fx.Interpreter):  # type: ignore[misc]
         found = _on_nan(target, args, expected)
         if found.dtype != expected.dtype or found.shape != expected.shape:
             return "it gives something else"
-        off = (found.double() - expected.double()).abs()
+        off = (found.float() - expected.float()).abs()
         if not bool((off <= _rounding(target, args)).all()):
             return "it is off by more than rounding"
         hides = not all(_keeps_what_is_not_finite(target, each) for each in _not_finite(target, args))
@@ -153,7 +158,7 @@ def _on_nan(target: Any, args: tuple[Any, ...], expected: Tensor) -> Tensor:
 
 
 def _rounding(target: Any, args: tuple[Any, ...]) -> Tensor:
-    """By how much an operator, and those in whose place it is, may be off from each other; float64.
+    """By how much an operator, and those in whose place it is, may be off from each other.
 
     Plain PyTorch's own error, twice. It rounds what a convolution gives, that with the bias, and that with the
     residual, each by half an epsilon, where the fused operator rounds once. And the convolution itself adds up products
@@ -165,10 +170,10 @@ def _rounding(target: Any, args: tuple[Any, ...]) -> Tensor:
     convolution = torch.ops.aten.convolution.default
     y = convolution(x, weight, None, *last)
     squares = convolution(x.float().square(), weight.float().square(), None, *last)
-    added = y.double().abs() + bias.double().abs()[:, None, None]
+    added = y.float().abs() + bias.float().abs()[:, None, None]
     for each in residual[:1]:  # alpha follows
-        added = added + each.double().abs()
-    noise = squares.amax((2, 3), keepdim=True).double().sqrt()
+        added = added + each.float().abs()
+    noise = squares.amax((2, 3), keepdim=True).sqrt()
     return 2 * rounding(y) * added + max(1e-3, lost(y)) * noise
 
 

@@ -225,6 +225,17 @@ def test_faulty_convolutions(graph: fx.GraphModule) -> None:
     assert "3 left: it gives something else" in found.how
 
 
+def test_no_memory_for_the_comparison(graph: fx.GraphModule) -> None:
+    def raises(*given: Any) -> Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    with cudnn(raises):
+        found = CudaGraph(graph, X).prepare(3)
+    assert isinstance(found, Recording)
+    assert form(found) == "channels last"
+    assert found.how.endswith("with fused convolutions it cannot be recorded (no memory)")
+
+
 def test_without_the_operators(graph: fx.GraphModule) -> None:
     found = CudaGraph(graph, X).prepare(3)
     assert isinstance(found, Recording)
