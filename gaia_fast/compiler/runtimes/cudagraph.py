@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from sys import maxsize
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, fx
 
 from gaia_fast.backends import has_kernels
 from gaia_fast.compiler.frontend.example_batch import repeated
+from gaia_fast.compiler.ir.results import PRECONDITIONS
 from gaia_fast.compiler.ir.rewriting import copy_of
 from gaia_fast.compiler.pipeline import cuda, run_passes
 from gaia_fast.compiler.runtimes import fusion_checks
@@ -110,13 +112,13 @@ def _fused(
         if fusion.graph is None:
             return None, fusion.how
         found = Recorded(Eager(fusion.graph), x, checks)
-        fault = _disagrees(found, unfused, x)
+        fault = _disagrees(found, unfused, x, checks.outputs if checks is not None else ())
     except RuntimeError as error:
         return None, f"with fused convolutions it cannot be recorded ({first_line(error)})"
     return (None, f"with fused convolutions {fault}") if fault else (found, fusion.how)
 
 
-def _disagrees(found: Recorded, unfused: Sequence[Recorded], x: Tensor) -> str:
+def _disagrees(found: Recorded, unfused: Sequence[Recorded], x: Tensor, names: Sequence[str]) -> str:
     """What a recording gives otherwise than others of the same program, of which the first is right; empty for nothing.
 
     By how much these differ among each other is what rounding does.
@@ -128,7 +130,9 @@ def _disagrees(found: Recorded, unfused: Sequence[Recorded], x: Tensor) -> str:
         fine = expected[0].isfinite().all(1)
         if bool((got[0].isfinite().all(1) & ~fine).any()):
             return "images that overflow go unseen"
-        for should, same, does in zip(expected, other, got, strict=True):
+        for name, *each in zip_longest(names, expected, other, got):
+            # Of preconditions all that counts is whether they are positive.
+            should, same, does = [(one > 0).float() for one in each] if name == PRECONDITIONS else each
             if should.is_floating_point() and bool(fine.any()):
                 size, own, off = (_off(each, should[fine]) for each in (0, same[fine], does[fine]))
                 if not off <= max(_MOST_OFF * size, 2 * own):

@@ -15,6 +15,7 @@ from gaia_fast.compiler.runtimes.checked import Checks
 from gaia_fast.compiler.runtimes.cudagraph import CudaGraph, Recording
 from gaia_fast.compiler.runtimes.eager import Eager
 from gaia_fast.errors import CompilationError
+from gaia_fast.inspection import guards
 
 import zoo
 from cudnn_stand_in import cudnn, hides_nan
@@ -205,6 +206,21 @@ def test_what_cannot_be_recorded(
     assert form(found) == expected
     if "fused" in refused:
         assert "with fused convolutions it cannot be recorded (operation not permitted)" in found.how
+
+
+def test_preconditions_may_be_other_numbers(graph: fx.GraphModule, played: type[Played]) -> None:
+    """All that counts is whether they are positive."""
+    checks = Checks(("logits", "score", "packed", "preconditions"), (), guards.ModelGuard([]))
+    for factor, expected in ((0.01, "fused"), (0.0, "channels last")):
+
+        def change(x: Tensor, outputs: tuple[Tensor, ...], by: float = factor) -> tuple[Tensor, ...]:
+            return (*outputs[:-1], outputs[-1] * by)
+
+        played.change = staticmethod(changes("fused", change))
+        with cudnn():
+            found = CudaGraph(graph, X, checks).prepare(3)
+        assert isinstance(found, Recording)
+        assert form(found) == expected
 
 
 def test_what_cannot_be_recorded_in_any_form(graph: fx.GraphModule, played: type[Played]) -> None:
