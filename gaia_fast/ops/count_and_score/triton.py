@@ -36,26 +36,32 @@ TILE_NUMBERS, MAP_NUMBERS, WINDOW_NUMBERS, COLUMN_NUMBERS = 4, 9, 5, 3
 
 @triton.jit
 def _count(
-    image,
+    address,
     counts_ptr,
     map_ptr,
     n,
     first,
     begin,
-    LAYOUT: tl.constexpr,
-    VECTOR_K: tl.constexpr,
-    VECTOR_P: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
+    MAGNITUDE: tl.constexpr,
+    KINDS: tl.constexpr,
+    INDEX: tl.constexpr,
 ):
     """Adds the active elements of channels from `first` and positions from `begin` on to the image's counts."""
+    LAYOUT: tl.constexpr = KINDS[INDEX * 7 + 0]
+    VECTOR_K: tl.constexpr = KINDS[INDEX * 7 + 1]
+    VECTOR_P: tl.constexpr = KINDS[INDEX * 7 + 2]
+    BLOCK_K: tl.constexpr = KINDS[INDEX * 7 + 3]
+    BLOCK_P: tl.constexpr = KINDS[INDEX * 7 + 4]
+    CHUNK: tl.constexpr = KINDS[INDEX * 7 + 5]
+    ALIGNMENT: tl.constexpr = KINDS[INDEX * 7 + 6]
     stride_n, stride_k = tl.load(map_ptr), tl.load(map_ptr + 1)
     stride_h, stride_w = tl.load(map_ptr + 2), tl.load(map_ptr + 3)
     channels, positions = tl.load(map_ptr + 4).to(tl.int32), tl.load(map_ptr + 5).to(tl.int32)
     width, limit = tl.load(map_ptr + 6).to(tl.int32), tl.load(map_ptr + 7).to(tl.int32)
-    image = tl.multiple_of(image, ALIGNMENT)
+    if MAGNITUDE == 0x7FFF:
+        image = tl.multiple_of(address.to(tl.pointer_type(tl.int16)), ALIGNMENT)
+    else:
+        image = tl.multiple_of(address.to(tl.pointer_type(tl.int32)), ALIGNMENT)
     k = first + tl.arange(0, BLOCK_K)
     found = tl.zeros([BLOCK_K, BLOCK_P], tl.int32)
     for start in range(begin, min(begin + CHUNK, positions), BLOCK_P):
@@ -70,7 +76,7 @@ def _count(
 
 @triton.jit
 def _look(
-    image,
+    address,
     scratch_ptr,
     map_ptr,
     window_ptr,
@@ -82,6 +88,10 @@ def _look(
     CHANNELS: tl.constexpr,
 ):
     """Sets the window's flag where no channel is active at one of its positions from `begin` on, or one is NaN."""
+    if MAGNITUDE == 0x7FFF:
+        image = address.to(tl.pointer_type(tl.int16))
+    else:
+        image = address.to(tl.pointer_type(tl.int32))
     stride_n, stride_k = tl.load(map_ptr), tl.load(map_ptr + 1)
     stride_h, stride_w = tl.load(map_ptr + 2), tl.load(map_ptr + 3)
     channels, limit = tl.load(map_ptr + 4).to(tl.int32), tl.load(map_ptr + 7).to(tl.int32)
@@ -194,32 +204,24 @@ def count_and_score_kernel(
     address = tl.zeros([], tl.int64)
     for index in tl.static_range(len(maps)):
         address = tl.where(m == index, maps[index], address)
-    if MAGNITUDE == 0x7FFF:
-        image = address.to(tl.pointer_type(tl.int16))
-    else:
-        image = address.to(tl.pointer_type(tl.int32))
     of_map = map_ptr + m * MAP_NUMBERS
-    for index in tl.static_range(len(KINDS)):
+    for index in tl.static_range(len(KINDS) // 7):
         if kind == index:
             _count(
-                image,
+                address,
                 scratch_ptr,
                 of_map,
                 n,
                 first,
                 begin,
-                KINDS[index][0],
-                KINDS[index][1],
-                KINDS[index][2],
-                KINDS[index][3],
-                KINDS[index][4],
-                KINDS[index][5],
-                KINDS[index][6],
+                MAGNITUDE,
+                KINDS,
+                index,
             )
-    if kind == len(KINDS):
+    if kind == len(KINDS) // 7:
         of_window = window_ptr + first * WINDOW_NUMBERS
         _look(
-            image,
+            address,
             scratch_ptr,
             of_map,
             of_window,
@@ -399,7 +401,7 @@ def count_and_score_triton(
         live.shape[1],
         scratch.shape[1],
         _INFINITY[dtype],
-        KINDS=tables.kinds,
+        KINDS=tuple(number for kind in tables.kinds for number in kind),  # Triton takes no tuple of tuples
         MAGNITUDE=0x7FFFFFFF if dtype == torch.float32 else 0x7FFF,
         P=float(p) if p < inf else 0.0,  # a constant: as an argument it would be rounded to float32
         NORM={1.0: "1", 2.0: "2", inf: "infinity"}.get(p, "p"),
