@@ -1,6 +1,6 @@
 """The end of a forward GAIA-Z program, in one launch: counts of all layers, what they rest on, and the score."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from math import inf
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gaia_fast.errors import BackendError
 from gaia_fast.ops import maps as check
+from gaia_fast.ops import transforms
 from gaia_fast.ops.library import define_op, implementation, is_traced
 
 
@@ -257,4 +258,28 @@ def _fake(
     return _results((*maps, *sums)[0], _widths(maps, sums, layers), windows)
 
 
-define_op("count_and_score", _eager, _fake)
+def _batched(
+    op: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    times: int,
+    dims: tuple[transforms.ListDims | None, ...],
+    maps: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    layers: Sequence[int],
+    inverse_area: Sequence[float],
+    upper: Sequence[float],
+    windows: Sequence[int],
+    p: float,
+    scratch: Tensor | None,
+    backend: str | None,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def joined(tensors: Sequence[Tensor], of: transforms.ListDims | None) -> list[Tensor]:
+        mapped = zip(tensors, of or [None] * len(tensors), strict=True)
+        return [transforms.joined(each, dim, times, transforms.IMAGES) for each, dim in mapped]
+
+    # The scratch has a row for each of the images before they were joined: another one is made.
+    of_maps, of_sums = joined(maps, dims[0]), joined(sums, dims[1])
+    results = op(of_maps, of_sums, layers, inverse_area, upper, windows, p, None, backend)
+    return tuple(transforms.parted(each, times, 0) for each in results), (0, 0, 0)
+
+
+define_op("count_and_score", _eager, _fake, _batched)
