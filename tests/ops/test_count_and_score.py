@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -336,6 +336,7 @@ drawn_windows = st.lists(st.tuples(small, st.integers(0, 4), st.integers(1, 4)),
 
 
 @each_target
+@settings(max_examples=20 if any(target.is_emulated for target in HERE) else 150)
 @given(
     small,
     drawn_maps,
