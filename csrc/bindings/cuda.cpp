@@ -101,6 +101,46 @@ void define_cuda(py::module_& m) {
             device, to_stream(stream)),
         {n, layers, 1, 1});
   });
+
+  // Of each map its address, shape (k, h, w), strides and the largest bits that are active; of each sum its address,
+  // width and strides.
+  m.def("cuda_count_and_score", [](const std::vector<uintptr_t>& map_data,
+                                   const std::vector<std::array<int64_t, 8>>& maps,
+                                   const std::vector<uintptr_t>& sum_data,
+                                   const std::vector<std::array<int64_t, 3>>& sums, const std::vector<int64_t>& layers,
+                                   const std::vector<double>& inverse_area, const std::vector<int64_t>& windows,
+                                   int dtype, int64_t n, double p, uintptr_t scratch, int64_t scratch_size,
+                                   uintptr_t packed, uintptr_t live, uintptr_t score, int device, uintptr_t stream) {
+    py::gil_scoped_release unlocked;
+    gaia::cuda::CountAndScore problem;
+    for (size_t i = 0; i < maps.size(); ++i) {
+      const auto& [k, h, w, stride_n, stride_k, stride_h, stride_w, limit] = maps[i];
+      problem.maps.push_back({make_map(map_data.at(i), dtype, {n, k, h, w}, {stride_n, stride_k, stride_h, stride_w}),
+                              static_cast<unsigned>(limit)});
+    }
+    for (size_t i = 0; i < sums.size(); ++i) {
+      const auto& [k, stride_n, stride_k] = sums[i];
+      problem.sums.push_back({reinterpret_cast<const float*>(sum_data.at(i)), k, stride_n, stride_k});
+    }
+    for (size_t i = 0; i + 2 < windows.size(); i += 3) {
+      problem.windows.push_back({windows[i], windows[i + 1], windows[i + 2]});
+    }
+    problem.layers = layers;
+    problem.inverse_area = inverse_area;
+    problem.dtype = static_cast<gaia_dtype>(dtype);
+    problem.n = n;
+    problem.p = p;
+    problem.scratch = reinterpret_cast<int*>(scratch);
+    problem.scratch_size = scratch_size;
+    problem.packed = reinterpret_cast<float*>(packed);
+    problem.live = reinterpret_cast<float*>(live);
+    problem.score = reinterpret_cast<float*>(score);
+    const std::string error = gaia::cuda::count_and_score(problem, device, to_stream(stream));
+    if (!error.empty()) {
+      throw std::runtime_error("CUDA kernel " + error + " on " + std::to_string(maps.size()) + " maps of " +
+                               std::to_string(n) + " images");
+    }
+  });
 }
 
 }  // namespace gaia

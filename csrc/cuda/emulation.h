@@ -30,7 +30,7 @@ inline EmulatedIndex threadIdx, blockIdx;
 namespace gaia::cuda::emulation {
 
 constexpr int kMaxThreads = 1024;
-constexpr size_t kStack = 64 << 10;
+constexpr size_t kStack = 96 << 10;  // the arguments of a kernel, at most 32 KB, are on it
 
 struct Fibre {
   ucontext_t context;
@@ -144,6 +144,14 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   barrier(warp, warp + 32);
   return bits;
 }
+
+// What other blocks wrote, past the first cache: there is none here.
+template <class T>
+T __ldcg(const T* at) {
+  return *at;
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 inline unsigned __float_as_uint(float x) {
   unsigned bits;

@@ -1,8 +1,7 @@
 // The score: the p-norm of each image's abnormality matrix (Eq. 12), all layers in one launch.
-#include <cmath>
 #include <vector>
 
-#include "launch.h"
+#include "norm.h"
 
 namespace gaia::cuda {
 namespace {
@@ -35,23 +34,6 @@ struct Rows {
   int layers;
 };
 
-enum class Norm { kOne, kTwo, kInfinity, kOther };
-
-template <Norm N>
-__device__ double power(double eps, double p) {
-  if (N == Norm::kTwo) return eps * eps;
-  if (N == Norm::kOther) return pow(eps, p);
-  return eps;
-}
-
-// The larger one; a NaN wins.
-__device__ inline double larger(double a, double b) { return !(a <= b) && !(b != b) ? a : b; }
-
-template <Norm N>
-__device__ double merged(double a, double b) {
-  return N == Norm::kInfinity ? larger(a, b) : a + b;
-}
-
 // A block for an image, a warp for every sixteenth layer.
 template <Norm N, int kLayers>
 __global__ void __launch_bounds__(kThreads) frobenius_kernel(Rows rows, const __grid_constant__ Table<kLayers> table) {
@@ -76,9 +58,7 @@ __global__ void __launch_bounds__(kThreads) frobenius_kernel(Rows rows, const __
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int other = 1; other < kWarps; ++other) total = merged<N>(total, partial[other]);
-  if (N == Norm::kTwo) total = sqrt(total);
-  if (N == Norm::kOther) total = pow(total, 1.0 / rows.p);
-  rows.score[n] = static_cast<float>(total);
+  rows.score[n] = static_cast<float>(root<N>(total, rows.p));
 }
 
 struct Span {
@@ -114,9 +94,12 @@ std::string launch_norm(const gaia_packed& packed, const std::vector<Span>& span
                      packed.p,       packed.score,    static_cast<int>(spans.size())};
   const Grid grid = {packed.n, kThreads};
   const auto run = [&](auto* kernel) { return launch("frobenius", kernel, grid, device, stream, rows, table); };
-  if (packed.p == 2.0) return run(frobenius_kernel<Norm::kTwo, kLayers>);
-  if (packed.p == 1.0) return run(frobenius_kernel<Norm::kOne, kLayers>);
-  if (std::isinf(packed.p)) return run(frobenius_kernel<Norm::kInfinity, kLayers>);
+  switch (norm_of(packed.p)) {
+    case Norm::kTwo: return run(frobenius_kernel<Norm::kTwo, kLayers>);
+    case Norm::kOne: return run(frobenius_kernel<Norm::kOne, kLayers>);
+    case Norm::kInfinity: return run(frobenius_kernel<Norm::kInfinity, kLayers>);
+    case Norm::kOther: break;
+  }
   return run(frobenius_kernel<Norm::kOther, kLayers>);
 }
 

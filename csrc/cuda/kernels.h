@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "maps.h"
 
@@ -46,6 +47,39 @@ struct Partials {
   int64_t images, stride_moment, stride_n;
 };
 std::string add_partials(const Partials& partials, int device, Stream stream);
+
+// The counts of maps' active units, whether windows of the maps hold some, and the norms of the counts, in one launch.
+// An element is active where its bits, as an unsigned number, are from 1 to `limit`: positive, and below what the units
+// saturate at.
+struct CountedMap {
+  gaia_map map;
+  unsigned limit;
+};
+// Counts that come from elsewhere: element (n, k) lies at n * stride_n + k * stride_k.
+struct GivenCounts {
+  const float* data;
+  int64_t k, stride_n, stride_k;
+};
+// The positions begin, begin + step, ... of both axes of a map.
+struct Window {
+  int64_t map, begin, step;
+};
+struct CountAndScore {
+  std::vector<CountedMap> maps;
+  std::vector<GivenCounts> sums;
+  std::vector<int64_t> layers;  // m of maps, or maps + s of sums
+  std::vector<double> inverse_area;
+  std::vector<Window> windows;
+  gaia_dtype dtype;
+  int64_t n;
+  double p;
+  int* scratch;  // zeros: for each image `scratch_size` numbers; zeros again afterwards
+  int64_t scratch_size;
+  float* packed;  // N rows of the layers' counts
+  float* live;    // N rows of the windows
+  float* score;   // N of them
+};
+std::string count_and_score(const CountAndScore& problem, int device, Stream stream);
 
 // Why no kernel can be launched on a device; empty if one can.
 std::string obstacle(int device);

@@ -13,8 +13,9 @@ Semantics that every version shares:
   reductions there: they may split a single sum among threads, choose another order for another batch size, and take
   flushed subnormals for zero;
 - kernels run on the maps' device and the caller's current stream, wait for nothing, and may be captured in a CUDA
-  graph. Triton compiles when it first meets a kind of map, and its `frobenius` copies the layers' widths to the device
-  then: call each once before.
+  graph. Triton compiles when it first meets a kind of map, and its `frobenius` and `count_and_score` copy what they
+  have to know of the layers to the device then: call each once before. `count_and_score` takes its scratch from who
+  calls it, or fills one with zeros in a launch of its own.
 
 torch.vmap takes them, in one call of a kernel (`gaia_fast.ops.transforms`). They have no derivatives: torch.func.grad
 and its kin are refused, and autograd finds no graph behind a result.

@@ -8,7 +8,7 @@ returns beside the loss: PyTorch counts both as values of that function. What is
 outside of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from inspect import Signature
 from typing import Any, overload
 
@@ -23,6 +23,7 @@ from gaia_fast.errors import BackendError
 # the results and their mapped dimensions.
 BatchingRule = Callable[..., tuple[Any, Any]]
 Dims = tuple[int | None, ...]
+ListDims = Sequence["int | None"]  # of an argument that is a list of tensors: one for each
 
 IMAGES, CHANNELS = 0, 1
 
@@ -79,19 +80,42 @@ def under_transforms(op: Callable[..., Any], signature: Signature, rule: Batchin
 
 def _mapped(op: Callable[..., Any], transform: VmapInterpreter, rule: BatchingRule, given: tuple[Any, ...]) -> Any:
     level = transform.level()
-    pairs = [torch._C._functorch._unwrap_batched(x, level) if isinstance(x, Tensor) else (x, None) for x in given]
+    pairs = [_unwrapped(each, level) for each in given]
     with transform.lower():
-        if all(dim is None for _, dim in pairs):
-            return op(*given)
+        if all(dim is None for _, dims in pairs for dim in (dims if isinstance(dims, list) else [dims])):
+            return op(*(x for x, _ in pairs))
         times = transform.batch_size()
         if times == 0:  # what one element gives tells the shapes
-            pairs = [(x if dim is None else _ones(x, dim), dim) for x, dim in pairs]
+            pairs = [(_with_ones(x, dim), dim) for x, dim in pairs]
         results, dims = rule(op, times or 1, tuple(dim for _, dim in pairs), *(x for x, _ in pairs))
         if times == 0:
             results, dims = _emptied(results, dims)
     if isinstance(results, Tensor):
         return torch._C._functorch._add_batch_dim(results, dims, level)
     return tuple(torch._C._functorch._add_batch_dim(each, dim, level) for each, dim in zip(results, dims, strict=True))
+
+
+def _unwrapped(given: Any, level: int) -> tuple[Any, Any]:
+    """Returns an argument without the transform, and its mapped dimension; of a list of tensors lists of both."""
+    if isinstance(given, Tensor):
+        return torch._C._functorch._unwrap_batched(given, level)
+    if isinstance(given, (list, tuple)) and any(isinstance(each, Tensor) for each in given):
+        pairs = [_unwrapped(each, level) for each in given]
+        return [x for x, _ in pairs], [dim for _, dim in pairs]
+    return given, None
+
+
+def _with_ones(given: Any, dim: Any) -> Any:
+    if isinstance(dim, list):
+        return [_with_ones(*pair) for pair in zip(given, dim, strict=True)]
+    return given if dim is None else _ones(given, dim)
+
+
+def _tensors(given: tuple[Any, ...]) -> Iterator[Tensor]:
+    for each in given:
+        for x in each if isinstance(each, (list, tuple)) else (each,):
+            if isinstance(x, Tensor):
+                yield x
 
 
 def _ones(empty: Tensor, dim: int) -> Tensor:
@@ -111,7 +135,7 @@ def _refuse_derivatives(op: Callable[..., Any], transform: FuncTorchInterpreter,
     """Raises BackendError where a derivative would be taken through the operation, or it is not known what would."""
     if transform.key() in (TransformType.Grad, TransformType.Jvp):
         level = transform.level()
-        if not any(torch._C._functorch.maybe_get_level(x) == level for x in given if isinstance(x, Tensor)):
+        if not any(torch._C._functorch.maybe_get_level(x) == level for x in _tensors(given)):
             return
         raise BackendError(
             f"{op} has no derivative, and torch.func.grad, vjp, jvp and their kin would take it for zero; take it out "

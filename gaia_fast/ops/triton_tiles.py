@@ -76,6 +76,35 @@ def store_moments(out, out_moment, total, total_abs, nonzero, inside):
     tl.store(out + 2 * out_moment, tl.sum(nonzero, 1), mask=inside)
 
 
+@triton.jit
+def norm_terms(total, unknown, eps, P: tl.constexpr, NORM: tl.constexpr):
+    """What `norm_of` is made of, with the terms of the entries `eps`, not negative, added."""
+    if NORM == "1":
+        total += eps
+    elif NORM == "2":
+        total += eps * eps
+    elif NORM == "infinity":
+        total = tl.where(eps > total, eps, total)
+        unknown = tl.where(eps != eps, 1, unknown)
+    else:
+        total += tl.where(eps == 0, 0.0, tl.exp2(P * tl.log2(eps)))
+    return total, unknown
+
+
+@triton.jit
+def norm_of(total, unknown, P: tl.constexpr, NORM: tl.constexpr):
+    """The p-norm, of which `norm_terms` are all terms."""
+    if NORM == "infinity":
+        norm = tl.where(tl.max(unknown, 0) > 0, float("nan"), tl.max(total, 0))
+    else:
+        norm = tl.sum(total, 0)
+        if NORM == "2":
+            norm = tl.sqrt(norm)
+        elif NORM == "p":
+            norm = tl.where(norm == 0, 0.0, tl.exp2(tl.log2(norm) / P))
+    return norm
+
+
 @unspecialised
 def _add_partials_kernel(
     partial_ptr, out_ptr, splits, columns, partial_split, partial_row, out_moment, out_n, images, BLOCK: tl.constexpr

@@ -22,6 +22,7 @@ TRITON_TYPES = {
     torch.bfloat16: "*bf16",
     torch.float64: "*fp64",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 ACCESS = re.compile(r"\b(LDG|STG|LDL|STL)((?:\.[A-Z0-9_]+)*)")
 
@@ -94,13 +95,17 @@ def recorded(module: ModuleType, name: str) -> Iterator[list[Launch]]:
         setattr(module, name, kernel)
 
 
+def _integer(value: int) -> str:
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
 def compiled(launch: Launch, architecture: int, folder: Path) -> Code:
     """Returns the code that Triton makes for a launch: with what it would assume of these very arguments."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    signature: dict[str, str] = {}
+    signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[object]]] = {}
     names = launch.kernel.arg_names
@@ -116,7 +121,7 @@ def compiled(launch: Launch, architecture: int, folder: Path) -> Code:
             aligned = value.data_ptr() % 16 == 0
         else:
             assert launch.kernel.params[index].do_not_specialize, f"a size or stride is compiled in: {name}"
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            signature[name] = tuple(map(_integer, value)) if isinstance(value, tuple) else _integer(value)
             aligned = False
         if aligned:
             attributes[(index,)] = [["tt.divisibility", 16]]

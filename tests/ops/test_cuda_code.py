@@ -2,6 +2,7 @@
 
 What may be narrow: the (K,) parameters and the moments, a few bytes beside the maps; maps whose rows do not begin at
 multiples of 16 bytes, or at other strides than 1. The columns of `frobenius` and of partial sums begin anywhere.
+`count_and_score` has a way for each of these in one kernel, so that its wide loads are counted, not its narrow ones.
 """
 
 import re
@@ -33,7 +34,7 @@ def test_every_architecture_is_there(code: dict[tuple[str, int], Code]) -> None:
     if not set(ARCHITECTURES) <= built:
         pytest.skip(f"built for {sorted(built)} alone, by GAIA_FAST_CUDA_ARCHITECTURES or an older compiler")
     names = {name for name, _ in code}
-    for word in (*OPERANDS, "frobenius_kernel", "add_partials_kernel"):
+    for word in (*OPERANDS, "frobenius_kernel", "add_partials_kernel", "count_and_score_kernel"):
         assert any(word in name for name in names), word
 
 
@@ -65,3 +66,11 @@ def test_contiguous_maps(code: dict[tuple[str, int], Code], operand: str, dtype:
         assert each.loads[128] >= 4, where
         assert each.stores[128] >= 4 * writes, where
     assert seen == 4 * len({architecture for _, architecture in code})
+
+
+def test_count_and_score(code: dict[tuple[str, int], Code]) -> None:
+    """Four vectors of each thread are in flight, of maps whose channels follow each other and of channels-last ones."""
+    found = {key: each for key, each in code.items() if "count_and_score_kernel" in key[0]}
+    assert len(found) == 8 * len({architecture for _, architecture in code})  # item sizes, norms, sizes of the table
+    for (name, architecture), each in found.items():
+        assert each.loads[128] == 8, f"{name} on sm_{architecture}: {each}"

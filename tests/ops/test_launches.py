@@ -52,3 +52,5 @@ def test_cuda_without_a_device() -> None:
         launch("cuda_channel_moments", 0, 0, (1, 2, 3, 4), (24, 12, 4, 1), 0, 2, 2, tiling, 0, 0)
     with pytest.raises(BackendError, match=r"^CUDA kernel frobenius: .* on a map of shape"):
         launch("cuda_frobenius", 0, 1, 3, [0], [3], [1.0], 0, 2.0, 0, 0, 0)
+    with pytest.raises(BackendError, match=r"^CUDA kernel count_and_score: .* on 0 maps of 1 images$"):
+        launch("cuda_count_and_score", [], [], [], [], [], [], [], 0, 1, 2.0, 0, 1, 0, 0, 0, 0, 0)

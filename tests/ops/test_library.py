@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gaia_fast import ops
+from gaia_fast.ops.count_and_score import scratch_size
 
 from cases import CHANNELS_LAST, INSTRUMENTED, INTERPRETED, LAYOUT, NCHW, Layout, activation, gradient, norm_scale
 
@@ -37,6 +38,11 @@ def calls(layout: Layout, images: int = 2) -> dict[str, tuple[Callable[..., Any]
         "relu_backward_moments, no mask": (lambda g: ops.relu_backward_moments(g, None), (g,)),
         "relu_forward_count": (lambda x, s, r: ops.relu_forward_count(x, s, s, r), (g, scale, y)),
         "relu_forward_count, alone": (lambda x: ops.relu_forward_count(x), (g,)),
+        "count_and_score": (
+            lambda y, s: ops.count_and_score([y], [s], [0, 1, 0], [0.5] * 3, [6.0], [0, 1, 3]),
+            (y, moments),
+        ),
+        "count_and_score, of sums": (lambda s: ops.count_and_score([], [s], [0], [0.5]), (moments,)),
         "frobenius": (lambda m, o: ops.frobenius(m, WIDTHS, AREAS, o, 3.0), (moments, output)),
         "frobenius, alone": (lambda m: ops.frobenius(m, WIDTHS, AREAS), (moments,)),
     }
@@ -59,6 +65,7 @@ def test_opcheck(layout: Layout, requires_grad: bool) -> None:
     g, y = map_of(gradient, layout).detach(), map_of(activation, layout).detach()
     scale = norm_scale(3, torch.float32, DEVICE)
     moments = torch.rand(2, 7, device=DEVICE)
+    scratch = torch.zeros(2, scratch_size([SHAPE[1:]], [0, 0, 1]), dtype=torch.int32, device=DEVICE)
     for each in (g, y, moments):
         each.requires_grad_(requires_grad)
     for op, arguments in (
@@ -69,6 +76,8 @@ def test_opcheck(layout: Layout, requires_grad: bool) -> None:
         (torch.ops.gaia_fast.relu_forward_count, (g,)),
         (torch.ops.gaia_fast.frobenius, (moments, WIDTHS, AREAS, moments[:, 0].detach().clone(), 2.5)),
         (torch.ops.gaia_fast.frobenius, (moments, WIDTHS, AREAS)),
+        (torch.ops.gaia_fast.count_and_score, ([y, y], [moments], [2, 0, 1], [1.0] * 3, [6.0, 1.0], [1, 0, 1], 2.5)),
+        (torch.ops.gaia_fast.count_and_score, ([y], [], [0], [1.0], [], [0, 0, 1], 2.0, scratch)),
     ):
         torch.library.opcheck(op.default, arguments)
         result = op(*arguments)
@@ -111,7 +120,8 @@ def everything(g: Tensor, y: Tensor, scale: Tensor, moments: Tensor) -> tuple[Te
     grad_in, masked = ops.relu_backward_moments(rectified, y, scale)
     out = moments.new_empty(3, g.shape[0], 9)[:, :, 3:6]
     columns = ops.channel_moments(grad_in + 1, out=out)
-    return nonzero, masked, columns + 1, ops.frobenius(moments, WIDTHS, AREAS, masked[2, :, 0] + 1)
+    counts = ops.count_and_score([rectified, y], [moments], [0, 2, 1], [0.5] * 3, windows=[0, 0, 2])
+    return *counts, nonzero, masked, columns + 1, ops.frobenius(moments, WIDTHS, AREAS, masked[2, :, 0] + 1)
 
 
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
@@ -143,3 +153,4 @@ def test_eager_calls_skip_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> Non
     ops.relu_backward_moments(g, g)
     ops.relu_forward_count(g)
     ops.frobenius(torch.ones(2, 7, device=DEVICE), WIDTHS, AREAS)
+    ops.count_and_score([g], [torch.ones(2, 7, device=DEVICE)], [0, 1], AREAS)

@@ -29,6 +29,14 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "relu_forward_count, alone": (ops.relu_forward_count, (MAP,)),
     "frobenius": (lambda rows, out: ops.frobenius(rows, WIDTHS, AREAS, out, 3.0), (ROWS, IMAGES)),
     "frobenius, padded": (lambda rows: ops.frobenius(rows, WIDTHS, AREAS), ((2, 2, 5),)),
+    "count_and_score": (
+        lambda x, y, rows: ops.count_and_score([x, y], [rows], [2, 0, 1], [1.0, 0.5, 0.5], windows=[1, 0, 1]),
+        (MAP, MAP, ROWS),
+    ),
+    "count_and_score, registered": (
+        lambda x: REGISTERED.count_and_score([x], [], [0], [0.5], [1.0], [0, 1, 2]),
+        (MAP,),
+    ),
     "channel_moments, registered": (REGISTERED.channel_moments, (MAP,)),
     "relu_backward_moments, registered": (REGISTERED.relu_backward_moments, (MAP, MAP, CHANNELS)),
     "relu_forward_count, registered": (REGISTERED.relu_forward_count, (MAP, CHANNELS)),
@@ -77,7 +85,7 @@ def test_vmap_is_a_loop(name: str, dim: int) -> None:
 
 
 @pytest.mark.parametrize("place", range(4))
-@pytest.mark.parametrize("name", ["relu_backward_moments", "relu_forward_count", "frobenius"])
+@pytest.mark.parametrize("name", ["relu_backward_moments", "relu_forward_count", "frobenius", "count_and_score"])
 def test_each_argument_may_be_mapped_alone_or_not_at_all(name: str, place: int) -> None:
     call, shapes = CALLS[name]
     place %= len(shapes)

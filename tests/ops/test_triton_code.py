@@ -12,6 +12,8 @@ import pytest
 import torch
 from ops.machine_code import ARCHITECTURES, compiled, recorded
 
+from gaia_fast.ops.count_and_score import scratch_size
+
 from cases import (
     CHANNELS_LAST,
     HALVES_AND_FLOAT,
@@ -28,6 +30,9 @@ from cases import (
 pytest.importorskip("triton", reason="the triton package is not installed")
 if INTERPRETED or INSTRUMENTED:
     pytest.skip("the process with the kernels that users have compiles Triton's", allow_module_level=True)
+
+# What a thread of `count_and_score` reads of a window at a time, element by element.
+WINDOW_LOADS = 16
 
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 each_dtype = pytest.mark.parametrize("dtype", HALVES_AND_FLOAT, ids=lambda dtype: str(dtype)[6:])
@@ -116,6 +121,51 @@ def test_frobenius(p: float, architecture: int, tmp_path: Path) -> None:
     assert len(launches) == 2, "one launch a call, for all layers"
     for launch in launches:
         assert compiled(launch, architecture, tmp_path).spills == 0
+
+
+def launch_of_all_maps(
+    maps: dict[str, tuple[tuple[int, ...], Layout]], dtype: torch.dtype, p: float = 2.0, windows: tuple[int, ...] = ()
+) -> Any:
+    """Returns the launch of `count_and_score` on maps of one network, as these kinds are, and two sums."""
+    module = import_module("gaia_fast.ops.count_and_score.triton")
+    given = [activation((2, *shape[1:]), dtype, layout=layout).tensor for shape, layout in maps.values()]
+    layers = [*range(len(given)), len(given) + 1, len(given), 0]
+    columns = sum(y.shape[1] for y in given) + 3 + 5 + given[0].shape[1]
+    with recorded(module, "count_and_score_kernel") as launches:
+        module.count_and_score_triton(
+            given,
+            [torch.ones(2, 5), torch.ones(3).expand(2, 3)],
+            layers,
+            [0.5] * len(layers),
+            [float("inf"), 6.0, *[float("inf")] * (len(given) - 2)],
+            windows,
+            p,
+            torch.zeros(
+                2, scratch_size([(y.shape[1], y.shape[2], y.shape[3]) for y in given], windows), dtype=torch.int32
+            ),
+            torch.empty(2, columns),
+            torch.empty(2, len(windows) // 3),
+            torch.empty(2),
+        )
+    (launch,) = launches  # for all maps
+    return launch
+
+
+@each_architecture
+@each_dtype
+def test_count_and_score(dtype: torch.dtype, architecture: int, tmp_path: Path) -> None:
+    """Of half precision only the windows, which no map has here, would be read element by element."""
+    code = compiled(launch_of_all_maps(WIDE, dtype), architecture, tmp_path)
+    assert code.spills == 0
+    assert code.loads[128] >= len(WIDE), code.loads
+    assert code.loads[16] <= (WINDOW_LOADS if dtype != torch.float32 else 0), code.loads
+
+
+@each_architecture
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.5, float("inf")])
+def test_count_and_score_of_other_maps(p: float, architecture: int, tmp_path: Path) -> None:
+    launch = launch_of_all_maps({**WIDE, **NARROW}, torch.float16, p, (0, 1, 3, 5, 0, 1))
+    assert compiled(launch, architecture, tmp_path).spills == 0
 
 
 @each_architecture

@@ -1,6 +1,7 @@
 """The end of a forward GAIA-Z program, in one launch: counts of all layers, what they rest on, and the score."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from math import inf
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from gaia_fast.errors import BackendError
 from gaia_fast.ops import maps as check
+from gaia_fast.ops import transforms
 from gaia_fast.ops.library import define_op, implementation, is_traced
 
 
@@ -41,8 +43,8 @@ def count_and_score(
         sums: S counts that come from elsewhere, (N, K) float32 each; any strides, those of expanded rows included.
         layers: of each layer, whose counts it has: m of maps, or M + s of sums. Several may have the same.
         inverse_area: 1 / (H_l * W_l) of each layer.
-        upper: of each map, where its units saturate (6 for ReLU6); infinity for nowhere, and an infinite value is
-            active there. Empty: infinity for all.
+        upper: of each map, where its units saturate (6 for ReLU6), rounded to the maps' dtype; infinity for nowhere,
+            and an infinite value is active there. Empty: infinity for all.
         windows: (map, begin, step) of each window, flat. A grid without a position is live.
         p: the order of the norm, at least 1; infinity gives the largest entry.
         scratch: contiguous zeros of int32, at least N rows of `scratch_size`; zero again when the call is done, so that
@@ -103,6 +105,17 @@ def grid_size(size: int, begin: int, step: int) -> int:
     return max(0, -(-(size - begin) // step))
 
 
+@lru_cache(maxsize=256)
+def active_limits(upper: tuple[float, ...], dtype: torch.dtype) -> tuple[int, ...]:
+    """Returns the largest bits of an active element below each bound: it is active where they are from 1 to that.
+
+    Taken as unsigned numbers, the bits of what is positive grow with it, and those of NaN and of -0.0 lie above.
+    """
+    integers = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+    bits = torch.tensor(upper, dtype=dtype).view(integers).tolist()
+    return tuple(each if bound == inf else max(each - 1, 0) for each, bound in zip(bits, upper, strict=True))
+
+
 def _is_traced(maps: Sequence[Tensor], sums: Sequence[Tensor]) -> bool:
     given = (*maps, *sums)
     return bool(given) and (is_traced(given[0]) or any(type(each) is not Tensor and is_traced(each) for each in given))
@@ -131,9 +144,15 @@ def _eager(
     if first.shape[0] > 0:
         if scratch is None:
             scratch = first.new_zeros((first.shape[0], size), dtype=torch.int32)
-        bounds = list(upper) or [inf] * len(maps)
+        bounds = _rounded(tuple(upper), first.dtype) if upper else (inf,) * len(maps)
         run(maps, sums, layers, inverse_area, bounds, windows, p, scratch, packed, live, score)
     return packed, live, score
+
+
+@lru_cache(maxsize=256)
+def _rounded(upper: tuple[float, ...], dtype: torch.dtype) -> tuple[float, ...]:
+    """Returns the bounds as the maps have them, in their dtype."""
+    return tuple(torch.tensor(upper, dtype=dtype).tolist())
 
 
 def _widths(maps: Sequence[Tensor], sums: Sequence[Tensor], layers: Sequence[int]) -> list[int]:
@@ -239,4 +258,28 @@ def _fake(
     return _results((*maps, *sums)[0], _widths(maps, sums, layers), windows)
 
 
-define_op("count_and_score", _eager, _fake)
+def _batched(
+    op: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    times: int,
+    dims: tuple[transforms.ListDims | None, ...],
+    maps: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    layers: Sequence[int],
+    inverse_area: Sequence[float],
+    upper: Sequence[float],
+    windows: Sequence[int],
+    p: float,
+    scratch: Tensor | None,
+    backend: str | None,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def joined(tensors: Sequence[Tensor], of: transforms.ListDims | None) -> list[Tensor]:
+        mapped = zip(tensors, of or [None] * len(tensors), strict=True)
+        return [transforms.joined(each, dim, times, transforms.IMAGES) for each, dim in mapped]
+
+    # The scratch has a row for each of the images before they were joined: another one is made.
+    of_maps, of_sums = joined(maps, dims[0]), joined(sums, dims[1])
+    results = op(of_maps, of_sums, layers, inverse_area, upper, windows, p, None, backend)
+    return tuple(transforms.parted(each, times, 0) for each in results), (0, 0, 0)
+
+
+define_op("count_and_score", _eager, _fake, _batched)

@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from gaia_fast.ops.triton_tiles import launch, unspecialised
+from gaia_fast.ops.triton_tiles import launch, norm_of, norm_terms, unspecialised
 
 BLOCK = 1024
 
@@ -38,24 +38,8 @@ def frobenius_kernel(
         if HAS_OUTPUT:
             eps = tl.abs(eps / tl.load(output_ptr + n).to(tl.float64))
         eps = tl.where(inside, eps, 0.0)
-        if NORM == "1":
-            total += eps
-        elif NORM == "2":
-            total += eps * eps
-        elif NORM == "infinity":
-            total = tl.where(eps > total, eps, total)
-            unknown = tl.where(eps != eps, 1, unknown)
-        else:
-            total += tl.where(eps == 0, 0.0, tl.exp2(P * tl.log2(eps)))
-    if NORM == "infinity":
-        norm = tl.where(tl.max(unknown, 0) > 0, float("nan"), tl.max(total, 0))
-    else:
-        norm = tl.sum(total, 0)
-        if NORM == "2":
-            norm = tl.sqrt(norm)
-        elif NORM == "p":
-            norm = tl.where(norm == 0, 0.0, tl.exp2(tl.log2(norm) / P))
-    tl.store(score_ptr + n, norm.to(tl.float32))
+        total, unknown = norm_terms(total, unknown, eps, P, NORM)
+    tl.store(score_ptr + n, norm_of(total, unknown, P, NORM).to(tl.float32))
 
 
 @lru_cache(maxsize=64)
