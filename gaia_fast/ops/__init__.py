@@ -7,9 +7,9 @@ Semantics that every version shares:
   passes `g` on, as PyTorch's own ReLU backward does;
 - sums accumulate in float32 (float64 for float64 maps, which only the reference takes); counts are exact up to 2**24
   positions, and larger maps are refused;
-- results are deterministic bit for bit, without atomic additions, and an image's result depends neither on the other
-  images of the batch nor on the number of threads; on a GPU the order of summation depends on shape, strides and
-  whether the maps begin at multiples of 16 bytes. The backend "torch" is as good as PyTorch's own reductions there:
+- results are deterministic bit for bit (what is added atomically are tickets, never results), and an image's result
+  depends neither on the other images of the batch nor on the number of threads; on a GPU the order of summation
+  depends on shape, strides and whether the maps begin at multiples of 16 bytes. The backend "torch" is as good as PyTorch's own reductions there:
   they may split a single sum among threads, choose another order for another batch size, and take flushed subnormals
   for zero;
 - kernels run on the maps' device and the caller's current stream, wait for nothing, and may be captured in a CUDA
