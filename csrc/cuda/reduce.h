@@ -156,7 +156,7 @@ struct Parameter<Layout::kPieces, V> {
 
 struct Shape {
   int64_t n, k;
-  int w, positions, chunk;
+  int positions, chunk;
   Divider width, channels, splits;
   gaia_moments out;
   float* partial;     // (splits, kMoments, n, k)
@@ -501,17 +501,9 @@ std::string reduce(const char* name, const Operand& operand, const gaia_map& map
   if (tiling.splits > 1 && (tiling.partial == nullptr || tiling.tickets == nullptr)) {
     return std::string(name) + ": no memory for the results of " + std::to_string(tiling.splits) + " splits";
   }
-  const Shape shape = {map.n,
-                       map.k,
-                       static_cast<int>(map.w),
-                       static_cast<int>(map.h * map.w),
-                       static_cast<int>(tiling.chunk),
-                       Divider(map.w),
-                       Divider(map.k),
-                       Divider(tiling.splits),
-                       out,
-                       tiling.partial,
-                       tiling.tickets};
+  const Shape shape = {map.n,          map.k,          static_cast<int>(map.h * map.w), static_cast<int>(tiling.chunk),
+                       Divider(map.w), Divider(map.k), Divider(tiling.splits),          out,
+                       tiling.partial, tiling.tickets};
   switch (tiling.layout) {
     case Layout::kRows:
       if (tiling.piece > 0) return launch_pieces<Operand, kFull>(name, operand, shape, tiling.piece, device, stream);
