@@ -13,15 +13,16 @@ namespace gaia {
 
 namespace {
 
-// What `Tiling` holds, as the Python side knows it: layout, vector, block_k, chunk, splits, stride_split, piece.
-gaia::cuda::Tiling make_tiling(const std::array<int64_t, 7>& t) {
+// What `Tiling` holds, as the Python side knows it: layout, vector, block_k, chunk, splits, piece, partial, tickets.
+gaia::cuda::Tiling make_tiling(const std::array<int64_t, 8>& t) {
   return {static_cast<gaia::cuda::Layout>(t[0]),
           static_cast<int>(t[1]),
           static_cast<int>(t[2]),
           t[3],
           t[4],
-          t[5],
-          static_cast<int>(t[6])};
+          static_cast<int>(t[5]),
+          reinterpret_cast<float*>(t[6]),
+          reinterpret_cast<unsigned*>(t[7])};
 }
 
 void check_launch(const std::string& error, const Sizes& shape) {
@@ -44,7 +45,7 @@ void define_cuda(py::module_& m) {
 
   m.def("cuda_channel_moments",
         [](uintptr_t g, int dtype, Sizes shape, Sizes strides, uintptr_t out, int64_t stride_moment, int64_t stride_n,
-           std::array<int64_t, 7> tiling, int device, uintptr_t stream) {
+           std::array<int64_t, 8> tiling, int device, uintptr_t stream) {
           py::gil_scoped_release unlocked;
           check_launch(gaia::cuda::channel_moments(make_map(g, dtype, shape, strides),
                                                    make_moments(out, stride_moment, stride_n), make_tiling(tiling),
@@ -55,7 +56,7 @@ void define_cuda(py::module_& m) {
   m.def("cuda_relu_backward_moments",
         [](uintptr_t g, uintptr_t y, uintptr_t scale, uintptr_t grad_in, int dtype, Sizes shape, Sizes g_strides,
            Sizes y_strides, Sizes grad_in_strides, uintptr_t out, int64_t stride_moment, int64_t stride_n,
-           std::array<int64_t, 7> tiling, int device, uintptr_t stream) {
+           std::array<int64_t, 8> tiling, int device, uintptr_t stream) {
           py::gil_scoped_release unlocked;
           const gaia_map y_map = make_map(y, dtype, shape, y_strides);
           check_launch(gaia::cuda::relu_backward_moments(
@@ -67,7 +68,7 @@ void define_cuda(py::module_& m) {
 
   m.def("cuda_relu_forward_count", [](uintptr_t x, uintptr_t residual, uintptr_t scale, uintptr_t shift, uintptr_t y,
                                       int dtype, Sizes shape, Sizes x_strides, Sizes residual_strides, Sizes y_strides,
-                                      uintptr_t nonzero, int64_t stride_n, std::array<int64_t, 7> tiling, int device,
+                                      uintptr_t nonzero, int64_t stride_n, std::array<int64_t, 8> tiling, int device,
                                       uintptr_t stream) {
     py::gil_scoped_release unlocked;
     const gaia_map residual_map = make_map(residual, dtype, shape, residual_strides);
@@ -77,16 +78,6 @@ void define_cuda(py::module_& m) {
                      reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(shift),
                      make_map(y, dtype, shape, y_strides), counts, make_tiling(tiling), device, to_stream(stream)),
                  shape);
-  });
-
-  m.def("cuda_add_partials", [](uintptr_t partial, int64_t splits, int64_t stride_split, int64_t rows, int64_t columns,
-                                uintptr_t out, int64_t images, int64_t stride_moment, int64_t stride_n, int device,
-                                uintptr_t stream) {
-    py::gil_scoped_release unlocked;
-    check_launch(gaia::cuda::add_partials({reinterpret_cast<const float*>(partial), splits, stride_split, rows, columns,
-                                           reinterpret_cast<float*>(out), images, stride_moment, stride_n},
-                                          device, to_stream(stream)),
-                 {splits, rows, columns, 1});
   });
 
   m.def("cuda_frobenius", [](uintptr_t moments, int64_t n, int64_t stride_n, const std::vector<int64_t>& begins,

@@ -7,6 +7,7 @@ namespace {
 template <class T>
 struct Plain {
   using Type = T;
+  static constexpr int kMoments = 3;
   gaia_map g;
 
   template <int V>

@@ -12,17 +12,19 @@ namespace gaia::cuda {
 enum class Layout { kRows = 0, kChannels = 1, kStrided = 2, kPieces = 3 };
 
 // How the maps are cut, as gaia_fast/ops/tiling.py decides: `vector` elements are loaded at once (16 bytes of them, or
-// one), a program takes `chunk` positions of a channel, and `splits` programs share a channel. Results go to
-// (splits, ...) partial ones, `stride_split` apart, which add_partials sums up. Of kRows, a program takes `piece` whole
-// channels as one row, read 16 bytes at a time, where `piece` is not 0: that is kPieces.
+// one), a program takes `chunk` positions of a channel, and `splits` programs share a channel. Where there are several,
+// they write to `partial`, (splits, moments, n, k), and draw `tickets`, zeros, which are zeros again afterwards: at
+// most n * k of them. Of kRows, a program takes `piece` whole channels as one row, read 16 bytes at a time, where
+// `piece` is not 0: that is kPieces.
 struct Tiling {
   Layout layout;
   int vector;
   int block_k;
   int64_t chunk;
   int64_t splits;
-  int64_t stride_split;
   int piece;
+  float* partial;
+  unsigned* tickets;
 };
 
 // A CUDA stream, as an address.
@@ -37,16 +39,6 @@ std::string relu_forward_count(const gaia_map& x, const gaia_map* residual, cons
                                const gaia_map& y, const gaia_moments& out, const Tiling& tiling, int device,
                                Stream stream);
 std::string frobenius(const gaia_packed& packed, int device, Stream stream);
-
-// Adds `splits` results of `rows` x `columns` up, in their order: row r of the sum lies at
-// (r / images) * stride_moment + (r % images) * stride_n.
-struct Partials {
-  const float* partial;
-  int64_t splits, stride_split, rows, columns;
-  float* out;
-  int64_t images, stride_moment, stride_n;
-};
-std::string add_partials(const Partials& partials, int device, Stream stream);
 
 // The counts of maps' active units, whether windows of the maps hold some, and the norms of the counts, in one launch.
 // An element is active where its bits, as an unsigned number, are from 1 to `limit`: positive, and below what the units

@@ -7,8 +7,10 @@ namespace {
 template <class T>
 struct Masked {
   using Type = T;
+  static constexpr int kMoments = 3;
   gaia_map g, y, grad_in;
   const float* scale;
+  Divider positions;
 
   template <int V>
   struct Loaded {
@@ -28,7 +30,7 @@ struct Masked {
           grad_in(operand.grad_in, n, k),
           masked(operand.y.data != nullptr),
           scaled(operand.scale != nullptr),
-          scale(operand.scale, operand.g, k, 1.0f) {}
+          scale(operand.scale, operand.positions, k, 1.0f) {}
     __device__ Loaded<V> load(int h, int w) const {
       Loaded<V> loaded;
       loaded.g = g.template load<V>(h, w);
@@ -56,7 +58,7 @@ std::string relu_backward_moments(const gaia_map& g, const gaia_map* y, const fl
   gaia_map none = g;
   none.data = nullptr;
   return with_type(g.dtype, [&](auto type) {
-    const Masked<decltype(type)> operand = {g, y != nullptr ? *y : none, grad_in, scale};
+    const Masked<decltype(type)> operand = {g, y != nullptr ? *y : none, grad_in, scale, Divider(g.h * g.w)};
     return reduce("relu_backward_moments", operand, g, out, tiling, device, stream);
   });
 }

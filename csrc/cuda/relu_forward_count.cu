@@ -8,9 +8,11 @@ namespace {
 template <class T>
 struct Rectified {
   using Type = T;
+  static constexpr int kMoments = 1;
   gaia_map x, residual, y;
   const float* scale;
   const float* shift;
+  Divider positions;
 
   template <int V>
   struct Loaded {
@@ -31,8 +33,8 @@ struct Rectified {
           has_scale(operand.scale != nullptr),
           has_shift(operand.shift != nullptr),
           has_residual(operand.residual.data != nullptr),
-          scale(operand.scale, operand.x, k, 1.0f),
-          shift(operand.shift, operand.x, k, 0.0f) {}
+          scale(operand.scale, operand.positions, k, 1.0f),
+          shift(operand.shift, operand.positions, k, 0.0f) {}
     __device__ Loaded<V> load(int h, int w) const {
       Loaded<V> loaded;
       loaded.x = x.template load<V>(h, w);
@@ -64,7 +66,8 @@ std::string relu_forward_count(const gaia_map& x, const gaia_map* residual, cons
   gaia_map none = x;
   none.data = nullptr;
   return with_type(x.dtype, [&](auto type) {
-    const Rectified<decltype(type)> operand = {x, residual != nullptr ? *residual : none, y, scale, shift};
+    const Rectified<decltype(type)> operand = {
+        x, residual != nullptr ? *residual : none, y, scale, shift, Divider(x.h * x.w)};
     return reduce("relu_forward_count", operand, x, out, tiling, device, stream);
   });
 }

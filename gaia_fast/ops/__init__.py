@@ -7,11 +7,11 @@ Semantics that every version shares:
   passes `g` on, as PyTorch's own ReLU backward does;
 - sums accumulate in float32 (float64 for float64 maps, which only the reference takes); counts are exact up to 2**24
   positions, and larger maps are refused;
-- results are deterministic bit for bit, without atomic additions other than of integers, and an image's result depends
-  neither on the other images of the batch nor on the number of threads; on a GPU the order of summation depends on
-  shape, strides and whether the maps begin at multiples of 16 bytes. The backend "torch" is as good as PyTorch's own
-  reductions there: they may split a single sum among threads, choose another order for another batch size, and take
-  flushed subnormals for zero;
+- results are deterministic bit for bit (what is added atomically are integers alone: counts and tickets), and an
+  image's result depends neither on the other images of the batch nor on the number of threads; on a GPU the order of
+  summation depends on shape, strides and whether the maps begin at multiples of 16 bytes. The backend "torch" is as
+  good as PyTorch's own reductions there: they may split a single sum among threads, choose another order for another
+  batch size, and take flushed subnormals for zero;
 - kernels run on the maps' device and the caller's current stream, wait for nothing, and may be captured in a CUDA
   graph. Triton compiles when it first meets a kind of map, and its `frobenius` and `count_and_score` copy what they
   have to know of the layers to the device then: call each once before. `count_and_score` takes its scratch from who

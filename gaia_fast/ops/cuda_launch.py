@@ -1,4 +1,4 @@
-"""What the CUDA kernels share: the tiling as they take it, the stream, launch errors, the sum of partial results."""
+"""What the CUDA kernels share: the tiling as they take it, the stream, launch errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gaia_fast.backends import kernels
 from gaia_fast.errors import BackendError
+from gaia_fast.ops.partial_sums import PartialSums
 from gaia_fast.ops.tiling import Tiling
 
 _LAYOUTS: dict[str, int] = getattr(kernels, "CUDA_LAYOUTS", {})
@@ -29,26 +30,8 @@ def where(tensor: Tensor) -> tuple[int, int]:
     return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
-def tiling_arguments(tiling: Tiling, partial: Tensor) -> tuple[int, ...]:
-    """Returns `tiling` as csrc/cuda/kernels.h has it, for results that go to `partial` (splits, ...)."""
+def tiling_arguments(tiling: Tiling, sums: PartialSums | None) -> tuple[int, ...]:
+    """Returns `tiling` as csrc/cuda/kernels.h has it, with the memory that programs which share a channel need."""
+    partial, tickets = (0, 0) if sums is None else (sums.partial.data_ptr(), sums.tickets.data_ptr())
     layout = _LAYOUTS[tiling.layout]
-    return layout, tiling.vector, tiling.block_k, tiling.chunk, tiling.splits, partial.stride(0), tiling.piece
-
-
-def add_partials(partial: Tensor, out: Tensor) -> None:
-    """Adds (splits, moments, N, K) partial results up into `out`, in their order; nothing where there is one split."""
-    splits, moments, images, channels = partial.shape
-    if splits > 1:
-        launch(
-            "cuda_add_partials",
-            partial.data_ptr(),
-            splits,
-            partial.stride(0),
-            moments * images,
-            channels,
-            out.data_ptr(),
-            images,
-            out.stride(0),
-            out.stride(1),
-            *where(out),
-        )
+    return layout, tiling.vector, tiling.block_k, tiling.chunk, tiling.splits, tiling.piece, partial, tickets

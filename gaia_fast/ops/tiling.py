@@ -10,16 +10,18 @@ from math import gcd
 import torch
 from torch import Tensor
 
-# Elements that a program holds at a time, and bytes that it goes over in all: enough loads in flight, and partial sums
-# that are few beside what they are sums of.
-TILE = 2048
-PROGRAM = 65536
-ROW_BLOCK = 1024  # positions of a channel that a program holds at most, and
-ROW_CHUNK = 4096  # goes over in all, where positions are contiguous
-COLUMN_BLOCK, STEPS = 16, 8  # positions at a time, at most where there are channels enough, and times that, at least
+# Bytes of a map that a program goes over: as many as 256 threads have in flight with four 16-byte loads each, so that
+# a single small image occupies several multiprocessors. Maps of which an image makes PROGRAMS such programs fill a
+# device with one image; of larger ones programs are larger, up to LARGEST_PROGRAM, and partial sums fewer.
+PROGRAM, LARGEST_PROGRAM, PROGRAMS = 16384, 65536, 128
+TILE = 8192  # bytes that a Triton program holds at a time, of two maps together: four 16-byte loads of 128 threads each
+SCALARS = 1024  # elements that it holds where each is loaded by itself: an address for each needs registers
+RUN = 64  # bytes of channels side by side that a program takes at least: two sectors of memory
+ROW_CHUNK = 4096  # bytes of a channel that a program goes over where positions are contiguous, and
+ROW_BLOCK = 1024  # positions of it that a Triton program holds at most
 LEAST_BLOCK = 2  # Triton compiles no tile of a single element
 PIECE, LARGEST_PIECE = 16384, 20480  # bytes of the channels that a program reads as one row; csrc/cuda/reduce.h
-MAX_SPLITS = 2**15  # a grid has 65535 programs in its third dimension
+MAX_SPLITS = 256  # one program adds the others' sums up, one after the other
 
 Strides = tuple[int, int, int, int]
 
@@ -32,10 +34,12 @@ class Tiling:
         layout: "rows" where the positions of a channel lie side by side in every map; "channels" where the channels of
             a position do, and the positions at one distance; "strided" for all else.
         vector: the elements of a 128-bit load where every row (or every channel vector) of every map begins at a
-            multiple of 16 bytes and holds whole vectors; else 1.
-        splits: programs that share the positions of a channel; their partial sums are added afterwards, in order.
+            multiple of 16 bytes and holds whole vectors, or where Triton reads several as one row (`flat`); else 1.
+        splits: programs that share the positions of a channel; the last of them to end adds their partial sums, in
+            the order of the positions.
         piece: of "rows", the channels that a CUDA program takes as one row of whole vectors, where a single channel is
-            none (7x7 positions) but the next begins where it ends; else 0. Triton cannot sum parts of a vector.
+            none (7x7 positions) but the next begins where it ends; else 0.
+        flat: likewise in Triton: the elements of a tile that holds `block_k` whole channels as one row; else 0.
     """
 
     layout: str
@@ -45,6 +49,7 @@ class Tiling:
     chunk: int
     splits: int
     piece: int
+    flat: int
 
 
 def tiling_for(*tensors: Tensor) -> Tiling:
@@ -81,30 +86,42 @@ def _tiling(shape: torch.Size, strides: tuple[Strides, ...], item: int, misalign
         layout = "rows" if rows else "strided"
         whole = gcd(positions, *(n for n, *_ in strides), *(k for _, k, _, _ in strides if channels > 1))
     vector = full if layout != "strided" and whole % full == 0 and not misalignment else 1
+    piece = flat = 0
+    tile = (TILE if len(strides) == 1 else TILE // 2) // item
+    held = tile if vector > 1 else SCALARS
     if layout == "channels" or (layout == "strided" and channels > 1 and strides[0][1] == 1):
-        # Several steps of loads and sums alone, before lanes exchange what they have: few positions, few lanes.
-        least = min(max(power_of_2(positions) // STEPS, 1), COLUMN_BLOCK)
-        block_k = max(min(power_of_2(channels), TILE // least, 256 * vector), LEAST_BLOCK)
-        block_p = min(power_of_2(positions), TILE // block_k)
-        chunk = max(PROGRAM // item // block_k, block_p)
+        program = min(max(PROGRAM, channels * positions * item // PROGRAMS), LARGEST_PROGRAM) // item
+        # All positions of fewer channels, as far as memory is still read in whole sectors: nothing is left to add up.
+        whole_channels = not_above(max(program // positions, RUN // item))
+        block_k = max(min(power_of_2(channels), whole_channels, 256 * vector), LEAST_BLOCK)
+        splits, chunk = _shared(positions, max(not_above(program // block_k), 1))
+        block_p = min(power_of_2(chunk), max(held // block_k, 1))
     else:
         block_p = min(power_of_2(positions), ROW_BLOCK)
-        block_k = min(power_of_2(channels), TILE // block_p)
-        chunk = ROW_CHUNK
-    chunk = max(chunk, power_of_2(positions) // MAX_SPLITS)
-    piece = 0
-    if layout == "rows" and vector == 1 and not misalignment and all(k == positions for _, k, _, _ in strides):
-        piece = _piece(channels, positions, gcd(*(n for n, *_ in strides)), item) if positions <= chunk else 0
-    return Tiling(layout, vector, block_k, block_p, chunk, -(-positions // chunk), piece)
+        block_k = min(power_of_2(channels), max(held // block_p, 1))
+        if layout == "rows" and vector == 1 and not misalignment and all(k == positions for _, k, _, _ in strides):
+            piece, fitting = _pieces(channels, positions, gcd(*(n for n, *_ in strides)), item, tile)
+            if fitting:
+                block_k, block_p, flat, vector = fitting, power_of_2(positions), power_of_2(fitting * positions), full
+        splits, chunk = _shared(positions, positions if piece else max(ROW_CHUNK // item, block_p), block_p)
+    return Tiling(layout, vector, block_k, block_p, chunk, splits, piece, flat)
 
 
-def _piece(channels: int, positions: int, images_apart: int, item: int) -> int:
-    """Returns how many channels, side by side, a program reads as one row; 0 where no number will do."""
+def _shared(positions: int, most: int, step: int = 1) -> tuple[int, int]:
+    """Returns how many programs share the positions, `most` each unless they were too many, and how many each takes."""
+    splits = min(-(-positions // most), MAX_SPLITS)
+    chunk = -(-positions // splits // step) * step
+    return -(-positions // chunk), chunk
+
+
+def _pieces(channels: int, positions: int, images_apart: int, item: int, tile: int) -> tuple[int, int]:
+    """Returns how many channels, side by side, a CUDA program and a Triton program read as one row; 0 for none."""
     full = 16 // item
     least = full // gcd(full, positions)
     if gcd(channels * positions, images_apart) % full or least * positions * item > LARGEST_PIECE:
-        return 0
-    return min(channels, max(PIECE // item // positions // least, 1) * least)
+        return 0, 0
+    in_triton = not_above(tile // positions) if least * positions <= tile else 0
+    return min(channels, max(PIECE // item // positions // least, 1) * least), in_triton
 
 
 def power_of_2(number: int) -> int:
@@ -112,6 +129,6 @@ def power_of_2(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def partials_for(out: Tensor, tiling: Tiling) -> Tensor:
-    """Returns what the programs write to: (splits, *out.shape); `out` itself where there is one split."""
-    return out.unsqueeze(0) if tiling.splits == 1 else out.new_empty((tiling.splits, *out.shape))
+def not_above(number: int) -> int:
+    """Returns the greatest power of two that is not above `number`, a positive one."""
+    return 1 << (number.bit_length() - 1)

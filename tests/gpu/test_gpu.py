@@ -71,6 +71,27 @@ def test_captured_in_a_graph_on_the_gpu(backend: BackendOption) -> None:
 
 
 @each_backend
+def test_streams_at_once_on_the_gpu(backend: BackendOption) -> None:
+    """Several programs share a channel: those of one stream must not be taken for those of another, nor of a graph."""
+    g = torch.randn(1, 64, 32, 32, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    expected = everything(g, backend)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = everything(g, backend)
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    found: list[tuple[Tensor, ...]] = []
+    for _ in range(50):
+        graph.replay()
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                found.append(everything(g, backend))
+    torch.cuda.synchronize()
+    for each in (captured, *found):
+        assert_all_equal(each, expected)
+
+
+@each_backend
 def test_other_devices_than_the_current_gpu(backend: BackendOption) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")

@@ -29,13 +29,21 @@ ACCESS = re.compile(r"\b(LDG|STG|LDL|STL)((?:\.[A-Z0-9_]+)*)")
 
 @dataclass
 class Code:
-    """What a kernel's machine code does to memory: the width in bits of every access in its text."""
+    """What a kernel's machine code does to memory: the width in bits of every access in its text.
+
+    Attributes:
+        reciprocals: as an integer division needs one. A division in float32 does, too.
+        registers: of a thread.
+    """
 
     loads: Counter[int] = field(default_factory=Counter)
     stores: Counter[int] = field(default_factory=Counter)
     spills: int = 0
+    reciprocals: int = 0
+    registers: int = 0
 
     def read(self, line: str) -> None:
+        self.reciprocals += "MUFU.RCP" in line
         for kind, modifiers in ACCESS.findall(line):
             parts = modifiers.split(".")
             width = next((int(part) for part in parts if part in ("64", "128")), 32)
@@ -60,6 +68,13 @@ def disassembled(file: Path) -> dict[tuple[str, int], Code]:
         else:
             current.read(line)
     return found
+
+
+def registers_of(file: Path) -> int:
+    """Returns the registers of a thread of the one kernel in `file`."""
+    text = subprocess.run([_cuobjdump(), "-res-usage", file], capture_output=True, text=True, check=True).stdout
+    (found,) = re.findall(r"REG:(\d+)", text)
+    return int(found)
 
 
 def _cuobjdump() -> str:
@@ -130,4 +145,5 @@ def compiled(launch: Launch, architecture: int, folder: Path) -> Code:
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(result.asm["cubin"])
     (code,) = disassembled(cubin).values()
+    code.registers = registers_of(cubin)
     return code

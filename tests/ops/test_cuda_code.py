@@ -1,8 +1,9 @@
-"""The CUDA kernels as nvcc compiled them into the extension: no spills, 128 bits at a time.
+"""The CUDA kernels as nvcc compiled them into the extension: no spills, 128 bits at a time, no integer divisions.
 
 What may be narrow: the (K,) parameters and the moments, a few bytes beside the maps; maps whose rows do not begin at
-multiples of 16 bytes, or at other strides than 1. The columns of `frobenius` and of partial sums begin anywhere.
-`count_and_score` has a way for each of these in one kernel, so that its wide loads are counted, not its narrow ones.
+multiples of 16 bytes, or at other strides than 1; the columns of `frobenius`, which begin anywhere; and the sums
+that blocks share. `count_and_score` has a way for each of these in one kernel, so that its wide loads are counted, not
+its narrow ones.
 """
 
 import re
@@ -16,6 +17,7 @@ from gaia_fast import backends
 if backends.kernels is None or not backends.kernels.cuda_build().startswith("sm_"):
     pytest.skip("this extension holds no machine code of CUDA kernels", allow_module_level=True)
 
+SHARES = 16  # loads of other blocks' sums: eight at a time, and of what is left
 FULL = {"Float32": 4, "Float16": 8, "BFloat16": 8}
 # The operand, how many (K,) parameters it reads, and whether it writes a map.
 OPERANDS = {"Plain": (0, False), "Masked": (1, True), "Rectified": (2, True)}
@@ -34,12 +36,18 @@ def test_every_architecture_is_there(code: dict[tuple[str, int], Code]) -> None:
     if not set(ARCHITECTURES) <= built:
         pytest.skip(f"built for {sorted(built)} alone, by GAIA_FAST_CUDA_ARCHITECTURES or an older compiler")
     names = {name for name, _ in code}
-    for word in (*OPERANDS, "frobenius_kernel", "add_partials_kernel", "count_and_score_kernel"):
+    for word in (*OPERANDS, "frobenius_kernel", "count_and_score_kernel"):
         assert any(word in name for name in names), word
 
 
 def test_no_kernel_spills(code: dict[tuple[str, int], Code]) -> None:
     assert {key: each.spills for key, each in code.items() if each.spills} == {}
+
+
+def test_no_reduction_divides(code: dict[tuple[str, int], Code]) -> None:
+    reductions = {key: each for key, each in code.items() if "reduce_" in key[0]}
+    assert len({name for name, _ in reductions}) == 3 * 3 * 9  # operands, dtypes, and ways through a map
+    assert {key: each.reciprocals for key, each in reductions.items() if each.reciprocals} == {}
 
 
 @pytest.mark.parametrize("dtype", FULL)
@@ -53,16 +61,17 @@ def test_contiguous_maps(code: dict[tuple[str, int], Code], operand: str, dtype:
             continue
         if re.search(rf"reduce_rows.*Layout\w*E0E?Li{vector}ELi(\d)ELi(\d)E", name):
             rows = int(re.search(rf"Li{vector}ELi(\d)E", name)[1])  # type: ignore[index]
+            shares = SHARES if rows == 1 else 0
         elif re.search(rf"reduce_channels.*Li{vector}E", name):
-            rows = vector
+            rows, shares = vector, SHARES
         elif re.search(rf"reduce_pieces.*Li{vector}E", name):
-            rows = 4 * vector  # a value for each element of the four vectors
+            rows, shares = 4 * vector, 0  # a value for each element of the four vectors
         else:
             continue
         seen += 1
         where = f"{name} on sm_{architecture}: {each}"
         narrow = sum(count for width, count in each.loads.items() if width != 128)
-        assert narrow <= parameters * rows, where
+        assert narrow <= parameters * rows + shares, where
         assert each.loads[128] >= 4, where
         assert each.stores[128] >= 4 * writes, where
     assert seen == 4 * len({architecture for _, architecture in code})

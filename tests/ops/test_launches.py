@@ -47,7 +47,7 @@ def test_cuda_without_a_device() -> None:
     assert "CUDA" in kernels.cuda_obstacle(0)
     from gaia_fast.ops.cuda_launch import launch
 
-    tiling = (0, 1, 1, 4096, 1, 0, 0)
+    tiling = (0, 1, 1, 4096, 1, 0, 0, 0)
     with pytest.raises(BackendError, match=r"^CUDA kernel channel_moments: .* on a map of shape \(1, 2, 3, 4\)$"):
         launch("cuda_channel_moments", 0, 0, (1, 2, 3, 4), (24, 12, 4, 1), 0, 2, 2, tiling, 0, 0)
     with pytest.raises(BackendError, match=r"^CUDA kernel frobenius: .* on a map of shape"):

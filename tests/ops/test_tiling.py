@@ -46,7 +46,7 @@ def test_maps_that_lie_differently_share_no_layout() -> None:
 def test_vectors_are_128_bits_where_every_row_allows_them(dtype: torch.dtype, full: int) -> None:
     assert of((2, 3, 4, 8), NCHW, dtype).vector == full
     assert of((2, 64, 7, 7), CHANNELS_LAST, dtype).vector == full
-    assert of((2, 64, 7, 7), NCHW, dtype).vector == 1  # 49 positions: the second row begins anywhere
+    assert of((2, 61, 7, 7), NCHW, dtype).vector == 1  # 49 positions: the second row begins anywhere
     assert of((2, 60 + 1, 8, 8), CHANNELS_LAST, dtype).vector == 1
     assert of((2, 64, 8, 8), LAYOUT["unaligned"], dtype).vector == 1
     assert of((2, 64, 8, 8), LAYOUT["crop"], dtype).vector == 1
@@ -83,6 +83,60 @@ def test_channels_read_as_one_row(shape: tuple[int, ...], layout: Layout, dtype:
     assert found.piece * shape[2] * shape[3] % (16 // dtype.itemsize) == 0
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "block_k", "flat"),
+    [
+        ((2, 2048, 7, 7), torch.bfloat16, 64, 4096),
+        ((2, 2048, 7, 7), torch.float32, 32, 2048),
+        ((2, 48, 7, 7), torch.float16, 64, 4096),
+        ((2, 256, 14, 14), torch.bfloat16, 16, 4096),
+        ((2, 8, 35, 35), torch.float32, 1, 0),  # four channels are more than Triton holds: each by itself
+        ((2, 61, 7, 7), torch.float32, 16, 0),
+        ((2, 64, 8, 8), torch.float32, 32, 0),
+    ],
+    ids=str,
+)
+def test_channels_that_triton_reads_as_one_row(
+    shape: tuple[int, ...], dtype: torch.dtype, block_k: int, flat: int
+) -> None:
+    found = of(shape, NCHW, dtype)
+    assert (found.block_k, found.flat) == (block_k, flat)
+    if flat:
+        positions = shape[2] * shape[3]
+        assert block_k * positions <= flat
+        assert block_k * positions % found.vector == 0
+        assert found.vector == 16 // dtype.itemsize
+        assert found.splits == 1
+
+
+def programs_of(shape: tuple[int, ...], layout: Layout, dtype: torch.dtype = torch.bfloat16) -> int:
+    found = of(shape, layout, dtype)
+    return shape[0] * -(-shape[1] // found.block_k) * found.splits
+
+
+def test_one_image_is_shared_out_among_programs() -> None:
+    """Of 16 KiB each, and of few channels rather than of few positions: fewer sums are left to add up."""
+    assert programs_of((1, 64, 32, 32), CHANNELS_LAST) == 8
+    assert of((1, 64, 32, 32), CHANNELS_LAST, torch.bfloat16).splits == 4
+    assert programs_of((1, 64, 32, 32), CHANNELS_LAST, torch.float32) == 16
+    assert programs_of((1, 256, 56, 56), CHANNELS_LAST) == 104
+    assert programs_of((1, 2048, 7, 7), CHANNELS_LAST) == 16
+    assert of((1, 2048, 7, 7), CHANNELS_LAST, torch.bfloat16).splits == 1
+    assert programs_of((1, 64, 112, 112), CHANNELS_LAST) == 98
+    assert of((1, 64, 112, 112), NCHW, torch.bfloat16).splits == 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [NCHW, CHANNELS_LAST], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(64, 32, 32), (64, 112, 112), (256, 56, 56), (512, 28, 28), (64, 224, 224), (1024, 14, 14)], ids=str
+)
+def test_partial_sums_are_few_beside_the_map(shape: tuple[int, ...], layout: Layout, dtype: torch.dtype) -> None:
+    found = of((1, *shape), layout, dtype)
+    partial = 0 if found.splits == 1 else 3 * 4 * found.splits
+    assert partial <= 0.035 * shape[1] * shape[2] * dtype.itemsize
+
+
 def test_the_batch_changes_nothing() -> None:
     for layout in LAYOUTS:
         for shape in ((37, 5, 5), (64, 8, 8), (3, 112, 112)):
@@ -110,8 +164,9 @@ def test_programs_cover_the_positions_and_fit_a_grid(shape: tuple[int, ...], lay
     found = tiling._tiling(torch.Size(shape[1:]), (strides.get(layout.name, (0, 3, 9999, 5)),), 4, 0)
     assert (found.splits - 1) * found.chunk < shape[2] * shape[3] <= found.splits * found.chunk
     assert found.splits <= 65535
-    assert found.chunk % found.block_p == 0
-    assert found.block_k * found.block_p <= tiling.TILE
+    assert found.splits <= tiling.MAX_SPLITS
+    assert found.layout == "channels" or found.chunk % found.block_p == 0
+    assert found.block_k * found.block_p <= (tiling.TILE // 4 if found.vector > 1 else tiling.SCALARS)
     # Equal values are rounded the same way at every step: as many steps as tests/tolerance.py has in mind, or partial
     # sums that are too many for a grid otherwise.
     assert min(found.chunk, shape[2] * shape[3]) // found.block_p <= 32 or shape[2] * shape[3] > 2**20
@@ -120,7 +175,8 @@ def test_programs_cover_the_positions_and_fit_a_grid(shape: tuple[int, ...], lay
 @pytest.fixture
 def small_programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Programs so small that small maps are split among several."""
-    for name, value in {"TILE": 64, "PROGRAM": 256, "ROW_BLOCK": 8, "ROW_CHUNK": 16}.items():
+    sizes = {"TILE": 256, "SCALARS": 64, "PROGRAM": 256, "LARGEST_PROGRAM": 256, "RUN": 16, "ROW_BLOCK": 8}
+    for name, value in (sizes | {"ROW_CHUNK": 64}).items():
         monkeypatch.setattr(tiling, name, value)
     tiling._tiling.cache_clear()
     yield

@@ -1,9 +1,11 @@
 """Every Triton kernel compiled ahead of time, with the arguments its launches have: no spills, 128 bits at a time.
 
 What may be narrow: the (K,) parameters and the moments, a few bytes beside the maps; maps whose rows do not begin at
-multiples of 16 bytes, or at other strides than 1. The columns of `frobenius` and of partial sums begin anywhere.
+multiples of 16 bytes, or at other strides than 1; the columns of `frobenius`, which begin anywhere; and the sums
+that programs share.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -36,14 +38,17 @@ WINDOW_LOADS = 16
 
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 each_dtype = pytest.mark.parametrize("dtype", HALVES_AND_FLOAT, ids=lambda dtype: str(dtype)[6:])
-# Maps of which rows, or channel vectors, are whole 128-bit vectors, and maps of which they are not.
+# Maps of which rows, or channel vectors, are whole 128-bit vectors, and maps of which they are not. Of 7x7 positions
+# several channels are.
 WIDE = {
+    "nchw 7x7": ((2, 64, 7, 7), NCHW),
+    "channels_last, shared": ((2, 64, 56, 56), CHANNELS_LAST),
     "nchw": ((2, 64, 56, 56), NCHW),
     "nchw small": ((2, 64, 8, 8), NCHW),
     "channels_last": ((2, 64, 7, 7), CHANNELS_LAST),
 }
 NARROW = {
-    "nchw 7x7": ((2, 64, 7, 7), NCHW),
+    "nchw 7x7, an odd number": ((2, 61, 7, 7), NCHW),
     "crop": ((2, 64, 8, 8), LAYOUT["crop"]),
     "one element": ((1, 1, 1, 1), NCHW),
     "two channels": ((1, 2, 56, 56), CHANNELS_LAST),
@@ -70,7 +75,8 @@ def launches_of(op: str, shape: tuple[int, ...], layout: Layout, dtype: torch.dt
 
 
 OPS = ("channel_moments", "relu_backward_moments", "relu_forward_count")
-READS = {"channel_moments": 1, "relu_backward_moments": 2, "relu_forward_count": 2}
+MOMENTS = {"channel_moments": 3, "relu_backward_moments": 3, "relu_forward_count": 1}
+LOADS, SHARES = 4, 8  # of a thread at a time: of all maps together, and of other programs' sums
 
 
 @each_architecture
@@ -83,7 +89,10 @@ def test_contiguous_maps(
     (launch,) = launches_of(op, shape, layout, dtype, parameters=False)
     code = compiled(launch, architecture, tmp_path)
     assert code.spills == 0
+    shares = code.loads.pop(32, 0)
+    assert shares == (SHARES * MOMENTS[op] if launch.options["SHARED"] else 0)
     assert set(code.loads) == {128}, code.loads
+    assert code.loads[128] == LOADS, "loads that a thread has in flight"
     if op != "channel_moments":
         assert code.stores[128] >= 1, code.stores
 
@@ -124,7 +133,10 @@ def test_frobenius(p: float, architecture: int, tmp_path: Path) -> None:
 
 
 def launch_of_all_maps(
-    maps: dict[str, tuple[tuple[int, ...], Layout]], dtype: torch.dtype, p: float = 2.0, windows: tuple[int, ...] = ()
+    maps: Mapping[str, tuple[tuple[int, ...], Layout]],
+    dtype: torch.dtype,
+    p: float = 2.0,
+    windows: tuple[int, ...] = (),
 ) -> Any:
     """Returns the launch of `count_and_score` on maps of one network, as these kinds are, and two sums."""
     module = import_module("gaia_fast.ops.count_and_score.triton")
@@ -168,12 +180,10 @@ def test_count_and_score_of_other_maps(p: float, architecture: int, tmp_path: Pa
     assert compiled(launch, architecture, tmp_path).spills == 0
 
 
-@each_architecture
-def test_add_partials(architecture: int, tmp_path: Path) -> None:
-    module = import_module("gaia_fast.ops.triton_tiles")
-    with recorded(module, "_add_partials_kernel") as launches:
-        for channels in (1, 64):
-            module.add_partials(torch.ones(5, 3, 2, channels), torch.empty(3, 2, channels))
-    assert len(launches) == 2
-    for launch in launches:
-        assert compiled(launch, architecture, tmp_path).spills == 0
+@each_dtype
+@pytest.mark.parametrize("op", OPS)
+def test_channels_of_odd_length_leave_registers_for_other_programs(op: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """By an address for each element, 7x7 positions took up to 239 registers of a thread: a program in eight."""
+    (launch,) = launches_of(op, (2, 64, 7, 7), NCHW, dtype, parameters=True)
+    assert launch.options["LAYOUT"] == "flat"
+    assert compiled(launch, 90, tmp_path).registers <= 96

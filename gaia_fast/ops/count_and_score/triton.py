@@ -18,6 +18,7 @@ from torch import Tensor
 from gaia_fast.ops.count_and_score import active_limits, begins_of, grid_size, window_triples
 from gaia_fast.ops.tiling import Strides, Tiling, power_of_2, strides_of, tiling_for
 from gaia_fast.ops.triton_tiles import (
+    by_channel,
     constants_of,
     inside_map,
     launch,
@@ -35,6 +36,49 @@ TILE_NUMBERS, MAP_NUMBERS, WINDOW_NUMBERS, COLUMN_NUMBERS = 4, 9, 5, 3
 
 
 @triton.jit
+def _active(
+    image,
+    n,
+    first,
+    start,
+    end,
+    channels,
+    width,
+    limit,
+    stride_n,
+    stride_k,
+    stride_h,
+    stride_w,
+    LAYOUT: tl.constexpr,
+    VECTOR_K: tl.constexpr,
+    VECTOR_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    FLAT: tl.constexpr,
+):
+    """Which elements of a tile are active, 1 or 0."""
+    inside = inside_map(first, start, channels, end, LAYOUT, VECTOR_K, VECTOR_P, BLOCK_K, BLOCK_P, FLAT)
+    at = tile_offsets(
+        n,
+        first,
+        start,
+        width,
+        stride_n,
+        stride_k,
+        stride_h,
+        stride_w,
+        LAYOUT,
+        VECTOR_K,
+        VECTOR_P,
+        BLOCK_K,
+        BLOCK_P,
+        FLAT,
+    )
+    bits = tl.load(image + at, mask=inside, other=0).to(tl.int32)
+    return ((bits > 0) & (bits <= limit)).to(tl.int32)
+
+
+@triton.jit
 def _count(
     address,
     counts_ptr,
@@ -47,13 +91,14 @@ def _count(
     INDEX: tl.constexpr,
 ):
     """Adds the active elements of channels from `first` and positions from `begin` on to the image's counts."""
-    LAYOUT: tl.constexpr = KINDS[INDEX * 7 + 0]
-    VECTOR_K: tl.constexpr = KINDS[INDEX * 7 + 1]
-    VECTOR_P: tl.constexpr = KINDS[INDEX * 7 + 2]
-    BLOCK_K: tl.constexpr = KINDS[INDEX * 7 + 3]
-    BLOCK_P: tl.constexpr = KINDS[INDEX * 7 + 4]
-    CHUNK: tl.constexpr = KINDS[INDEX * 7 + 5]
-    ALIGNMENT: tl.constexpr = KINDS[INDEX * 7 + 6]
+    LAYOUT: tl.constexpr = KINDS[INDEX * 8 + 0]
+    VECTOR_K: tl.constexpr = KINDS[INDEX * 8 + 1]
+    VECTOR_P: tl.constexpr = KINDS[INDEX * 8 + 2]
+    BLOCK_K: tl.constexpr = KINDS[INDEX * 8 + 3]
+    BLOCK_P: tl.constexpr = KINDS[INDEX * 8 + 4]
+    CHUNK: tl.constexpr = KINDS[INDEX * 8 + 5]
+    ALIGNMENT: tl.constexpr = KINDS[INDEX * 8 + 6]
+    FLAT: tl.constexpr = KINDS[INDEX * 8 + 7]
     stride_n, stride_k = tl.load(map_ptr), tl.load(map_ptr + 1)
     stride_h, stride_w = tl.load(map_ptr + 2), tl.load(map_ptr + 3)
     channels, positions = tl.load(map_ptr + 4).to(tl.int32), tl.load(map_ptr + 5).to(tl.int32)
@@ -62,16 +107,56 @@ def _count(
         image = tl.multiple_of(address.to(tl.pointer_type(tl.int16)), ALIGNMENT)
     else:
         image = tl.multiple_of(address.to(tl.pointer_type(tl.int32)), ALIGNMENT)
+    if LAYOUT == "flat":
+        tile = _active(
+            image,
+            n,
+            first,
+            begin,
+            positions,
+            channels,
+            width,
+            limit,
+            stride_n,
+            stride_k,
+            stride_h,
+            stride_w,
+            LAYOUT,
+            VECTOR_K,
+            VECTOR_P,
+            BLOCK_K,
+            BLOCK_P,
+            FLAT,
+        )
+        counts = tl.sum(by_channel(tile.to(tl.float32), positions, BLOCK_K, BLOCK_P, FLAT), 0).to(tl.int32)
+    else:
+        found = tl.zeros([BLOCK_K, BLOCK_P], tl.int32)
+        end = min(begin + CHUNK, positions)
+        for start in range(begin, end, BLOCK_P):
+            found += _active(
+                image,
+                n,
+                first,
+                start,
+                end,
+                channels,
+                width,
+                limit,
+                stride_n,
+                stride_k,
+                stride_h,
+                stride_w,
+                LAYOUT,
+                VECTOR_K,
+                VECTOR_P,
+                BLOCK_K,
+                BLOCK_P,
+                FLAT,
+            )
+        counts = tl.sum(found, 1)
     k = first + tl.arange(0, BLOCK_K)
-    found = tl.zeros([BLOCK_K, BLOCK_P], tl.int32)
-    for start in range(begin, min(begin + CHUNK, positions), BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)
-        inside = inside_map(k, p, channels, positions, VECTOR_K, VECTOR_P)
-        at = tile_offsets(n, k, p, width, stride_n, stride_k, stride_h, stride_w, LAYOUT, VECTOR_K, VECTOR_P)
-        bits = tl.load(image + at, mask=inside, other=0).to(tl.int32)
-        found += ((bits > 0) & (bits <= limit)).to(tl.int32)
     at = tl.load(map_ptr + 8) + k
-    tl.atomic_add(counts_ptr + at, tl.sum(found, 1), mask=k < channels, sem="relaxed")
+    tl.atomic_add(counts_ptr + at, counts, mask=k < channels, sem="relaxed")
 
 
 @triton.jit
@@ -205,7 +290,7 @@ def count_and_score_kernel(
     for index in tl.static_range(len(maps)):
         address = tl.where(m == index, maps[index], address)
     of_map = map_ptr + m * MAP_NUMBERS
-    for index in tl.static_range(len(KINDS) // 7):
+    for index in tl.static_range(len(KINDS) // 8):
         if kind == index:
             _count(
                 address,
@@ -218,7 +303,7 @@ def count_and_score_kernel(
                 KINDS,
                 index,
             )
-    if kind == len(KINDS) // 7:
+    if kind == len(KINDS) // 8:
         of_window = window_ptr + first * WINDOW_NUMBERS
         _look(
             address,
@@ -255,8 +340,8 @@ def count_and_score_kernel(
         )
 
 
-# LAYOUT, VECTOR_K, VECTOR_P, BLOCK_K, BLOCK_P, CHUNK, ALIGNMENT: as `_count` takes them.
-Kind = tuple[str, int, int, int, int, int, int]
+# LAYOUT, VECTOR_K, VECTOR_P, BLOCK_K, BLOCK_P, CHUNK, ALIGNMENT, FLAT: as `_count` takes them.
+Kind = tuple[str, int, int, int, int, int, int, int]
 
 
 class _Map(NamedTuple):
@@ -294,7 +379,8 @@ def _kind(tiling: Tiling, item: int, address: int) -> Kind:
     chunk = max(TILE_BYTES // item // tiling.block_k // tiling.block_p, 1) * tiling.block_p
     vectors = max(int(of["VECTOR_K"]), int(of["VECTOR_P"]))
     alignment = 16 if vectors > 1 and address % 16 == 0 else item
-    return tiling.layout, int(of["VECTOR_K"]), int(of["VECTOR_P"]), tiling.block_k, tiling.block_p, chunk, alignment
+    vector_k, vector_p = int(of["VECTOR_K"]), int(of["VECTOR_P"])
+    return str(of["LAYOUT"]), vector_k, vector_p, tiling.block_k, tiling.block_p, chunk, alignment, tiling.flat
 
 
 @lru_cache(maxsize=64)
@@ -414,5 +500,5 @@ def count_and_score_triton(
     )
 
 
-_NOTHING: Kind = ("rows", 1, 1, 1, 1, 1, 1)
+_NOTHING: Kind = ("rows", 1, 1, 1, 1, 1, 1, 0)
 _INFINITY = {torch.float32: 0x7F800000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80}

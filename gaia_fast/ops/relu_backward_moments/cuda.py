@@ -2,16 +2,17 @@
 
 from torch import Tensor
 
-from gaia_fast.ops.cuda_launch import add_partials, launch, tiling_arguments, where
+from gaia_fast.ops.cuda_launch import launch, tiling_arguments, where
 from gaia_fast.ops.maps import DTYPE_CODES
-from gaia_fast.ops.tiling import partials_for, strides_of, tiling_for
+from gaia_fast.ops.partial_sums import partial_sums_for
+from gaia_fast.ops.tiling import strides_of, tiling_for
 
 
 def relu_backward_moments_cuda(g: Tensor, y: Tensor | None, scale: Tensor | None, grad_in: Tensor, out: Tensor) -> None:
     """Writes grad_in and the moments `out` (3, N, K); see `relu_backward_moments`."""
     layout = g if y is None else y
     tiling = tiling_for(g, layout, grad_in)
-    partial = partials_for(out, tiling)
+    sums = partial_sums_for(out, tiling)
     launch(
         "cuda_relu_backward_moments",
         g.data_ptr(),
@@ -23,10 +24,9 @@ def relu_backward_moments_cuda(g: Tensor, y: Tensor | None, scale: Tensor | None
         strides_of(g),
         strides_of(layout),
         strides_of(grad_in),
-        partial.data_ptr(),
-        partial.stride(1),
-        partial.stride(2),
-        tiling_arguments(tiling, partial),
+        out.data_ptr(),
+        out.stride(0),
+        out.stride(1),
+        tiling_arguments(tiling, sums),
         *where(g),
     )
-    add_partials(partial, out)

@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from gaia_fast.ops.cuda_launch import add_partials, launch, tiling_arguments, where
+from gaia_fast.ops.cuda_launch import launch, tiling_arguments, where
 from gaia_fast.ops.maps import DTYPE_CODES
-from gaia_fast.ops.tiling import partials_for, strides_of, tiling_for
+from gaia_fast.ops.partial_sums import partial_sums_for
+from gaia_fast.ops.tiling import strides_of, tiling_for
 
 
 def relu_forward_count_cuda(
@@ -13,7 +14,7 @@ def relu_forward_count_cuda(
     """Writes y and the counts `nonzero` (N, K); see `relu_forward_count`."""
     added = x if residual is None else residual
     tiling = tiling_for(x, added, y)
-    partial = partials_for(nonzero, tiling)
+    sums = partial_sums_for(nonzero, tiling)
     launch(
         "cuda_relu_forward_count",
         x.data_ptr(),
@@ -26,9 +27,8 @@ def relu_forward_count_cuda(
         strides_of(x),
         strides_of(added),
         strides_of(y),
-        partial.data_ptr(),
-        partial.stride(1),
-        tiling_arguments(tiling, partial),
+        nonzero.data_ptr(),
+        nonzero.stride(0),
+        tiling_arguments(tiling, sums),
         *where(x),
     )
-    add_partials(partial.unsqueeze(1), nonzero.unsqueeze(0))
