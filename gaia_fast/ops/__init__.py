@@ -9,9 +9,9 @@ Semantics that every version shares:
   positions, and larger maps are refused;
 - results are deterministic bit for bit (what is added atomically are tickets, never results), and an image's result
   depends neither on the other images of the batch nor on the number of threads; on a GPU the order of summation
-  depends on shape, strides and whether the maps begin at multiples of 16 bytes. The backend "torch" is as good as PyTorch's own reductions there:
-  they may split a single sum among threads, choose another order for another batch size, and take flushed subnormals
-  for zero;
+  depends on shape, strides and whether the maps begin at multiples of 16 bytes. The backend "torch" is as good as
+  PyTorch's own reductions there: they may split a single sum among threads, choose another order for another batch
+  size, and take flushed subnormals for zero;
 - kernels run on the maps' device and the caller's current stream, wait for nothing, and may be captured in a CUDA
   graph. Triton compiles when it first meets a kind of map, and its `frobenius` copies the layers' widths to the device
   then: call each once before.
