@@ -34,12 +34,13 @@ class Tiling:
         layout: "rows" where the positions of a channel lie side by side in every map; "channels" where the channels of
             a position do, and the positions at one distance; "strided" for all else.
         vector: the elements of a 128-bit load where every row (or every channel vector) of every map begins at a
-            multiple of 16 bytes and holds whole vectors, or where Triton reads several as one row (`flat`); else 1.
+            multiple of 16 bytes and holds whole vectors; else 1.
         splits: programs that share the positions of a channel; the last of them to end adds their partial sums, in
             the order of the positions.
         piece: of "rows", the channels that a CUDA program takes as one row of whole vectors, where a single channel is
             none (7x7 positions) but the next begins where it ends; else 0.
         flat: likewise in Triton: the elements of a tile that holds `block_k` whole channels as one row; else 0.
+        flat_vector: the elements of a 128-bit load of such a row; else 0.
     """
 
     layout: str
@@ -50,6 +51,7 @@ class Tiling:
     splits: int
     piece: int
     flat: int
+    flat_vector: int
 
 
 def tiling_for(*tensors: Tensor) -> Tiling:
@@ -102,9 +104,9 @@ def _tiling(shape: torch.Size, strides: tuple[Strides, ...], item: int, misalign
         if layout == "rows" and vector == 1 and not misalignment and all(k == positions for _, k, _, _ in strides):
             piece, fitting = _pieces(channels, positions, gcd(*(n for n, *_ in strides)), item, tile)
             if fitting:
-                block_k, block_p, flat, vector = fitting, power_of_2(positions), power_of_2(fitting * positions), full
+                block_k, block_p, flat = fitting, power_of_2(positions), power_of_2(fitting * positions)
         splits, chunk = _shared(positions, positions if piece else max(ROW_CHUNK // item, block_p), block_p)
-    return Tiling(layout, vector, block_k, block_p, chunk, splits, piece, flat)
+    return Tiling(layout, vector, block_k, block_p, chunk, splits, piece, flat, full if flat else 0)
 
 
 def _shared(positions: int, most: int, step: int = 1) -> tuple[int, int]:

@@ -274,7 +274,7 @@ def constants_of(tiling: Tiling) -> dict[str, int | str | bool]:
     """Returns what `tile_offsets` and the kernels have to know when they are compiled."""
     layout = "flat" if tiling.flat else tiling.layout
     over_channels = layout == "channels"
-    vector = tiling.vector
+    vector = tiling.flat_vector if tiling.flat else tiling.vector
     if layout == "rows":
         fold = vector  # a vector is one thread's
     else:

@@ -104,8 +104,9 @@ def test_channels_that_triton_reads_as_one_row(
     if flat:
         positions = shape[2] * shape[3]
         assert block_k * positions <= flat
-        assert block_k * positions % found.vector == 0
-        assert found.vector == 16 // dtype.itemsize
+        assert found.flat_vector == 16 // dtype.itemsize
+        assert block_k * positions % found.flat_vector == 0
+        assert found.vector == 1
         assert found.splits == 1
 
 
@@ -166,7 +167,7 @@ def test_programs_cover_the_positions_and_fit_a_grid(shape: tuple[int, ...], lay
     assert found.splits <= 65535
     assert found.splits <= tiling.MAX_SPLITS
     assert found.layout == "channels" or found.chunk % found.block_p == 0
-    assert found.block_k * found.block_p <= (tiling.TILE // 4 if found.vector > 1 else tiling.SCALARS)
+    assert found.block_k * found.block_p <= (tiling.TILE // 4 if found.vector > 1 or found.flat else tiling.SCALARS)
     # Equal values are rounded the same way at every step: as many steps as tests/tolerance.py has in mind, or partial
     # sums that are too many for a grid otherwise.
     assert min(found.chunk, shape[2] * shape[3]) // found.block_p <= 32 or shape[2] * shape[3] > 2**20
