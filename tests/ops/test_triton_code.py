@@ -4,6 +4,7 @@ What may be narrow: the (K,) parameters and the moments, a few bytes beside the 
 multiples of 16 bytes, or at other strides than 1. The columns of `frobenius` and of partial sums begin anywhere.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,10 @@ def test_frobenius(p: float, architecture: int, tmp_path: Path) -> None:
 
 
 def launch_of_all_maps(
-    maps: dict[str, tuple[tuple[int, ...], Layout]], dtype: torch.dtype, p: float = 2.0, windows: tuple[int, ...] = ()
+    maps: Mapping[str, tuple[tuple[int, ...], Layout]],
+    dtype: torch.dtype,
+    p: float = 2.0,
+    windows: tuple[int, ...] = (),
 ) -> Any:
     """Returns the launch of `count_and_score` on maps of one network, as these kinds are, and two sums."""
     module = import_module("gaia_fast.ops.count_and_score.triton")
