@@ -28,7 +28,7 @@ from gaia_fast.ops.triton_tiles import (
     unspecialised,
 )
 
-BLOCK = 1024  # columns of a result at a time
+BLOCK = 256  # columns of a result at a time
 TILE_BYTES = 16384  # that a program counts: many programs, few bytes each, for few images
 WINDOW_POSITIONS, WINDOW_CHANNELS = 32, 64  # of a window at a time
 # What the tables hold of each: see `_tables`.
@@ -497,6 +497,7 @@ def count_and_score_triton(
         TILE_NUMBERS=TILE_NUMBERS,
         MAP_NUMBERS=MAP_NUMBERS,
         WINDOW_NUMBERS=WINDOW_NUMBERS,
+        num_warps=8,  # of four, the registers do not hold all that is in flight
     )
 
 
