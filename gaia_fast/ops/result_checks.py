@@ -78,7 +78,9 @@ def together(answers: list[bool | Tensor]) -> bool:
     asked = [each for each in answers if isinstance(each, Tensor)]
     if not all(each for each in answers if isinstance(each, bool)):
         return False
-    return bool(asked[0] if len(asked) == 1 else torch.stack(asked).all()) if asked else True
+    if len(asked) > 1:  # of a model on several devices, the logits are on another one than the maps
+        asked = [torch.stack([each.to(asked[0].device) for each in asked]).all()]
+    return bool(asked[0]) if asked else True
 
 
 def divisible(component: Tensor, logits: Tensor) -> Tensor:
