@@ -12,6 +12,8 @@ from gaia_fast.compiler.runtimes.recorded import Recorded
 from gaia_fast.compiler.runtimes.runner import Guard, no_guard
 from gaia_fast.errors import CompilationError
 
+from looks import Looks
+
 
 class Stream:
     """A stream of a device."""
@@ -104,3 +106,40 @@ def test_a_graph_that_does_something_else_is_refused(does: str, cuda: Cuda, monk
     monkeypatch.setattr(Graph, "replay", replay)
     with pytest.raises(CompilationError, match="CUDA graph of 3 images gives other results"):
         Recorded(run, images(0), None)
+
+
+class Several:
+    """A program of several outputs, of more than one dtype, one with gaps, one empty, and one twice."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+
+    def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
+        outputs = self.outputs(x)
+        if self.cuda.recording is not None:
+            self.cuda.recording.recorded.append(
+                lambda: [each.copy_(new) for each, new in zip(outputs, self.outputs(x), strict=True)]
+            )
+        return outputs
+
+    @staticmethod
+    def outputs(x: Tensor) -> tuple[Tensor, ...]:
+        sums, positive = x.flatten(1).sum(1), x[:, 0, 0] > 0.5
+        return sums, x.flatten(1).double(), (x * 2).flatten(1)[:, ::2], positive, x[:, 0, 0, :0], sums
+
+
+def test_outputs_are_copied_in_one_launch_and_stay(cuda: Cuda) -> None:
+    recorded = Recorded(Several(cuda), images(0), None)
+    with Looks() as looks:
+        first = recorded(images(1))
+    assert looks.ran.count("_foreach_copy_") == 1
+    assert looks.ran.count("clone") == 2  # with gaps, and empty
+    kept = [each.clone() for each in first]
+    storages = {each.untyped_storage().data_ptr() for each in first if each.numel()}
+    assert len(storages) == 5, "each has its own memory"
+    recorded(images(2))
+    for each, before in zip(first, kept, strict=True):
+        assert torch.equal(each, before)
+    for each, expected in zip(first, Several.outputs(images(1)), strict=True):
+        assert each.dtype == expected.dtype
+        assert torch.equal(each, expected)
