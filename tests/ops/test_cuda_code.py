@@ -33,7 +33,7 @@ def test_every_architecture_is_there(code: dict[tuple[str, int], Code]) -> None:
     if not set(ARCHITECTURES) <= built:
         pytest.skip(f"built for {sorted(built)} alone, by GAIA_FAST_CUDA_ARCHITECTURES or an older compiler")
     names = {name for name, _ in code}
-    for word in (*OPERANDS, "frobenius_kernel", "add_partials_kernel"):
+    for word in (*OPERANDS, "frobenius_kernel", "add_partials_kernel", "copy_kernel", "check_kernel"):
         assert any(word in name for name in names), word
 
 
@@ -65,3 +65,14 @@ def test_contiguous_maps(code: dict[tuple[str, int], Code], operand: str, dtype:
         assert each.loads[128] >= 4, where
         assert each.stores[128] >= 4 * writes, where
     assert seen == 4 * len({architecture for _, architecture in code})
+
+
+@pytest.mark.parametrize("dtype", FULL)
+def test_images_without_gaps(code: dict[tuple[str, int], Code], dtype: str) -> None:
+    found = {name: each for name, each in code.items() if re.search(rf"copy_kernel.*\d{dtype}ELb1E", name[0])}
+    assert len(found) == len({architecture for _, architecture in code})
+    for (name, architecture), each in found.items():
+        where = f"{name} on sm_{architecture}: {each}"
+        assert set(each.loads) == {128}, where
+        assert each.loads[128] >= 2, where
+        assert each.stores[128] >= 2, where
