@@ -157,7 +157,7 @@ def test_opcheck_of_the_checks() -> None:
     logits, ones = torch.rand(2, 5, device=DEVICE), torch.ones(2, device=DEVICE)
     counts = torch.zeros(3, dtype=torch.int64, device=DEVICE)
     check = torch.ops.gaia_fast.check_results.default
-    alone = (logits, [ones], None, [], None, [], None, None, None, None, "torch")
+    alone: tuple[Any, ...] = (logits, [ones], None, [], None, [], None, None, None, None, "torch")
     torch.library.opcheck(check, alone)
     given = (logits, [ones], logits + 1, [ones], finite, memory, memory[0], pieces_of(memory))
     torch.library.opcheck(check, (*given, counts, counts.new_zeros(2), "torch"))

@@ -151,7 +151,7 @@ def test_check_results(everything: bool, architecture: int, tmp_path: Path) -> N
     ops = import_module("gaia_fast.ops.check_results")
     module = import_module("gaia_fast.ops.check_results.triton")
     memory, counts = [torch.zeros(999, dtype=torch.uint8)], torch.zeros(3, dtype=torch.int64)
-    others = [None, [], None, [], None, None, None, None]
+    others: list[Any] = [None, [], None, [], None, None, None, None]
     if everything:
         finite, pieces = torch.ones((2, 3), dtype=torch.uint8), ops.pieces_of(memory)
         others = [

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gaia_fast.compiler.runtimes.checked import Checks
+from gaia_fast.compiler.runtimes.checked import Checks, ChecksInLaunches
 from gaia_fast.compiler.runtimes.runner import Guard, Runner, no_guard
 from gaia_fast.errors import CompilationError
 
@@ -61,7 +61,9 @@ class Recorded:
 
     def __init__(self, run: Runner, x: Tensor, checks: Checks | None) -> None:
         self._lock = threading.Lock()
-        self._images = x.clone()
+        self._images = x.clone(memory_format=torch.contiguous_format)
+        self._in_launches: ChecksInLaunches | None = None
+        self._launches = 0  # of the graph
         self._done: torch.cuda.Event | None = None
         self._kept = run, checks  # the graph reads their tensors, and holds on to nothing itself
         with torch.cuda.device(x.device), torch.no_grad():
@@ -72,6 +74,10 @@ class Recorded:
             def everything() -> tuple[Tensor, ...]:
                 if checks is None:
                     return run(self._images)
+                if self._in_launches is not None:
+                    outputs = run(self._images)
+                    self._in_launches.end(outputs)
+                    return outputs
                 # On a stream of their own: what asks nothing of the program need not wait for it.
                 at_once.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(at_once):
@@ -82,6 +88,8 @@ class Recorded:
 
             beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):
+                if checks is not None:
+                    self._in_launches = checks.in_launches(self._images, run(self._images))
                 for _ in range(_WARM_UP):
                     everything()
             torch.cuda.current_stream().wait_stream(beside)
@@ -92,6 +100,8 @@ class Recorded:
             with torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"):
                 outputs = everything()
             self._copies = _Copies(outputs)
+            if self._in_launches is not None:
+                self._launches = self._in_launches.launches  # those of the warm-up
             self._check(run, x.roll(1, -1) + 1)
 
     def _check(self, run: Runner, x: Tensor) -> None:
@@ -107,6 +117,15 @@ class Recorded:
                     "use runtime='eager'"
                 )
 
+        if self._in_launches is not None:
+            *_, answers = self(torch.full_like(x, torch.nan))
+            if self._in_launches.launches != self._launches or bool(answers.any()):
+                raise CompilationError(f"a CUDA graph of {x.shape[0]} images does not check them; use runtime='eager'")
+
+    def _replay(self) -> None:
+        self._graph.replay()
+        self._launches += 1
+
     def milliseconds(self) -> float:
         """Returns the least that a replay took, of a few."""
         spent = []
@@ -114,7 +133,7 @@ class Recorded:
             for _ in range(_ROUNDS):
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 start.record()
-                self._graph.replay()
+                self._replay()
                 end.record()
                 end.synchronize()
                 spent.append(start.elapsed_time(end))
@@ -124,13 +143,24 @@ class Recorded:
     def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
         # One thread at a time: the buffers are shared. The copies are ordered by the caller's stream; another thread's
         # stream is made to wait by the event below.
+        checks = self._in_launches
         with self._lock, torch.cuda.device(x.device):
             stream = torch.cuda.current_stream()
             if self._done is not None:
                 stream.wait_event(self._done)
-            self._images.copy_(x)
-            self._graph.replay()
-            outputs = self._copies()
-            self._done = stream.record_event()
+            failures = 0 if checks is None else checks.failures
+            try:
+                if checks is None:
+                    self._images.copy_(x)
+                else:
+                    checks.copy(x)
+                self._replay()
+                launch = self._launches
+                outputs = self._copies()
+            finally:  # also where there is no memory for the outputs: the graph runs all the same
+                self._done = done = stream.record_event()
         guard()
-        return outputs
+        if checks is None:
+            return outputs
+        done.synchronize()  # not before: until then nothing is told
+        return (*outputs, checks.answers(launch, failures))

@@ -23,21 +23,21 @@ def check_results_reference(
     answers: Tensor,
 ) -> None:
     """Writes the (N,) answers, and counts; see `check_results`."""
-    holds: Tensor = torch.isfinite(logits).all(1)
+    holds = torch.isfinite(logits).all(1)
     for score in scores:
-        holds = holds & torch.isfinite(score)
+        holds &= torch.isfinite(score)
     if preconditions is not None:
-        holds = holds & (preconditions > 0).all(1)
+        holds &= (preconditions > 0).all(1)
     for component in components:
-        holds = holds & divisible(component, logits)
+        holds &= divisible(component, logits)
     if finite is not None:
-        holds = holds & (finite != 0).all(1)
+        holds &= finite.bool().all(1)
     answers.copy_(holds)
     if counts is None or told is None:
         return
     whole = holds.all()
-    if memory:
-        whole = whole & (torch.cat([*memory]) == expected).all()
+    if memory and expected is not None:
+        whole &= (torch.cat([*memory]) == expected).all()
     counts[2] += ~whole
     counts[1] += 1
     told.copy_(counts.flip(0)[:2])
