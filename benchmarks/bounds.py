@@ -15,13 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from plain import plain
 from runtimes import NETWORKS, create
 
 from gaia_fast import GaiaZ
 from gaia_fast.compiler.frontend.capture import capture
 from gaia_fast.compiler.ir.rewriting import CONVOLUTIONS
 from gaia_fast.compiler.pipeline import CAPTURED, run_passes
+
+from plain import plain
 
 
 def least(run: Callable[[], Any], repeats: int = 7) -> float:

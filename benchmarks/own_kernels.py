@@ -1,7 +1,8 @@
 """A compiled program on the kernels of `gaia_fast.ops`, as calls that PyTorch's compiler leaves as they are.
 
-A ReLU that is counted becomes `relu_forward_count`, a masked gradient that is summed `relu_backward_moments`. On a GPU
-the compiler fuses these by itself: gpu/engines.py times one beside the other. No runtime does this.
+A ReLU that is counted becomes `relu_forward_count`, as on a CUDA device where maps are beyond the cache, a masked
+gradient that is summed `relu_backward_moments`, which no runtime does. On a GPU the compiler fuses these by itself:
+gpu/engines.py times one beside the other.
 """
 
 import operator
@@ -14,8 +15,8 @@ from gaia_fast.compiler.ir.constants import constant
 from gaia_fast.compiler.ir.passes import clean_up
 from gaia_fast.compiler.ir.rewriting import calls, copy_of, erase, same_shape
 from gaia_fast.compiler.native.fusion import relu_mask_of, scaled, summed
+from gaia_fast.compiler.passes.relu_counts import count_in_relus
 from gaia_fast.ops import maps
-from gaia_fast.ops.convolution.steps import RELU
 
 aten = torch.ops.aten
 
@@ -23,11 +24,10 @@ aten = torch.ops.aten
 def on_own_kernels(module: fx.GraphModule, backend: str) -> tuple[fx.GraphModule, int]:
     """Returns a copy of a program with calls of torch.ops.gaia_fast.* in it, and how many."""
     copied = copy_of(module)
-    count = 0
+    count_in_relus(copied, backend=backend)
+    count = sum(calls(node, torch.ops.gaia_fast.relu_forward_count.default) for node in copied.graph.nodes)
     for node in list(copied.graph.nodes):
-        if node.target is aten.relu.default:
-            count += _forward(copied.graph, node, backend)
-        elif node.target is aten.where.self:
+        if node.target is aten.where.self:
             count += _backward(copied, node, backend)
     clean_up(copied)
     return copied, count
@@ -36,34 +36,6 @@ def on_own_kernels(module: fx.GraphModule, backend: str) -> tuple[fx.GraphModule
 def _is_map(node: fx.Node) -> bool:
     value = node.meta["val"]
     return value.ndim == 4 and value.dtype in maps.DTYPE_CODES
-
-
-def _forward(graph: fx.Graph, node: fx.Node, backend: str) -> bool:
-    """y = relu(x + residual), with the count of what is open."""
-    _, counts = summed(node, RELU)
-    if not _is_map(node) or not counts:
-        return False
-    x, residual = node.args[0], None
-    if added := _sum_of_two(x):
-        x, residual = added
-    with graph.inserting_before(node):
-        made = graph.call_function(
-            torch.ops.gaia_fast.relu_forward_count.default, (x, None, None, residual), {"backend": backend}
-        )
-        y, counted = (graph.call_function(operator.getitem, (made, index)) for index in range(2))
-    _replace(graph, node, y)
-    for each in counts:
-        _replace(graph, each, counted)
-    return True
-
-
-def _sum_of_two(x: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """Two maps whose sum nothing but the ReLU reads."""
-    if not calls(x, aten.add.Tensor) or len(x.users) > 1 or x.kwargs:
-        return None
-    one, other = x.args
-    both_maps = isinstance(one, fx.Node) and isinstance(other, fx.Node) and one is not other
-    return (one, other) if both_maps and same_shape(one, other) and same_shape(one, x) else None
 
 
 def _backward(module: fx.GraphModule, node: fx.Node, backend: str) -> bool:

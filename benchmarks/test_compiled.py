@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from plain import plain
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.models import resnet34, wrn_40_2
+
+from plain import plain
 
 RUNTIMES = ["native", "onnxruntime", "inductor"]
 BATCHES = [1, 32]

@@ -103,6 +103,11 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype) -> Choice:
     return Choice("torch", f"plain PyTorch reductions, because {obstacle}")
 
 
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether "auto" is this package's own kernels for maps of `dtype` on `device`, and not plain PyTorch."""
+    return choose("auto", device, dtype).name != "torch"
+
+
 def _on_gpu(device: torch.device, dtype: torch.dtype) -> Choice:
     """The backend for maps on a GPU: the fastest that takes them."""
     # On an H200, means over maps, layouts and dtypes (benchmarks/results/nvidia-h200/kernels.json): Triton takes 1.7 to

@@ -10,6 +10,8 @@ program (the copy of the images into a CUDA graph's buffer, the checks, the copi
 matrices to a multiple of a few columns, which the compiler times on the device.
 
 What of the device the compiler looks at, its multiprocessors foremost, is an H200's.
+
+Where no compiler is asked, as in `gaia_fast.compiler.runtimes.cudagraph`, what is launched is read off the graph.
 """
 
 import ast
@@ -33,7 +35,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from gaia_fast.compiler.frontend.example_batch import repeated
 from gaia_fast.compiler.ir.rewriting import copy_of
-from gaia_fast.compiler.pipeline import CUDA, run_passes
+from gaia_fast.compiler.pipeline import cuda, run_passes
 from gaia_fast.compiler.runtimes.inductor import Frozen
 from gaia_fast.errors import CompilationError
 
@@ -55,6 +57,7 @@ _H200 = SimpleNamespace(
 # Calls that start nothing on the device.
 _BOOKKEEPING = {
     "args.clear",
+    "assert_alignment",
     "assert_size_stride",
     "copy_if_misaligned",
     "empty_strided_cuda",
@@ -63,6 +66,8 @@ _BOOKKEEPING = {
     "torch.cuda._DeviceGuard",
     "torch.cuda.set_device",
 }
+# Operators that start nothing: of a size, and of a map that lies as the view wants it.
+_NOTHING = {torch.ops.aten.sym_size.int, torch.ops.aten.reshape.default}
 
 
 def launches(graph: fx.GraphModule, x: Tensor, images: int) -> Counter[str]:
@@ -72,8 +77,25 @@ def launches(graph: fx.GraphModule, x: Tensor, images: int) -> Counter[str]:
         graph: a program, on the CPU; stays as it was.
         x: images, of which the first is enough.
     """
-    laid_out = run_passes(CUDA, copy_of(graph))
+    laid_out = run_passes(cuda(images, _H200.L2_cache_size), copy_of(graph))
     return count(generated_code(laid_out, repeated(x, images)))
+
+
+def operators(graph: fx.GraphModule) -> Counter[str]:
+    """Returns how often each operator of a graph is launched, where PyTorch runs one after the other.
+
+    A convolution's bias is another launch, and named so: PyTorch adds it to what cuDNN gives. Not counted are views,
+    and what is read or asked and not computed.
+    """
+    found = Counter[str]()
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if node.target is torch.ops.aten.convolution.default and node.args[2] is not None:
+            found["bias"] += 1
+        if node.target not in _NOTHING and not node.target.is_view:
+            found[node.target._opname] += 1
+    return found
 
 
 def generated_code(graph: fx.GraphModule, x: Tensor) -> str:

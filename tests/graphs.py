@@ -9,7 +9,7 @@ from gaia_fast.compiler import pipeline
 from gaia_fast.compiler.frontend.capture import Captured, capture
 from gaia_fast.compiler.ir.passes import Pass
 from gaia_fast.compiler.ir.rewriting import copy_of
-from gaia_fast.compiler.pipeline import CAPTURED, CUDA, EXPAND_SIGMOIDS, KERNELS, ONNX, run_passes
+from gaia_fast.compiler.pipeline import CAPTURED, CHANNELS_LAST, EXPAND_SIGMOIDS, KERNELS, ONNX, run_passes
 from gaia_fast.inspection.head import find_head
 from gaia_fast.inspection.layers import inspected_layers
 
@@ -50,4 +50,4 @@ def with_whole_exponentials(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def with_channels_last(module: fx.GraphModule) -> fx.GraphModule:
-    return rewritten(CUDA, module)
+    return rewritten([CHANNELS_LAST], module)

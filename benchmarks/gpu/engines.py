@@ -1,331 +1,334 @@
 """Times every engine on this GPU beside the plain prediction and the authors' way, and writes one table.
 
-Networks: ResNet34 at 32x32 with 1, 8, 128 and 512 images, and torchvision's ResNet-50 at 224x224 where it is installed;
-float32 as PyTorch has it by default, and bfloat16. Medians of CUDA events, after warming up, rows of one case in turns.
-"Its program alone" is what a compiled detector replays, without what it does around it: checks of the model, and the
-wait for the answer. Making takes most of the time, so each case is made in a process of its own, all at once; they are
-timed one after the other, when all are made. What the goals name comes first, and what no longer fits in `--seconds` is
-named and left out. Printed last: each goal with what was measured.
+Networks: ResNet34 at 32x32 with 1 and 128 images, in bfloat16 and in float32 as PyTorch has it by default, and
+torchvision's ResNet-50 at 224x224 with 32, where it is installed. A row has
+- its launches, as PyTorch's profiler counts kernels, copies and fillings;
+- its graph: what was recorded of it, replayed, by events, in microseconds (with a score's checks of images, results and
+  weights);
+- its call: what a user waits for, by the clock, in microseconds: `score`, or the network's output;
+- what it took to prepare, in seconds, beside all others; the first of a process with what a process does once.
+What scores are compared with is the same graph without the score: the model's own forward pass, folded and run by the
+same runtime. "Own kernels" is a program on this package's kernels where PyTorch's compiler otherwise fuses its own.
+
+Making takes most of the time, so each group of rows is made in a process of its own, all at once. They are timed case
+by case when all are made: medians, the processes of a case in turns, round after round. What fails is named and left
+out. With `--go`, timing begins when there is such a file, and may take as many seconds as it says.
 """
 
 import argparse
 import json
 import os
 import platform
+import queue
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-
-import gaia_fast
-from gaia_fast import GaiaA, GaiaZ
-from gaia_fast.compiler.preparation import Prepared
-from gaia_fast.compiler.runtimes.inductor import Inductor
-from gaia_fast.errors import GaiaError
-from gaia_fast.files import write_text
-from gaia_fast.models import resnet34
-from gaia_fast.options import BackendOption, RuntimeOption
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from plain import plain
+import gaia_fast
+from gaia_fast.files import write_text
 
-from authors import Authors
-from own_kernels import on_own_kernels
+from gpu.engine_worker import BACKENDS, EAGER, GAIA_A, GAIA_Z, OWN, PLAIN, RUNTIMES, Case
+from gpu.goals import Goal, goal, lines_of
 
-BACKENDS: tuple[BackendOption, ...] = ("torch", "triton", "cuda")
-# Where the compiler's fusion is timed beside this package's kernels inside a program.
-THOROUGH = ("resnet34", torch.bfloat16, 128)
+Row = dict[str, Any]
 
-
-def cases() -> list[tuple[str, torch.dtype, int, int]]:
-    """(network, dtype, images, side); what the goals name comes first."""
-    both = (torch.bfloat16, torch.float32)
-    found = [("resnet34", dtype, images, 32) for images in (1, 128) for dtype in both]
-    found += [("resnet50", dtype, 64, 224) for dtype in both]
-    return found + [("resnet34", dtype, images, 32) for images in (8, 512) for dtype in both]
-
-
-def build(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    if name == "resnet34":
-        return resnet34(num_classes=10).eval().cuda()
-    import torchvision
-
-    return torchvision.models.resnet50().eval().cuda()
+CASES = (
+    *(Case("resnet34", dtype, images, 32) for dtype in ("bfloat16", "float32") for images in (1, 128)),
+    Case("resnet50", "bfloat16", 32, 224),
+)
+MOST_ROUNDS = 20
+# Seconds to time a case, and for the profiler to count its launches.
+TIMING, COUNTING = 10.0, 5.0
+MAKING = 45.0  # what a row may take to make
+# The goals: GAIA-Z's graph over the same without a score, by images; `score` with one image, in microseconds, and over
+# TensorRT's forward pass; times faster than the authors' way, by images.
+OVER_PLAIN = {1: 1.05, 128: 1.03}
+SCORE, OVER_TENSORRT = 250.0, 1.5
+OVER_AUTHORS = {1: 20.0, 128: 6.0}
 
 
-def runs(name: str, model: nn.Module, x: Tensor, left: Callable[[], float]) -> dict[str, Callable[[], object]]:
-    """What is timed, by name; what cannot be made is named on stderr."""
-    late = ["layer4"] if name == "resnet50" else ["layer3", "layer4"]
-    wanted: dict[str, Callable[[], Callable[[], object]]] = {
-        "plain, eager": lambda: lambda: no_grad(model, x),
-        "plain, cudagraph": lambda: bind(plain(model, "cudagraph", x), x),
-        "plain, inductor": lambda: bind(plain(model, "inductor", x), x),
-    }
-    more: dict[str, Callable[[], Callable[[], object]]] = {}
-
-    def authors_way(way: str, layers: list[str] | None) -> Callable[[], object]:
-        return bind(getattr(Authors(model, layers, x), way), x)
-
-    def compiled(make: type[GaiaA] | type[GaiaZ], layers: list[str] | None, runtime: RuntimeOption) -> GaiaA | GaiaZ:
-        made = make(model, layers=layers, engine="compiled", runtime=runtime)
-        made.prepare(x)
-        return made
-
-    def score(
-        make: type[GaiaA] | type[GaiaZ], layers: list[str] | None, runtime: RuntimeOption, kept: list[GaiaA | GaiaZ]
-    ) -> Callable[[], object]:
-        kept.append(compiled(make, layers, runtime))
-        return bind(kept[0].score, x)
-
-    def program(kept: list[GaiaA | GaiaZ]) -> Prepared:
-        prepared = kept[0].program(x)
-        assert prepared is not None
-        return prepared
-
-    def alone(kept: list[GaiaA | GaiaZ]) -> Callable[[], object]:
-        return bind(program(kept).runner, x)
-
-    def alone_on_own_kernels(kept: list[GaiaA | GaiaZ], backend: str) -> Callable[[], object]:
-        return bind(Inductor(on_own_kernels(program(kept).program.graph, backend)[0], x), x)
-
-    def hooks(
-        make: type[GaiaA] | type[GaiaZ], layers: list[str] | None, backend: BackendOption
-    ) -> Callable[[], object]:
-        return bind(make(model, layers=layers, engine="hooks", backend=backend).score, x)
-
-    for detector, layers in ((GaiaZ, None), (GaiaA, late)):
-        title = detector.__name__.replace("Gaia", "GAIA-")
-        if name == "resnet34":  # without in-place ReLUs, as the authors' way needs
-            way = "gaia_z" if detector is GaiaZ else "gaia_a"
-            wanted[f"{title}, authors' way"] = partial(authors_way, way, layers)
-        for runtime in ("inductor", "cudagraph"):
-            kept: list[GaiaA | GaiaZ] = []
-            wanted[f"{title}, compiled, {runtime}"] = partial(score, detector, layers, runtime, kept)
-            wanted[f"{title}, its program alone, {runtime}"] = partial(alone, kept)
-        if (name, x.dtype, x.shape[0]) == THOROUGH:
-            for backend in BACKENDS[1:]:
-                more[f"{title}, its program alone, own kernels, {backend}"] = partial(
-                    alone_on_own_kernels, kept, backend
-                )
-        for backend in BACKENDS:
-            wanted[f"{title}, hooks, {backend}"] = partial(hooks, detector, layers, backend)
-        wanted[f"{title}, compiled, eager"] = partial(score, detector, layers, "eager", [])
-    wanted |= more
-    found = {}
-    for title, make in wanted.items():
-        if left() < 0:
-            print(f"left out for want of time: {title}", file=sys.stderr)
-            continue
-        try:
-            found[title] = make()
-            found[title]()
-        except (GaiaError, RuntimeError, IndexError, AssertionError) as error:
-            found.pop(title, None)
-            print(f"cannot run: {title}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+def groups(case: Case) -> list[str]:
+    """What is made of a case, each in a process of its own."""
+    found = [PLAIN, GAIA_Z, GAIA_A, EAGER]
+    if case.network != "resnet50" and case.dtype == "bfloat16":
+        found += [f"{method}{OWN}, {backend}" for method in (GAIA_Z, GAIA_A) for backend in BACKENDS]
     return found
 
 
-def bind(run: Callable[[Tensor], object], x: Tensor) -> Callable[[], object]:
-    return lambda: run(x)
+class Process:
+    """A worker in a process of its own: see `engine_worker`."""
 
-
-@torch.no_grad()
-def no_grad(model: nn.Module, x: Tensor) -> Tensor:
-    return model(x)
-
-
-def milliseconds(run: Callable[[], object]) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
-
-
-def measure(found: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Medians, in milliseconds, of as many rounds as there is time for, 5 to 50."""
-    times: dict[str, list[float]] = {title: [] for title in found}
-    for _ in range(3):
-        begin = time.monotonic()
-        for run in found.values():
-            run()
-        torch.cuda.synchronize()
-    rounds = max(5, min(50, int(seconds / (time.monotonic() - begin))))
-    for _ in range(rounds):
-        for title, run in found.items():
-            times[title].append(milliseconds(run))
-    return {title: statistics.median(each) for title, each in times.items()}
-
-
-def goals(rows: list[dict[str, Any]]) -> list[str]:
-    """Each goal with what was measured, of every case that it is for: a quotient of two rows."""
-    cases: dict[str, dict[str, float]] = {}
-    for row in rows:
-        cases.setdefault(row["case"], {})[row["what"]] = row["milliseconds"]
-    for spent in cases.values():
-        spent["plain, fastest"] = min(each for what, each in spent.items() if what.startswith("plain"))
-    wanted = [
-        ("resnet34", f", {images} x ", "GAIA-A, authors' way", "GAIA-A, compiled, inductor", ">=", limit)
-        for images, limit in ((1, 20.0), (128, 6.0))
-    ]
-    for what in ("compiled, inductor", "its program alone, inductor"):
-        wanted.append(("", "", f"GAIA-Z, {what}", "plain, fastest", "<=", 1.1))
-        wanted.append(("resnet50", "", f"GAIA-A, {what}", "plain, fastest", "<=", 1.3))
-    lines = []
-    for network, images, above, below, sign, limit in wanted:
-        for case, spent in cases.items():
-            if not case.startswith(network) or images not in case or above not in spent or below not in spent:
-                continue
-            ratio = spent[above] / spent[below]
-            met = ratio >= limit if sign == ">=" else ratio <= limit
-            lines.append(f"{'met' if met else 'missed':<7} {ratio:6.2f} {sign} {limit:<5g} {above} / {below}: {case}")
-        if not any(above in spent and below in spent and case.startswith(network) for case, spent in cases.items()):
-            lines.append(f"NOT MEASURED   {sign} {limit:<5g} {above} / {below}: {network}{images}")
-    return lines
-
-
-def title_of(name: str, dtype: torch.dtype, images: int, side: int) -> str:
-    return f"{name}, {str(dtype).removeprefix('torch.')}, {images} x {side}x{side}"
-
-
-def one_case(index: int, seconds: float, kernels: bool) -> None:
-    """In a process of its own: makes a case, waits for a line, times, and prints the medians."""
-    begin = time.monotonic()
-    name, dtype, images, side = cases()[index]
-    out = os.dup(1)
-    os.dup2(2, 1)  # whatever else prints
-    with os.fdopen(out, "w") as answers:
-        model = build(name).to(dtype)
-        x = torch.randn(images, 3, side, side, device="cuda", dtype=dtype)
-        found = runs(name, model, x, lambda: seconds - (time.monotonic() - begin))
-        print(f"{title_of(*cases()[index])}: made in {time.monotonic() - begin:.0f} s", file=sys.stderr)
-        print("made", file=answers, flush=True)
-        if sys.stdin.readline():
-            print(json.dumps(measure(found, 5.0)), file=answers, flush=True)
-            if kernels:
-                for title, run in found.items():
-                    if "inductor" in title and "compiled" not in title:
-                        print_kernels(f"{title_of(*cases()[index])}, {title}", run)
-
-
-def print_kernels(title: str, run: Callable[[], object]) -> None:
-    """What a call consists of on the device, longest first, on stderr."""
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
-        run()
-        torch.cuda.synchronize()
-    rows = sorted(found.key_averages(), key=lambda each: -each.device_time_total)
-    print(f"{title}: {sum(each.count for each in rows)} launches", file=sys.stderr)
-    for each in rows[:40]:
-        print(f"  {each.device_time_total:9.1f} us {each.count:4} x {each.key[:150]}", file=sys.stderr)
-
-
-class Case:
-    """A case in a process of its own."""
-
-    def __init__(self, index: int, seconds: float, kernels: bool) -> None:
-        command = [sys.executable, __file__, "--case", str(index), "--seconds", str(seconds)]
-        command += ["--kernels", "all"] if kernels else []
-        self.title = title_of(*cases()[index])
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._made = threading.Event()
-        self._answer = ""
+    def __init__(self, case: Case, group: str, options: list[str]) -> None:
+        self.case, self.group = case, group
+        self.name = f"{case}, {group}"
+        script = str(Path(__file__).with_name("engine_worker.py"))
+        command = [sys.executable, script, "--case", json.dumps(astuple(case)), "--group", group, *options]
+        # As many of them as there are processors: none brings threads or processes of its own.
+        own = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **own}
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
+        self.made: dict[str, Any] | None = None
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        if self._process.stdout.readline():
-            self._made.set()
-            self._answer = self._process.stdout.readline()
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put("")  # it has ended
 
-    def is_made(self, seconds: float) -> bool:
-        return self._made.wait(max(seconds, 0.1))
+    def answer(self, seconds: float) -> dict[str, Any] | None:
+        """The next thing it says; None where it says nothing in time, or no more."""
+        try:
+            line = self._lines.get(timeout=max(seconds, 0.0))
+        except queue.Empty:
+            return None
+        if not line:
+            self._lines.put("")
+            return None
+        found: dict[str, Any] = json.loads(line)
+        return found
 
-    def has_failed(self) -> bool:
-        return self._process.poll() not in (None, 0)
+    def is_made(self) -> bool:
+        if self.made is None:
+            self.made = self.answer(0.0)
+        return self.made is not None
 
-    def times(self, seconds: float) -> dict[str, float]:
-        """Empty where there is none in time."""
+    def ask(self, what: str, seconds: float) -> dict[str, Any] | None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write("go\n")
+            self._process.stdin.write(what + "\n")
             self._process.stdin.flush()
-            self._process.wait(seconds)
-        except (OSError, subprocess.TimeoutExpired):
-            self._process.kill()
-        deadline = time.monotonic() + 2
-        while not self._answer and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return json.loads(self._answer) if self._answer else {}
+        except OSError:
+            return None
+        return self.answer(seconds)
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
 
     def end(self) -> None:
         self._process.kill()
+        self._process.wait()
 
 
-def named(wanted: list[str], title: str) -> bool:
-    return any(part in title for part in wanted)
+def time_case(processes: list[Process], seconds: float, counting: float) -> tuple[list[Row], list[str]]:
+    """Returns the rows of processes that are made, timed in turns; and which fell silent."""
+    begin = time.monotonic()
+    spent: dict[tuple[str, str], list[dict[str, float | None]]] = {}
+    failed: list[str] = []
+    asked = list(processes)
+
+    def left() -> float:
+        return seconds - (time.monotonic() - begin)
+
+    def ask(process: Process, what: str, seconds: float) -> dict[str, Any]:
+        found = process.ask(what, seconds)
+        if found is None:
+            failed.append(f"says nothing, asked for {what!r}: {process.name}")
+            asked.remove(process)
+        return found or {}
+
+    for _ in range(MOST_ROUNDS):
+        for process in list(asked):
+            for name, each in ask(process, "round", max(left(), 5.0)).items():
+                spent.setdefault((process.group, name), []).append(each)
+        if left() < 0:
+            break
+    counts: dict[str, int | None] = {}
+    until = time.monotonic() + counting
+    for process in list(asked):
+        counts |= ask(process, "launches", max(until - time.monotonic(), 0.5))
+    rows = []
+    for process in processes:
+        assert process.made is not None
+        for name, took in process.made["seconds"].items():
+            if each := spent.get((process.group, name)):
+                row = {"case": str(process.case), "group": process.group, "what": name, "launches": counts.get(name)}
+                for figure in ("graph_microseconds", "call_microseconds"):
+                    values = [value for one in each if (value := one[figure]) is not None]
+                    row[figure] = statistics.median(values) if values else None
+                rows.append(row | {"rounds": len(each), "prepare_seconds": took})
+    return rows, failed
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def by_case(rows: list[Row], figure: str) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row.get(figure) is not None:
+            found.setdefault(row["case"], {})[row["what"]] = row[figure]
+    return found
+
+
+def ratios(cases: dict[str, dict[str, float]], above: str, below: str) -> dict[str, float]:
+    """Of every case that has both rows, the one over the other."""
+    return {case: each[above] / each[below] for case, each in cases.items() if above in each and below in each}
+
+
+def goals(rows: list[Row]) -> list[Goal]:
+    graph, call = by_case(rows, "graph_microseconds"), by_case(rows, "call_microseconds")
+    fastest = {
+        case: {
+            method: min(took)
+            for method in (GAIA_Z, GAIA_A)
+            if (took := [each[name] for runtime in RUNTIMES if (name := f"{method}, {runtime}") in each])
+        }
+        for case, each in call.items()
+    }
+    found = []
+    for runtime in RUNTIMES:
+        over_plain = ratios(graph, f"{GAIA_Z}, {runtime}", f"plain, {runtime}")
+        for images, limit in OVER_PLAIN.items():
+            what = f"{GAIA_Z}'s graph over the same without a score, {runtime}, ResNet34, B = {images}"
+            found.append(goal(what, "<=", limit, _of(over_plain, "resnet34", images)))
+    one = {case: each[GAIA_Z] for case, each in fastest.items() if GAIA_Z in each}
+    halves = {case: each for case, each in _of(one, "resnet34", 1).items() if "bfloat16" in case}
+    found.append(goal("ResNet34, B = 1, bfloat16: microseconds of score", "<=", SCORE, halves))
+    passes = {case: call[case]["plain, TensorRT"] for case in halves if "plain, TensorRT" in call[case]}
+    over_tensorrt = {case: halves[case] / each for case, each in passes.items()}
+    found.append(goal("the same over TensorRT's forward pass", "<=", OVER_TENSORRT, over_tensorrt))
+    authors = {
+        case: call[case]["GAIA-A, authors' way"] / each[GAIA_A]
+        for case, each in fastest.items()
+        if GAIA_A in each and "GAIA-A, authors' way" in call[case]
+    }
+    for images, limit in OVER_AUTHORS.items():
+        what = f"GAIA-A, blocks 3 and 4: times faster than the authors' way, B = {images}"
+        found.append(goal(what, ">=", limit, _of(authors, "resnet34", images)))
+    return found
+
+
+def _of(cases: dict[str, float], network: str, images: int) -> dict[str, float]:
+    return {case: each for case, each in cases.items() if case.startswith(network) and f", {images} x " in case}
+
+
+def table(rows: list[Row]) -> str:
+    """Returns a line a row, case by case; of graphs also how many times as long as the same runtime's plain one."""
+    lines = []
+    graphs = by_case(rows, "graph_microseconds")
+    case = ""
+    for row in rows:
+        if row["case"] != case:
+            case = row["case"]
+            lines += ["", f"{case:<45} launches  graph, us  of plain   call, us  prepared in"]
+        plain = f"plain, {row['what'].rpartition(', ')[2]}"
+        if "own kernels" in row["what"]:
+            plain = "plain, inductor"
+        graph, below = row["graph_microseconds"], graphs.get(case, {}).get(plain)
+        of_plain = f"{graph / below:8.2f}x" if graph is not None and below is not None else " " * 8 + "-"
+        cells = (
+            f"{'-' if row['launches'] is None else row['launches']:>8}",
+            " " * 9 + "-" if graph is None else f"{graph:10.1f}",
+            of_plain,
+            f"{row['call_microseconds']:10.1f}",
+            f"{row['prepare_seconds']:10.1f} s",
+        )
+        lines.append(f"  {row['what']:<43} {' '.join(cells)}")
+    return "\n".join(lines)
+
+
+def machine(device: str) -> Row:
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "gaia_fast": gaia_fast.__version__,
+        "commit": os.environ.get("COMMIT", ""),
+    }
+
+
+def wait_for(go: Path | None, seconds: float, pause: float = 0.2) -> float:
+    """Waits until timing may begin; returns for how many seconds it may go on."""
+    begin = time.monotonic()
+    while go is not None and time.monotonic() - begin < seconds:
+        if go.exists() and (said := go.read_text().strip()):
+            return float(said)
+        time.sleep(pause)
+    return seconds - (time.monotonic() - begin)
+
+
+def run(processes: list[Process], seconds: float, keep: Callable[[list[Row], list[str]], None]) -> None:
+    """Times, case by case, what is made in time; tells `keep` after each."""
+    begin = time.monotonic()
+    cases = list(dict.fromkeys(each.case for each in processes))
+
+    def left() -> float:
+        return seconds - (time.monotonic() - begin)
+
+    while left() > (TIMING + COUNTING) * len(cases):
+        if all(each.is_made() or each.has_ended() for each in processes):
+            break
+        time.sleep(0.2)
+    print(f"waited {time.monotonic() - begin:.0f} s until all was made", file=sys.stderr, flush=True)
+    rows: list[Row] = []
+    failed: list[str] = []
+    for index, case in enumerate(cases):
+        here = [each for each in processes if each.case == case]
+        made = [each for each in here if each.is_made()]
+        failed += [f"not made in time, or failed: {each.name}" for each in here if each not in made]
+        for each in made:
+            assert each.made is not None
+            failed += [f"{case}: {what}: {why}" for what, why in each.made["failed"].items()]
+        share = max(left(), 0.0) / (len(cases) - index)
+        found, silent = time_case(made, min(TIMING, share * 2 / 3), min(COUNTING, share / 3)) if made else ([], [])
+        rows += found
+        failed += silent
+        keep(rows, failed)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="the table, as JSON")
     parser.add_argument("--seconds", type=float, default=540)
     parser.add_argument("--only", nargs="*", default=[], help="cases with one of these in their names; all by default")
     parser.add_argument("--kernels", nargs="*", default=[], help="cases, as in --only, whose kernels are printed")
-    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--go", type=Path, help="a file, without which timing does not begin")
+    parser.add_argument("--device", default="cuda", help="to try it without a GPU, where its figures mean nothing")
+    parser.add_argument("--runtimes", nargs="+", default=RUNTIMES)
     arguments = parser.parse_args()
     begin = time.monotonic()
-    if arguments.case is not None:
-        one_case(arguments.case, arguments.seconds, bool(arguments.kernels))
-        return
+    cases = [case for case in CASES if not arguments.only or named(arguments.only, case)]
+    # A row that is begun later would not be there in time.
+    to_make = max(arguments.seconds - (TIMING + COUNTING) * len(cases) - MAKING, MAKING)
+    options = ["--device", arguments.device, "--seconds", str(to_make), "--runtimes", *arguments.runtimes]
+    processes = [Process(case, group, options) for case in cases for group in groups(case)]
+    found: tuple[list[Row], list[str]] = [], []
 
-    def left() -> float:
-        return arguments.seconds - (time.monotonic() - begin)
-
-    each = 12.0  # seconds to time a case
-    titles = [title_of(*case) for case in cases()]
-    chosen = [index for index, title in enumerate(titles) if not arguments.only or named(arguments.only, title)]
-    to_make = arguments.seconds - each * len(chosen)
-    made = [Case(index, to_make, named(arguments.kernels, titles[index])) for index in chosen]
-    while left() > each * len(made) and not all(case.is_made(0.1) or case.has_failed() for case in made):
-        time.sleep(0.5)
-    print(f"made in {time.monotonic() - begin:.0f} s", file=sys.stderr)
-    rows = []
-    for index, case in enumerate(made):
-        spent = case.times(min(left(), 2 * each)) if case.is_made(left() - each * (len(made) - index)) else {}
-        case.end()
-        if not spent:
-            print(f"left out, failed or for want of time: {case.title}", file=sys.stderr)
-            continue
-        print(case.title)
-        for what, milliseconds in spent.items():
-            rows.append({"case": case.title, "what": what, "milliseconds": milliseconds})
-            ratio = milliseconds / spent.get("plain, eager", float("nan"))
-            print(f"  {what:<56} {milliseconds:9.3f} ms  {ratio:6.2f}x of plain eager")
-        record = {
-            "device": torch.cuda.get_device_name(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "gaia_fast": gaia_fast.__version__,
-            "commit": os.environ.get("COMMIT", ""),
-            "goals": goals(rows),
-            "rows": rows,
-        }
+    def keep(rows: list[Row], failed: list[str]) -> None:
+        nonlocal found
+        found = rows, failed
+        record = machine(arguments.device) | {"goals": goals(rows), "failed": failed, "rows": rows}
         if arguments.out is not None:  # after each case: the time may end here
             write_text(arguments.out, json.dumps(record, indent=1) + "\n")
-    print("\ngoals", *goals(rows), sep="\n")
+
+    try:
+        run(processes, wait_for(arguments.go, arguments.seconds - (time.monotonic() - begin)), keep)
+        for process in processes:
+            if named(arguments.kernels, process.case) and process.is_made():
+                process.ask("kernels", 10.0)
+    finally:
+        for process in processes:
+            process.end()
+    rows, failed = found
+    print(table(rows))
+    print("", *failed, "", "goals of the engines", *lines_of(goals(rows)), sep="\n")
+    # What is not installed is no failure.
+    return 0 if rows and all(ModuleNotFoundError.__name__ in each for each in failed) else 1
+
+
+def named(wanted: list[str], case: Case) -> bool:
+    return any(part in str(case) for part in wanted)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,10 +1,12 @@
-"""Times every kernel on this GPU: medians of triton.testing.do_bench, maps several times the L2 cache, one table.
+"""Times every kernel on this GPU by the replay of CUDA graphs, and writes one table.
 
-Bytes are those that must move: each map that is read or written, once; moments and parameters are left out. Bandwidth
-is quoted as a share of the device's own copy of a gigabyte, read and written, measured in the same run. One image is
-timed by the clock, many calls in a row: there a call costs what Python and the launch do. Printed last: which backend
-is the faster for each kind of map, and each goal with what was measured. Figures are written after each shape of map,
-and kinds that no longer fit in `--seconds` are named and left out.
+Bytes are those that must move: each map that is read or written, and each moment that is written, once. Bandwidth is
+quoted as a share of the device's own copy, read and written, measured in the same way and run, each call on other
+memory. At two gigabytes a call no map is found in the cache; at the sizes that networks have (1, 32 and 128 images) the
+goals are for maps that the kernel before has left there, and what a call takes on maps that it has not is beside it.
+One image is timed by the clock, too: there an eager call costs what Python and the launch do. Printed last: which
+backend is the faster, and each goal with what was measured. Figures are written after each kind of map; what fails or
+no longer fits in `--seconds` is named and left out.
 """
 
 import argparse
@@ -16,55 +18,57 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import geometric_mean
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
-from torch._C._autograd import DeviceType
-from triton.testing import do_bench
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import gaia_fast
-from gaia_fast import backends, ops
+from gaia_fast import backends
 from gaia_fast.files import write_text
 
-BACKENDS = ("triton", "cuda")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-# (K, H, W); the batch is as large as `OVER_L2` asks for. ResNet's maps at 224x224 and at 32x32.
-MAPS = ((64, 112, 112), (256, 56, 56), (64, 32, 32), (256, 8, 8), (2048, 7, 7), (512, 4, 4))
-OVER_L2 = 4
-WIDTHS = [64] * 7 + [128] * 9 + [256] * 13 + [512] * 7  # ResNet34's 36 layers
-AREAS = [1 / 1024] * 7 + [1 / 256] * 9 + [1 / 64] * 13 + [1 / 16] * 7
-# The goals: of the copy's bandwidth; times faster than PyTorch operator by operator, and than its compiler.
-SHARE, OVER_EAGER, OVER_COMPILED = 0.85, 3.0, 1.2
+from gpu import calls
+from gpu.calls import BACKENDS, KERNELS, KINDS, MapKind
+from gpu.goals import goal, lines_of
+from gpu.graph_timing import Call, cold, hot, is_lost, launches, maps_for_cold, wait
+
+Row = dict[str, Any]
+
+MOVED = 2 * 10**9
+TWO_GIGABYTES = "2 GB"
+# The goals: of the copy's bandwidth at two gigabytes; at a network's sizes, times what a launch and the bytes take;
+# times faster than PyTorch operator by operator, and than its compiler.
+SHARE, OVER_FLOOR, OVER_EAGER, OVER_COMPILED = 0.85, 1.5, 3.0, 1.2
+LAUNCH = 2.6  # microseconds from one launch in a graph to the next, of kernels that do nothing
+OTHERS = ("torch", "torch.compile")
+IN_PYTORCH = ("channel_moments", "relu_backward_moments, mask")
+# On which maps PyTorch does the same, and on which what its compiler makes of that, which takes seconds each.
+EAGER_MAPS, COMPILED_MAPS = ((64, 32, 32), (256, 8, 8), (256, 56, 56)), ((256, 8, 8),)
 ROOT = Path(__file__).parents[2]
 
 
-def milliseconds(run: Callable[[], object]) -> float:
-    return float(do_bench(run, warmup=5, rep=30, return_mode="median"))
+def copy_bandwidth() -> float:
+    """GB/s of copies that move two gigabytes each, counting what is read and what is written."""
+    pairs = [[torch.randn(MOVED // 8, device=calls.DEVICE) for _ in range(2)] for _ in range(3)]
+    return MOVED / cold([partial(target.copy_, source) for source, target in pairs]) / 1e3
 
 
-def microseconds_a_call(run: Callable[[], object], calls: int = 200) -> float:
+def microseconds_by_python(run: Call, repeats: int = 100) -> float:
     """By the clock, of many calls in a row, the best of five: whichever is slower, launching or the kernel."""
     found = []
     for _ in range(6):
-        torch.cuda.synchronize()
+        wait()
         start = time.perf_counter()
-        for _ in range(calls):
+        for _ in range(repeats):
             run()
-        torch.cuda.synchronize()
-        found.append((time.perf_counter() - start) / calls * 1e6)
+        wait()
+        found.append((time.perf_counter() - start) / repeats * 1e6)
     return min(found[1:])
-
-
-def copy_bandwidth() -> float:
-    """GB/s of a copy of one gigabyte, counting what is read and what is written."""
-    source = torch.randn(2**28, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / milliseconds(lambda: target.copy_(source)) / 1e6
 
 
 def eager_moments(g: Tensor) -> tuple[Tensor, ...]:
@@ -76,87 +80,131 @@ def eager_backward(g: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     return masked, *eager_moments(masked)
 
 
-MAPS_MOVED = {"channel_moments": 1, "relu_backward_moments": 3, "relu_forward_count": 3}
+class Timer:
+    """Makes rows: one for each call, with what it took beside what it must move."""
+
+    def __init__(self, copy: float, l2_bytes: int) -> None:
+        self.copy, self.l2_bytes = copy, l2_bytes
+
+    def row(self, name: str, backend: str, size: str, moved: int, spent: float, **more: Any) -> Row:
+        row: Row = {"op": name, "backend": backend, "size": size, **more, "microseconds": spent, "bytes": moved}
+        floor = LAUNCH + moved / self.copy / 1e3
+        return row | {"share_of_copy": moved / spent / 1e3 / self.copy, "over_floor": spent / floor}
+
+    def of_size(self, name: str, backend: str, kind: MapKind, images: int) -> Row:
+        """At a network's size: on what lies in the cache, and on what does not."""
+        kernel = KERNELS[name]
+        moved = kernel.bytes(kind, images)
+        call = kernel.make(kind.make(images), backend)
+        more: Row = {}
+        if images == 1:
+            more["microseconds_by_python"] = microseconds_by_python(call)
+        if (maps := maps_for_cold(moved, self.l2_bytes)) is not None:
+            more["microseconds_cold"] = cold([kernel.make(kind.make(images), backend) for _ in range(maps)])
+        size = f"B = {images}"
+        return self.row(name, backend, size, moved, hot(call, moved), images=images, **_of(kind), **more)
+
+    def of_two_gigabytes(self, name: str, backend: str, kind: MapKind) -> Row:
+        kernel = KERNELS[name]
+        images = kernel.images(kind, MOVED)
+        spent = cold([kernel.make(kind.make(images), backend) for _ in range(2)])
+        return self.row(name, backend, TWO_GIGABYTES, kernel.bytes(kind, images), spent, images=images, **_of(kind))
+
+    def of_pytorch(self, name: str, kind: MapKind, compiled: bool) -> Row:
+        """The same in PyTorch's own operators, at two gigabytes."""
+        kernel = KERNELS[name]
+        images = kernel.images(kind, MOVED)
+        run: Callable[..., object] = eager_backward if "mask" in name else eager_moments
+        if compiled:
+            torch._dynamo.reset()
+            run = torch.compile(run, dynamic=False)
+        maps = [kind.make(images) for _ in range(1 + ("mask" in name))]
+        backend = OTHERS[compiled]
+        spent = cold([partial(run, *maps)] * 2)
+        return self.row(name, backend, TWO_GIGABYTES, kernel.bytes(kind, images), spent, images=images, **_of(kind))
+
+    def of_frobenius(self, images: int, backend: str) -> Row:
+        call, moved = calls.frobenius(images, backend)
+        return self.row("frobenius", backend, f"B = {images}", moved, hot(call, moved), images=images)
+
+    def of_count_and_score(self, images: int, dtype: torch.dtype, backend: str) -> Row | None:
+        found = calls.count_and_score(images, dtype, backend)
+        if found is None:
+            return None
+        call, moved = found
+        more = {"images": images, "dtype": _name(dtype), "layout": "channels_last"}
+        return self.row("count_and_score", backend, f"B = {images}", moved, hot(call, moved), **more)
 
 
-def runs_on(g: Tensor) -> dict[tuple[str, str], Callable[[], object]]:
-    """Of every operation and backend, a call on maps like `g`; and PyTorch's on the same."""
-    y = torch.randn_like(g).relu()
-    scale = torch.rand(g.shape[1], device="cuda")
-    out = torch.empty(3, *g.shape[:2], device="cuda")
-    runs: dict[tuple[str, str], Callable[[], object]] = {}
-    for name in BACKENDS:
-        runs["channel_moments", name] = partial(ops.channel_moments, g, out=out, backend=name)
-        runs["relu_backward_moments", name] = partial(ops.relu_backward_moments, g, y, out=out, backend=name)
-        runs["relu_forward_count", name] = partial(ops.relu_forward_count, g, scale, scale, y, backend=name)
-    runs["channel_moments", "torch"] = lambda: eager_moments(g)
-    runs["relu_backward_moments", "torch"] = lambda: eager_backward(g, y)
-    return runs
+def launches_of(name: str, images: int, backend: str) -> Row | None:
+    """How many kernels the operations on all layers start: one."""
+    if name == "frobenius":
+        call: Call | None = calls.frobenius(images, backend)[0]
+    else:
+        found = calls.count_and_score(images, torch.bfloat16, backend)
+        call = found[0] if found else None
+    if call is None:
+        return None
+    return {"op": name, "backend": backend, "size": f"B = {images}", "launches": launches(call)}
 
 
-def compiled_on(g: Tensor) -> dict[tuple[str, str], Callable[[], object]]:
-    """What PyTorch's compiler makes of its own operators."""
-    torch._dynamo.reset()
-    y = torch.randn_like(g).relu()
-    moments, backward = (torch.compile(each, dynamic=False) for each in (eager_moments, eager_backward))
-    return {
-        ("channel_moments", "torch.compile"): lambda: moments(g),
-        ("relu_backward_moments", "torch.compile"): lambda: backward(g, y),
-    }
+def _of(kind: MapKind) -> Row:
+    return {"shape": [*kind.shape], "dtype": _name(kind.dtype), "layout": kind.layout}
 
 
-def maps_like(shape: tuple[int, ...], dtype: torch.dtype, layout: str, images: int) -> Tensor:
-    made = torch.randn(images, *shape, device="cuda", dtype=dtype)
-    return made.contiguous(memory_format=FORMATS[layout])
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def map_rows(
-    shape: tuple[int, ...], dtype: torch.dtype, layout: str, copy: float, with_compile: bool
-) -> list[dict[str, Any]]:
-    """Times the kernels on maps of one kind, and PyTorch on the same: many images, and one."""
-    bytes_a_map = dtype.itemsize * shape[0] * shape[1] * shape[2]
-    images = -(-OVER_L2 * torch.cuda.get_device_properties(0).L2_cache_size // bytes_a_map)
-    kind = {"dtype": str(dtype)[6:], "layout": layout}
-    rows = []
-    one = maps_like(shape, dtype, layout, 1)
-    for (op, name), run in runs_on(one).items():
-        row: dict[str, Any] = {"op": op, "backend": name, "shape": [1, *shape]} | kind
-        rows.append(row | {"microseconds_a_call": microseconds_a_call(run)})
-    g = maps_like(shape, dtype, layout, images)
-    for (op, name), run in (runs_on(g) | (compiled_on(g) if with_compile else {})).items():
-        spent = milliseconds(run)
-        moved = MAPS_MOVED[op] * g.nbytes
-        row = {"op": op, "backend": name, "shape": [images, *shape]} | kind
-        row |= {"milliseconds": spent, "bytes": moved, "gigabytes_per_second": moved / spent / 1e6}
-        rows.append(row | {"share_of_copy": moved / spent / 1e6 / copy})
-    return rows
+Work = tuple[str, Callable[[], Row | None]]
 
 
-def kernels_launched(run: Callable[[], object]) -> int:
-    run()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        run()
-        torch.cuda.synchronize()
-    return sum(event.count for event in profile.key_averages() if event.device_type == DeviceType.CUDA)
+def work(timer: Timer) -> list[list[Work]]:
+    """What is timed, by name, what matters most first; figures are written after each list."""
+    norms: list[Work] = []
+    for images, backend in product(calls.IMAGES, ("torch", *BACKENDS)):
+        norms.append((f"frobenius, B = {images}, {backend}", partial(timer.of_frobenius, images, backend)))
+    for images, dtype, backend in product(calls.IMAGES, calls.DTYPES[:2], BACKENDS):
+        title = f"count_and_score, B = {images}, {_name(dtype)}, {backend}"
+        norms.append((title, partial(timer.of_count_and_score, images, dtype, backend)))
+    lists = [norms]
+    halves = [kind for kind in KINDS if kind.dtype == torch.float16]  # which fewer use: they come last
+    kinds = [kind for kind in KINDS if kind not in halves]
+    lists += [_two_gigabytes(timer, kind) for kind in kinds]
+    lists += [_sizes(timer, kind) for kind in kinds]
+    lists += [[_pytorch(timer, IN_PYTORCH[-1], kind, True)] for kind in kinds if kind.shape in COMPILED_MAPS]
+    lists += [_two_gigabytes(timer, kind) for kind in halves]
+    return lists + [_sizes(timer, kind) for kind in halves]
 
 
-def frobenius_rows() -> list[dict[str, Any]]:
-    rows = []
-    for images in (1, 128):
-        moments = torch.rand(images, sum(WIDTHS), device="cuda")
-        output = torch.rand(images, device="cuda") + 1
-        for name in ("torch", *BACKENDS):
+def counts() -> list[list[Work]]:
+    """How many kernels are launched: last, since what a profiler has looked at may take longer from then on."""
+    named = product(("frobenius", "count_and_score"), (1, 128), BACKENDS)
+    return [[(f"launches of {name}, B = {n}, {on}", partial(launches_of, name, n, on)) for name, n, on in named]]
 
-            def run(name: str = name, moments: Tensor = moments, output: Tensor = output) -> Tensor:
-                return ops.frobenius(moments, WIDTHS, AREAS, output, backend=name)
 
-            launched = kernels_launched(run)
-            rows.append(
-                {"op": "frobenius", "backend": name, "images": images, "milliseconds": milliseconds(run)}
-                | {"launches": launched}
-            )
-    return rows
+def _two_gigabytes(timer: Timer, kind: MapKind) -> list[Work]:
+    found: list[Work] = []
+    for name, backend in product(KERNELS, BACKENDS):
+        title = f"{name}, {TWO_GIGABYTES}, {kind}, {backend}"
+        found.append((title, partial(timer.of_two_gigabytes, name, backend, kind)))
+    return [
+        *found,
+        *(_pytorch(timer, name, kind, False) for name in ("channel_moments", "relu_backward_moments, mask")),
+    ]
+
+
+def _sizes(timer: Timer, kind: MapKind) -> list[Work]:
+    found: list[Work] = []
+    for images, name, backend in product(calls.IMAGES, KERNELS, BACKENDS):
+        title = f"{name}, B = {images}, {kind}, {backend}"
+        found.append((title, partial(timer.of_size, name, backend, kind, images)))
+    return found
+
+
+def _pytorch(timer: Timer, name: str, kind: MapKind, compiled: bool) -> Work:
+    title = f"{name}, {TWO_GIGABYTES}, {kind}, {OTHERS[compiled]}"
+    return title, partial(timer.of_pytorch, name, kind, compiled)
 
 
 def machine(copy: float) -> dict[str, object]:
@@ -171,11 +219,17 @@ def machine(copy: float) -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "triton": triton.__version__,
+        "triton": _triton_version(),
         "kernels": backends.available()["cuda"].reason,
         "gaia_fast": gaia_fast.__version__,
         "commit": _said(commit) or os.environ.get("COMMIT", ""),
     }
+
+
+def _triton_version() -> str:
+    import triton
+
+    return triton.__version__
 
 
 def _said(command: list[str]) -> str:
@@ -185,145 +239,198 @@ def _said(command: list[str]) -> str:
         return ""
 
 
-def by_kind(rows: list[dict[str, Any]], figure: str) -> dict[tuple[str, ...], dict[str, float]]:
-    """Returns (op, map, dtype, layout) with `figure` of each backend, of the rows that have it."""
-    kinds: dict[tuple[str, ...], dict[str, float]] = {}
+Key = tuple[str, ...]
+
+
+def by_kind(rows: list[Row], figure: str) -> dict[Key, dict[str, float]]:
+    """Returns (op, size, map, dtype, layout) with `figure` of each backend, of the rows that have it."""
+    kinds: dict[Key, dict[str, float]] = {}
     for row in rows:
-        if figure in row and "shape" in row:
-            key = (row["op"], "x".join(map(str, row["shape"])), row["dtype"], row["layout"])
+        if figure in row:
+            shape = "x".join(map(str, row.get("shape", ())))
+            key = (row["op"], row["size"], shape, row.get("dtype", ""), row.get("layout", ""))
             kinds.setdefault(key, {})[row["backend"]] = row[figure]
     return kinds
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns a line for each kind of map: every backend's share of the copy bandwidth, and PyTorch's time over it."""
-    columns = f"{'op':<22} {'map':<20} {'dtype':<9} {'layout':<14}"
-    lines = [f"{columns} share of copy: triton  cuda | times slower: torch  compile"]
-    shares = by_kind(rows, "share_of_copy")
-    for key, spent in by_kind(rows, "milliseconds").items():
-        op, shape, dtype, layout = key
-        best = min(spent[name] for name in BACKENDS)
-        share = "  ".join(f"{shares[key][name]:6.2f}" for name in BACKENDS)
-        slower = "  ".join(f"{spent[name] / best:6.2f}" if name in spent else "     -" for name in OTHERS)
-        lines.append(f"{op:<22} {shape:<20} {dtype:<9} {layout:<14}              {share} |             {slower}")
+def best(spent: dict[str, float], of: Callable[..., float] = min) -> float | None:
+    """Of this package's backends."""
+    ours = [spent[name] for name in BACKENDS if name in spent]
+    return of(ours) if ours else None
+
+
+def table(rows: list[Row]) -> str:
+    """Returns a line for each kind of map: what every backend takes, as a share of the copy or of the least time."""
+    lines = [
+        f"{'op':<29} {'size':<8} {'map':<11} {'dtype':<9} {'layout':<14} {'microseconds':>17} {'of copy':>13} "
+        f"{'over floor':>11} {'cold, us':>17}  ({', '.join(BACKENDS)})"
+    ]
+    spent, shares = by_kind(rows, "microseconds"), by_kind(rows, "share_of_copy")
+    floors, uncached = by_kind(rows, "over_floor"), by_kind(rows, "microseconds_cold")
+    for key, each in spent.items():
+        op, size, shape, dtype, layout = key
+        cells = " ".join(
+            _cells(figures.get(key, {}), width)
+            for figures, width in ((spent, "8.1f"), (shares, "6.2f"), (floors, "5.2f"), (uncached, "8.1f"))
+        )
+        slower = "".join(
+            f"  {other} {each[other] / fastest:.2f}x" for other in OTHERS if other in each and (fastest := best(each))
+        )
+        lines.append(f"{op:<29} {size:<8} {shape:<11} {dtype:<9} {layout:<14} {cells}{slower}")
     for row in rows:
-        if row["op"] == "frobenius":
-            what = f"frobenius, 36 layers, N = {row['images']:<4} {row['backend']:<8}"
-            lines.append(f"{what} {row['milliseconds'] * 1e3:8.1f} us, launches: {row['launches']}")
+        if "launches" in row:
+            lines.append(f"{row['op']}, {row['size']}, {row['backend']}: launches: {row['launches']}")
     return "\n".join(lines)
 
 
-OTHERS = ("torch", "torch.compile")
+def _cells(figures: dict[str, float], width: str) -> str:
+    absent = "-".rjust(int(width.split(".")[0]))
+    return " ".join(f"{figures[name]:{width}}" if name in figures else absent for name in BACKENDS)
 
 
-def defaults(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of every op, layout and dtype: the faster backend, for many images and for one, and how much faster it is."""
-    found: list[dict[str, Any]] = []
-    for figure, size in (("milliseconds", "many images"), ("microseconds_a_call", "one image")):
-        groups: dict[tuple[str, ...], list[dict[str, float]]] = {}
-        for (op, _, dtype, layout), spent in by_kind(rows, figure).items():
-            groups.setdefault((op, layout, dtype), []).append(spent)
-        for (op, layout, dtype), kinds in groups.items():
-            ratios = [each["triton"] / each["cuda"] for each in kinds]
+def defaults(rows: list[Row]) -> list[Row]:
+    """Of every op, layout and dtype: the faster backend, and how much faster it is."""
+    found: list[Row] = []
+    one, other = BACKENDS
+    for figure, on in (("microseconds", ""), ("microseconds_by_python", ", by the clock")):
+        groups: dict[tuple[str, ...], list[float]] = {}
+        for (op, size, shape, dtype, layout), spent in by_kind(rows, figure).items():
+            if shape and one in spent and other in spent:
+                timed = (TWO_GIGABYTES if size == TWO_GIGABYTES else "one image" if on else "networks' sizes") + on
+                groups.setdefault((op, layout, dtype, timed), []).append(spent[one] / spent[other])
+        for (op, layout, dtype, timed), ratios in groups.items():
             mean = geometric_mean(ratios)
-            over_torch = [each["torch"] / min(each[b] for b in BACKENDS) for each in kinds if "torch" in each]
             found.append(
-                {"op": op, "layout": layout, "dtype": dtype, "size": size, "faster": "cuda" if mean > 1 else "triton"}
+                {"op": op, "layout": layout, "dtype": dtype, "size": timed, "faster": other if mean > 1 else one}
                 | {"triton_over_cuda": mean, "least": min(ratios), "most": max(ratios)}
-                | {"over_torch": min(over_torch, default=None)}
             )
     return found
 
 
-def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each goal: what was measured in the worst case, where, and in how many cases it is missed."""
-
-    def goal(what: str, least: float, cases: dict[str, float]) -> dict[str, Any]:
-        worst = min(cases, key=lambda name: cases[name], default=None)
-        missed = {name: value for name, value in cases.items() if value < least}
-        measured = None if worst is None else cases[worst]
-        return {
-            "goal": what,
-            "at_least": least,
-            "measured": measured,
-            "where": worst,
-            "cases": len(cases),
-            "missed": missed,
-        }
-
-    spent, shares = by_kind(rows, "milliseconds"), by_kind(rows, "share_of_copy")
+def goals(rows: list[Row]) -> list[Row]:
+    """Each goal, of the faster of this package's backends."""
+    spent, shares, floors = (by_kind(rows, each) for each in ("microseconds", "share_of_copy", "over_floor"))
     found = []
-    for op in ("channel_moments", "relu_backward_moments"):
-        cases = {" ".join(key[1:]): max(each[b] for b in BACKENDS) for key, each in shares.items() if key[0] == op}
-        found.append(goal(f"{op}: share of the copy's bandwidth", SHARE, cases))
+    for op in KERNELS:
+        cases = {
+            " ".join(key[2:]): value
+            for key, each in shares.items()
+            if key[:2] == (op, TWO_GIGABYTES) and (value := best(each, max))
+        }
+        found.append(goal(f"{op}, {TWO_GIGABYTES}: share of the copy's bandwidth", ">=", SHARE, cases))
+    for op in (*KERNELS, "frobenius", "count_and_score"):
+        cases = {
+            " ".join(filter(None, key[1:])): value
+            for key, each in floors.items()
+            if key[0] == op and key[1] != TWO_GIGABYTES and (value := best(each))
+        }
+        what = f"{op}, networks' sizes: times {LAUNCH} us and the bytes at the copy's bandwidth"
+        found.append(goal(what, "<=", OVER_FLOOR, cases))
     for other, least in zip(OTHERS, (OVER_EAGER, OVER_COMPILED), strict=True):
         cases = {
-            " ".join(key[1:]): each[other] / min(each[b] for b in BACKENDS)
+            " ".join(key[2:]): each[other] / fastest
             for key, each in spent.items()
-            if key[0] == "relu_backward_moments" and other in each
+            if key[0] == "relu_backward_moments, mask" and other in each and (fastest := best(each))
         }
-        found.append(goal(f"relu_backward_moments: times faster than {other}", least, cases))
-    launches = {f"{row['backend']}, N = {row['images']}": row["launches"] for row in rows if row["op"] == "frobenius"}
-    ours = {name: float(count == 1) for name, count in launches.items() if not name.startswith("torch")}
-    found.append(goal("frobenius: in one launch", 1.0, ours))
+        found.append(goal(f"relu_backward_moments, mask: times faster than {other}", ">=", least, cases))
+    for op in ("frobenius", "count_and_score"):
+        ours = {
+            f"{row['backend']}, {row['size']}": float(row["launches"])
+            for row in rows
+            if row["op"] == op and "launches" in row
+        }
+        found.append(goal(f"{op}: launches", "<=", 1, ours))
     return found
 
 
-def report(rows: list[dict[str, Any]]) -> str:
+def report(rows: list[Row]) -> str:
     """Returns the two tables that decide: the backends beside each other, and the goals."""
-    lines = ["", f"default backend{'':<32} size         faster   triton/cuda: mean, least, most   torch/faster, least"]
+    one, other = BACKENDS
+    lines = ["", f"default backend{'':<42} timed                    faster   {one}/{other}: mean, least, most"]
     for each in defaults(rows):
-        over = "       -" if each["over_torch"] is None else f"{each['over_torch']:8.2f}"
         lines.append(
-            f"{each['op']:<22} {each['layout']:<14} {each['dtype']:<9} {each['size']:<12} {each['faster']:<8} "
-            f"{each['triton_over_cuda']:16.2f} {each['least']:6.2f} {each['most']:6.2f}   {over}"
+            f"{each['op']:<29} {each['layout']:<14} {each['dtype']:<12} {each['size']:<24} {each['faster']:<8} "
+            f"{each['triton_over_cuda']:16.2f} {each['least']:6.2f} {each['most']:6.2f}"
         )
-    lines += ["", "goals"]
-    for each in goals(rows):
-        if each["measured"] is None:
-            lines.append(f"NOT MEASURED  {each['goal']}")
-            continue
-        verdict = "missed" if each["missed"] else "met"
-        lines.append(
-            f"{verdict:<7} {each['goal']}: at least {each['at_least']:g}, measured {each['measured']:.2f} at worst "
-            f"({each['where']}); missed in {len(each['missed'])} of {each['cases']} cases"
-        )
-        lines += [f"          {value:.2f} {name}" for name, value in sorted(each["missed"].items(), key=lambda m: m[1])]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "goals of the kernels", *lines_of(goals(rows))])
 
 
-def main() -> None:
+Keep = Callable[[list[Row], list[str]], None]
+
+
+def measure(
+    named: list[tuple[Work, bool]], left: Callable[[], float], keep: Keep, found: tuple[list[Row], list[str]]
+) -> int | None:
+    """Adds rows to those found, as long as there is time; `keep` hears of them wherever that is asked.
+
+    What fails or is left out is named. Returns how many were tried if this process has lost the device meanwhile.
+    """
+    rows, failed = found
+    for index, ((title, run), last) in enumerate(named):
+        if left() <= 0:
+            failed.append(f"left out for want of time: {title}")
+        else:
+            try:
+                row = run()
+                rows += [] if row is None else [row]
+            except Exception as error:
+                failed.append(f"cannot run: {title}: {type(error).__name__}: {str(error)[:300]}")
+                print(failed[-1], file=sys.stderr, flush=True)
+                if is_lost():
+                    keep(rows, failed)
+                    return index + 1
+        if last:
+            torch.cuda.empty_cache()
+            keep(rows, failed)
+    return None
+
+
+def flat(lists: list[list[Work]]) -> list[tuple[Work, bool]]:
+    """All work, each with whether it ends its list."""
+    return [(work, index == len(each) - 1) for each in lists for index, work in enumerate(each)]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="a second place for the figures")
+    parser.add_argument("--out", type=Path, help="the figures, as JSON")
     parser.add_argument("--seconds", type=float, default=540)
+    parser.add_argument("--after", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     begin = time.monotonic()
     for name in BACKENDS:
-        if not (here := backends.available()[name]):
-            raise SystemExit(f"backend {name} does not run here: {here.reason}")
-    copy = copy_bandwidth()
-    found = machine(copy)
-    folder = ROOT / "benchmarks" / "results" / str(found["device"]).lower().replace(" ", "-")
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = frobenius_rows()
-    for shape in MAPS:
-        for dtype in DTYPES:
-            for layout in FORMATS:
-                if time.monotonic() - begin > arguments.seconds - 20:
-                    print(f"left out for want of time: {shape}, {dtype}, {layout}", file=sys.stderr)
-                    continue
-                # torch.compile takes seconds for each kind: one small map and one large one tell.
-                with_compile = dtype != torch.float16 and shape in ((256, 56, 56), (256, 8, 8))
-                rows += map_rows(shape, dtype, layout, copy, with_compile)
-                torch.cuda.empty_cache()
-        text = json.dumps(found | {"defaults": defaults(rows), "goals": goals(rows), "rows": rows}, indent=1) + "\n"
-        write_text(folder / "kernels.json", text)  # after each map: the time may end here
-        if arguments.out:
-            write_text(arguments.out, text)
-    print(f"{found['device']}, copy {copy:.0f} GB/s, torch {torch.__version__}, triton {triton.__version__}")
+        if not (found := backends.available()[name]):
+            print(f"backend {name} does not run here: {found.reason}", file=sys.stderr)
+    out: Path = arguments.out or Path(mkdtemp()) / "kernels.json"
+    before: Row = json.loads(out.read_text()) if arguments.after else {"rows": [], "failed": []}
+    rows, failed = before["rows"], before["failed"]
+    copy: float = before["copy_gigabytes_per_second"] if arguments.after else copy_bandwidth()
+    here = machine(copy)
+    print(f"{here['device']}, copy {copy:.0f} GB/s, torch {torch.__version__}, triton {here['triton']}", flush=True)
+
+    def keep(rows: list[Row], failed: list[str]) -> None:
+        record = here | {"defaults": defaults(rows), "goals": goals(rows), "failed": failed, "rows": rows}
+        write_text(out, json.dumps(record, indent=1) + "\n")
+
+    def left() -> float:
+        return arguments.seconds - (time.monotonic() - begin)
+
+    timer = Timer(copy, int(torch.cuda.get_device_properties(0).L2_cache_size))
+    timed, counted = flat(work(timer)), flat(counts())
+    tried = measure(timed[arguments.after :], lambda: left() - 15, keep, (rows, failed))
+    if tried is None:
+        tried = measure(counted[max(arguments.after - len(timed), 0) :], lambda: left() - 5, keep, (rows, failed))
+        arguments.after = max(arguments.after, len(timed))
+    if tried is not None:
+        print("this process has lost the device: another goes on", file=sys.stderr, flush=True)
+        more = ["--out", str(out), "--seconds", f"{left():.1f}", "--after", str(arguments.after + tried)]
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, __file__, *more])
+    if left_out := sum(each.startswith("left out") for each in failed):
+        print(f"left out for want of time: {left_out} rows, named in the JSON", file=sys.stderr)
     print(table(rows))
     print(report(rows))
+    return int(any(each.startswith("cannot run") for each in failed))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

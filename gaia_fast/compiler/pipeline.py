@@ -4,7 +4,7 @@ Each list is run by `run_passes`. With GAIA_FAST_DUMP=FOLDER in the environment,
 pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from torch import fx
@@ -22,10 +22,14 @@ from gaia_fast.compiler.onnx.saturation import expand_sigmoids
 from gaia_fast.compiler.passes.backward_operators import decompose_backward
 from gaia_fast.compiler.passes.channels_last import channels_last
 from gaia_fast.compiler.passes.constant_folding import fold_constants
+from gaia_fast.compiler.passes.count_and_score import count_and_score
+from gaia_fast.compiler.passes.cudnn_fusion import fuse_convolutions, guard_overflow
 from gaia_fast.compiler.passes.hoisting import fold_batch_constants, sink_broadcasts
 from gaia_fast.compiler.passes.norm_folding import fold_norms
 from gaia_fast.compiler.passes.padding_folding import fold_padding
+from gaia_fast.compiler.passes.pooling_counts import count_pooled
 from gaia_fast.compiler.passes.recorded_copies import copy_returned_constants, drop_identities
+from gaia_fast.compiler.passes.relu_counts import count_in_relus
 from gaia_fast.compiler.passes.reshape_views import reshape_views
 
 RETURN_POOL_INDICES = Pass("return pool indices", return_pool_indices)
@@ -45,7 +49,10 @@ PARTITION = Pass("partition", partition, requires=[FUSE])
 EXPAND_SIGMOIDS = Pass("expand sigmoids", expand_sigmoids)
 EXPAND_POOLING_ARGMAX = Pass("expand pooling argmax", expand_pooling_argmax)
 BLOCKED_LAYOUT = Pass("blocked layout", to_blocked_layout)
+COUNT_POOLED = Pass("count pooled", count_pooled)
 CHANNELS_LAST = Pass("channels last", channels_last)
+FUSE_CONVOLUTIONS = Pass("fuse convolutions", fuse_convolutions, requires=[CHANNELS_LAST])
+GUARD_OVERFLOW = Pass("guard overflow", guard_overflow, requires=[FUSE_CONVOLUTIONS])
 
 # The model as it was captured.
 CAPTURED = (
@@ -78,8 +85,23 @@ ONNX = (
     BLOCKED_LAYOUT,
     FOLD_CONSTANTS,  # the areas that sums were divided by
 )
-# For a CUDA device.
-CUDA = (CHANNELS_LAST,)
+
+
+def cuda(images: int, l2_bytes: int = 0, kernels: bool = True, channels_last: bool = True) -> tuple[Pass, ...]:
+    """Returns the passes for a CUDA device.
+
+    Args:
+        images: how many a batch has.
+        l2_bytes: the size of the device's L2 cache; see `count_in_relus`.
+        kernels: whether this package's kernels run on the device.
+        channels_last: whether maps are to lie so.
+    """
+    layout = (CHANNELS_LAST,) if channels_last else ()
+    if not kernels:
+        return (COUNT_POOLED, *layout)
+    in_relus = Pass("count in ReLUs", partial(count_in_relus, images=images, l2_bytes=l2_bytes))
+    at_the_end = Pass("count and score", partial(count_and_score, images=images), requires=[in_relus])
+    return (COUNT_POOLED, in_relus, at_the_end, *layout)
 
 
 def native(outputs: Sequence[str] | None = None, results: Sequence[ResultNames] = ()) -> tuple[Pass, ...]:
@@ -92,6 +114,17 @@ def native(outputs: Sequence[str] | None = None, results: Sequence[ResultNames] 
         return (*KERNELS, PARTITION)
     check = Pass("check results", partial(check_results, outputs=outputs, results=results), requires=[SCORE])
     return (*KERNELS, check, PARTITION)
+
+
+def cudnn(but_for: Collection[int] = (), hides_overflow: bool = False) -> tuple[Pass, ...]:
+    """Returns the passes of the runtime "cudagraph" behind those of `cuda`.
+
+    Args:
+        but_for: which of the convolutions that can be fused are not; see `fuse_convolutions`.
+        hides_overflow: whether fused ones give numbers where they overflow; see `guard_overflow`.
+    """
+    fuse = Pass(FUSE_CONVOLUTIONS.name, partial(fuse_convolutions, but_for=but_for), requires=[CHANNELS_LAST])
+    return (fuse, GUARD_OVERFLOW) if hides_overflow else (fuse,)
 
 
 def run_passes(passes: Sequence[Pass], module: fx.GraphModule) -> fx.GraphModule:

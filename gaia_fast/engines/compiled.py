@@ -107,7 +107,10 @@ class CompiledEngine:
         """Returns the plan for images that have a program; `why` the engine is this one."""
         programs = f"{len(self._prepared)} of at most {self._prepared.most}, one a size of images"
         backend = self._hooks.plan(x).backend
-        return EnginePlan(Choice("compiled", why), backend, prepared.runtime, prepared.derivations, programs)
+        runtime = prepared.runtime
+        if isinstance(prepared.runner, runtimes.FixedSizes) and (how := prepared.runner.how):
+            runtime = Choice(runtime.name, f"{runtime.why}; {how}")
+        return EnginePlan(Choice("compiled", why), backend, runtime, prepared.derivations, programs)
 
     def prepare(self, x: Tensor, tune: str | None = None, cache: ProgramCache | None = None) -> None:
         if cache is not None and self.cache is not None and cache.folder == self.cache.folder:

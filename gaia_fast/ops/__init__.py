@@ -7,11 +7,11 @@ Semantics that every version shares:
   passes `g` on, as PyTorch's own ReLU backward does;
 - sums accumulate in float32 (float64 for float64 maps, which only the reference takes); counts are exact up to 2**24
   positions, and larger maps are refused;
-- results are deterministic bit for bit, without atomic additions, and an image's result depends neither on the other
-  images of the batch nor on the number of threads; on a GPU the order of summation depends on shape, strides and
-  whether the maps begin at multiples of 16 bytes. The backend "torch" is as good as PyTorch's own reductions there:
-  they may split a single sum among threads, choose another order for another batch size, and take flushed subnormals
-  for zero;
+- results are deterministic bit for bit, without atomic additions other than of integers, and an image's result depends
+  neither on the other images of the batch nor on the number of threads; on a GPU the order of summation depends on
+  shape, strides and whether the maps begin at multiples of 16 bytes. The backend "torch" is as good as PyTorch's own
+  reductions there: they may split a single sum among threads, choose another order for another batch size, and take
+  flushed subnormals for zero;
 - kernels run on the maps' device and the caller's current stream, wait for nothing, and may be captured in a CUDA
   graph. Triton compiles when it first meets a kind of map, and its `frobenius` copies the layers' widths to the device
   then: call each once before.
@@ -27,8 +27,9 @@ versions for GPUs and are not in PyTorch's registry.
 """
 
 from gaia_fast.ops.channel_moments import channel_moments
+from gaia_fast.ops.count_and_score import count_and_score
 from gaia_fast.ops.frobenius import frobenius
 from gaia_fast.ops.relu_backward_moments import relu_backward_moments
 from gaia_fast.ops.relu_forward_count import relu_forward_count
 
-__all__ = ["channel_moments", "frobenius", "relu_backward_moments", "relu_forward_count"]
+__all__ = ["channel_moments", "count_and_score", "frobenius", "relu_backward_moments", "relu_forward_count"]

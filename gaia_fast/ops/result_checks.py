@@ -70,6 +70,8 @@ def all_hold(answers: Tensor) -> bool | Tensor:
     """Whether all of several images' answers are yes, (N,): a bool, or where a device has to tell, a 0-d tensor."""
     if answers.dtype is torch.float32 and answers.is_cpu and kernels is not None and answers.is_contiguous():
         return kernels.all_positive(answers.data_ptr(), answers.numel())
+    if answers.dtype is torch.bool and answers.is_cpu:
+        return bool(answers.numpy().all())
     return answers.all()
 
 

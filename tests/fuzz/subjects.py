@@ -8,11 +8,17 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from gaia_fast import GaiaA, GaiaError, GaiaZ
+from gaia_fast.compiler.ir.rewriting import copy_of
+from gaia_fast.compiler.pipeline import cuda, run_passes
+from gaia_fast.compiler.runtimes import choice
+from gaia_fast.compiler.runtimes.eager import Eager
+from gaia_fast.compiler.runtimes.fixed_sizes import FixedSizes
 
 from exported import load_one
 from fuzz.draws import Draw
@@ -48,6 +54,18 @@ def _by_program(runtime: str, draw: Draw, _: Path) -> Score:
     return lambda x: Found(*detector.score(x))
 
 
+class _ForCuda(FixedSizes):
+    """A program as it is made for a CUDA device, on the CPU."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(lambda images: Eager(run_passes(cuda(images, kernels=True), copy_of(graph))))
+
+
+def _by_program_for_cuda(draw: Draw, _: Path) -> Score:
+    with mock.patch.object(choice, "Eager", _ForCuda):
+        return _by_program("eager", draw, _)
+
+
 def _by_file(name: str, draw: Draw, folder: Path) -> Score:
     run = load_one(_detector(draw, "compiled", "eager").export(folder / name, draw.example))
     return lambda x: Found(*run.score(x))
@@ -58,13 +76,22 @@ SUBJECTS: dict[str, Callable[[Draw, Path], Score]] = {
     "reference": partial(_by_engine, "reference"),
     "hooks": partial(_by_engine, "hooks"),
     "eager": partial(_by_program, "eager"),
+    "for cuda": _by_program_for_cuda,
     "native": partial(_by_program, "native"),
     "onnxruntime": partial(_by_program, "onnxruntime"),
     "onnx": partial(_by_file, "model.onnx"),
     "inductor": partial(_by_program, "inductor"),
     "pt2": partial(_by_file, "model.pt2"),
 }
-USUAL = ("reference", "hooks", "eager", "native", "onnxruntime", "onnx")  # the others need a C++ compiler and minutes
+USUAL = (
+    "reference",
+    "hooks",
+    "eager",
+    "for cuda",
+    "native",
+    "onnxruntime",
+    "onnx",
+)  # the others need a C++ compiler and minutes
 WIDENED = ("native", "onnxruntime", "onnx")  # these compute in float32, but for what a file in float64 does
 
 

@@ -17,7 +17,7 @@ from fuzz.subjects import silence, verdicts
 
 GAIA_Z = Question("gaia-z", "division", "abs_mean", 2.0, None, None)
 # How many draws; a program takes a second to make, a file some.
-PROGRAM_DRAWS = {"eager": 30, "native": 25, "onnxruntime": 8, "onnx": 8}
+PROGRAM_DRAWS = {"eager": 30, "native": 25, "onnxruntime": 8, "onnx": 8, "for cuda": 12}
 STEP = 25  # draws of one test
 
 

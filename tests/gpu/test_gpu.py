@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, backends, models, ops
-from gaia_fast.errors import CompilationError, InputError
+from gaia_fast.errors import CompilationError, InputError, NonFiniteError
 from gaia_fast.ops.check_results import check_results, pieces_of
 from gaia_fast.ops.copy_and_check import copy_and_check, parts_of
 from gaia_fast.options import BackendOption, RuntimeOption
@@ -166,6 +166,27 @@ def test_pixels_on_the_gpu(value: float, images: int, runtime: RuntimeOption) ->
     x[1, 2, 15, 15] = value
     with pytest.raises(InputError, match="images 1 of the batch"):
         compiled(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_convolutions_are_fused_where_they_are_right_on_the_gpu(dtype: torch.dtype) -> None:
+    """All is said of each; what overflows is not hidden; and cuDNN's setting is as it was."""
+    torch.manual_seed(0)
+    model = models.resnet18(num_classes=10).eval().cuda().to(dtype)
+    x = torch.randn(4, 3, 32, 32, device="cuda", dtype=dtype)
+    before = torch.backends.cudnn.benchmark
+    compiled = GaiaZ(model, engine="compiled", runtime="cudagraph").prepare(x)
+    assert torch.backends.cudnn.benchmark == before
+    runtime = compiled.plan(x).runtime
+    assert runtime is not None
+    print(dtype, runtime.why)
+    assert "of 17 convolutions fused" in runtime.why
+    expected = compiled(x)
+    bad = x.clone()
+    bad[1] *= torch.finfo(dtype).max / 8
+    with pytest.raises(NonFiniteError, match="images 1 of"):
+        compiled(bad)
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-3, atol=0)
 
 
 @each_graph

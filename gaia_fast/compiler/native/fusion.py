@@ -15,7 +15,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from gaia_fast.compiler.ir.constants import constant_value
-from gaia_fast.compiler.ir.rewriting import CONVOLUTIONS, alike, call_kernel, calls, erase, only_user, pair, per_channel
+from gaia_fast.compiler.ir.counts import bounded, grid_of, over_space
+from gaia_fast.compiler.ir.rewriting import (
+    CONVOLUTIONS,
+    alike,
+    call_kernel,
+    calls,
+    erase,
+    only_user,
+    pair,
+    per_channel,
+)
 from gaia_fast.compiler.native.kernels import (
     IDENTITY,
     Activation,
@@ -30,7 +40,7 @@ from gaia_fast.compiler.native.kernels import (
     Pool,
     Windows,
 )
-from gaia_fast.compiler.native.masks import MaskFuser, grid_of, windows_of
+from gaia_fast.compiler.native.masks import MaskFuser, windows_of
 from gaia_fast.ops.convolution import Part, Weights, adjoint_parts, output_size, takes
 from gaia_fast.ops.convolution.packing import NR, Algorithm
 from gaia_fast.ops.convolution.parts import Pair
@@ -144,7 +154,7 @@ class _Fuser:
                 factor = per_channel(x.args[1], int(value.shape[1]))
                 if factor is not None:
                     parameters[name], x = factor, x.args[0]
-        _, counts = summed(node, activation)
+        counts = counted(node, activation)
         kernel = Pointwise(parameters.get("scale"), parameters.get("shift"), None, activation, "positive")
         with self.graph.inserting_before(node):
             y, total = self._place(kernel, (x, None, None, None, None), value)
@@ -181,7 +191,7 @@ class _Fuser:
         user, last, counts = only_user(y), y, list[fx.Node]()
         if user is not None and activation_of(user) == RELU:
             last = user
-            _, counts = summed(last, RELU)
+            counts = counted(last, RELU)
         kernel = GroupNorm(groups, scale_value, shift_value, epsilon, last is not y)
         with self.graph.inserting_before(last):
             made, total = self._place(kernel, (x,), value)
@@ -536,9 +546,15 @@ def summed(node: fx.Node, activation: Activation | None) -> tuple[str | None, li
         if name == "positive" and activation is None:
             continue
         users = [each for user in node.users for each in find(user, activation)]
-        if sums := [each for each in dict.fromkeys(users) if _over_space(each)]:
+        if sums := [each for each in dict.fromkeys(users) if over_space(each)]:
             return name, sums
     return None, []
+
+
+def counted(node: fx.Node, activation: Activation) -> list[fx.Node]:
+    """The counts of a node's active units, where nothing else of it is summed over space."""
+    statistic, sums = summed(node, activation)
+    return sums if statistic == "positive" else []
 
 
 def _absolute(user: fx.Node, activation: Activation | None) -> list[fx.Node]:
@@ -553,16 +569,6 @@ def _positive(user: fx.Node, activation: Activation | None) -> list[fx.Node]:
     return _copies(user)
 
 
-def bounded(both: fx.Node) -> float | None:
-    """The bound of a node that is (0 < y) & (y < bound) of some y; None of any other."""
-    if both.target is not aten.bitwise_and.Tensor:
-        return None
-    above, below = both.args
-    if not calls(above, aten.gt.Scalar) or not calls(below, aten.lt.Scalar) or above.args[1] != 0:
-        return None
-    return float(below.args[1]) if above.args[0] is below.args[0] else None
-
-
 def _copies(mask: fx.Node) -> list[fx.Node]:
     return [each for copy in mask.users if copy.target is aten._to_copy.default for each in copy.users]
 
@@ -572,13 +578,6 @@ _STATISTICS: dict[str, Callable[[fx.Node, Activation | None], list[fx.Node]]] = 
     "abs_sum": _absolute,
     "positive": _positive,
 }
-
-
-def _over_space(node: fx.Node) -> bool:
-    if node.target is not aten.sum.dim_IntList or list(node.args[1]) not in ([2, 3], [-2, -1], [-1, -2]):
-        return False
-    value = node.meta["val"]
-    return value.ndim == 2 and value.dtype == torch.float32  # axes may be kept, and another dtype asked for
 
 
 def scaled(node: fx.Node, sums: list[fx.Node], channels: int) -> tuple[Tensor, fx.Node] | None:

@@ -5,7 +5,6 @@ as bits; what is made of masks reads and writes bits alone, a thirty-second of t
 """
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -14,6 +13,8 @@ import torch
 from torch import fx
 
 from gaia_fast.compiler.ir.constants import constant_value
+from gaia_fast.compiler.ir.counts import grid_of
+from gaia_fast.compiler.ir.pooling import scattered_by_pooling
 from gaia_fast.compiler.ir.rewriting import call_kernel, calls, erase, pair
 from gaia_fast.compiler.native.kernels import Convolution, Mask, MaskCheck, Pointwise, Pool, Windows
 from gaia_fast.ops.convolution.packing import NR
@@ -204,21 +205,10 @@ class MaskFuser:
         for one, other in (mask.args, mask.args[::-1]):
             if not calls(one, aten.gt.Scalar) or one.args[1] != 0 or not calls(other, aten.gt.Scalar):
                 continue
-            scattered = other.args[0]
-            if other.args[1] != 0 or not calls(scattered, aten.reshape.default):
+            found = scattered_by_pooling(other.args[0]) if other.args[1] == 0 else None
+            if found is None or found[0].args[0] is not one.args[0]:
                 continue
-            scattered = scattered.args[0]
-            if not calls(scattered, aten.scatter_add.default) or scattered.args[1] != 2:
-                continue
-            _, _, where, what = scattered.args
-            if not calls(where, aten.reshape.default) or not calls(what, aten.reshape.default):
-                continue
-            where, what = where.args[0], what.args[0]
-            if not calls(where, operator.getitem) or where.args[1] != 1:
-                continue
-            pool = where.args[0]
-            if not calls(pool, aten.max_pool2d_with_indices.default) or pool.args[0] is not one.args[0]:
-                continue
+            pool, what = found
             return self._count_winners(mask, pool, what)
         return None
 
@@ -250,24 +240,6 @@ class MaskFuser:
             result = self.graph.call_function(operator.getitem, (made, index))
         result.meta["val"] = value
         return result
-
-
-def grid_of(node: fx.Node, source: Callable[[Any], Any] = lambda y: y) -> tuple[Any, int, int] | None:
-    """Of a least value over positions of what is largest over channels: of which map, and a grid's begin and step.
-
-    Args:
-        source: what the map is a copy of.
-    """
-    highest = node.args[0]
-    if not calls(highest, aten.reshape.default) or list(node.args[1:]) != [[1]] or node.meta["val"].ndim != 1:
-        return None
-    highest = highest.args[0]
-    if not calls(highest, aten.amax.default) or list(highest.args[1]) != [1]:
-        return None
-    y, begin, step = source(highest.args[0]), 0, 1
-    while calls(y, aten.slice.Tensor) and y.args[1] in (2, 3):
-        y, _, begin, _, step = [*y.args, 1][:5]
-    return y, begin, step
 
 
 def windows_of(given: list[Any], out: tuple[int, int]) -> Windows:

@@ -9,7 +9,6 @@ Positions of one remainder of the stride are one map, in which a tap is moved by
 remainders interleave.
 """
 
-import operator
 from itertools import product
 from math import inf
 from typing import Any
@@ -18,7 +17,8 @@ import torch
 from torch import fx
 
 from gaia_fast.compiler.ir.passes import clean_up
-from gaia_fast.compiler.ir.rewriting import calls, pair
+from gaia_fast.compiler.ir.pooling import scattered_by_pooling
+from gaia_fast.compiler.ir.rewriting import pair
 
 aten = torch.ops.aten
 
@@ -26,10 +26,12 @@ aten = torch.ops.aten
 def expand_pooling_argmax(module: fx.GraphModule) -> None:
     """Writes what is scattered by the indices of max-poolings in the form above; these then return maxima alone."""
     for node in [node for node in module.graph.nodes if node.target is aten.reshape.default]:
-        found = _scattered(node)
+        found = scattered_by_pooling(node)
         if found is None:
             continue
         pool, what = found
+        if len(pool.args) > 5:  # windows over the edge
+            continue
         with module.graph.inserting_before(node):
             node.replace_all_uses_with(_Expansion(module.graph, pool).sum(what))
     clean_up(module)
@@ -41,27 +43,6 @@ def expand_pooling_argmax(module: fx.GraphModule) -> None:
             alone.meta["val"] = y.meta["val"]
             y.replace_all_uses_with(alone)
     clean_up(module)
-
-
-def _scattered(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The max-pooling by whose indices a map is made, and what is added for each window; None of any other node."""
-    added = node.args[0]
-    if not calls(added, aten.scatter_add.default) or added.args[1] != 2 or node.meta["val"].ndim != 4:
-        return None
-    flat, _, where, what = added.args
-    if not calls(where, aten.reshape.default) or not calls(what, aten.reshape.default):
-        return None
-    if flat.target not in (aten.new_zeros.default, aten.zeros_like.default):
-        return None
-    indices, what = where.args[0], what.args[0]
-    if not calls(indices, operator.getitem) or indices.args[1] != 1:
-        return None
-    pool = indices.args[0]
-    if pool.target is not aten.max_pool2d_with_indices.default or len(pool.args) > 5:
-        return None
-    if pool.args[0].meta["val"].shape[2:] != node.meta["val"].shape[2:] or what.meta["val"].ndim != 4:
-        return None
-    return pool, what
 
 
 class _Expansion:

@@ -107,7 +107,8 @@ class ChecksInLaunches:
         self._counts = torch.zeros(3, dtype=torch.int64, device=device)
         self._told = torch.zeros(2, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._read = self._told.numpy()  # a tenth of what it takes to ask a tensor
-        self._yes, self._no = torch.ones(images.shape[0]), torch.zeros(images.shape[0])
+        self._yes = torch.ones(images.shape[0], dtype=torch.bool)
+        self._no = torch.zeros_like(self._yes)
 
     @property
     def launches(self) -> int:
@@ -137,7 +138,7 @@ class ChecksInLaunches:
         )
 
     def answers(self, launch: int, failures: int) -> Tensor:
-        """Returns (N,) float32 on the CPU, all 1 or all 0: whether nothing is wrong with a launch that was waited for.
+        """Returns (N,) bools on the CPU, all alike: whether nothing is wrong with a launch that was waited for.
 
         Args:
             launch: its number, from 1.

@@ -42,6 +42,17 @@ class FixedSizes:
                 self._runners[images] = self._make(images)
             return self._runners[images]
 
+    @property
+    def how(self) -> str:
+        """In which form each of the runners runs the program, where they say so."""
+        told: dict[str, list[int]] = {}
+        for images, runner in sorted(self._runners.items()):
+            told.setdefault(getattr(runner, "how", ""), []).append(images)
+        told.pop("", None)
+        if len(told) == 1:
+            return next(iter(told))
+        return "; ".join(f"for {', '.join(map(str, images))} images {how}" for how, images in told.items())
+
     def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
         images = x.shape[0]
         runner = self._runners.get(images)

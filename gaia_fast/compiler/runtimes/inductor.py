@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, fx
 
+from gaia_fast.backends import has_kernels
 from gaia_fast.compiler.frontend.example_batch import repeated
 from gaia_fast.compiler.ir.rewriting import copy_of
-from gaia_fast.compiler.pipeline import CUDA, run_passes
+from gaia_fast.compiler.pipeline import cuda, run_passes
 from gaia_fast.compiler.runtimes.checked import Checks
 from gaia_fast.compiler.runtimes.fixed_sizes import FixedSizes
 from gaia_fast.compiler.runtimes.recorded import Recorded
@@ -33,7 +34,9 @@ class Inductor(FixedSizes):
         def make(images: int) -> Runner:
             x = repeated(example, images)
             if x.device.type == "cuda":
-                return Recorded(Frozen(run_passes(CUDA, copy_of(graph)), x), x, checks)
+                l2_bytes = torch.cuda.get_device_properties(x.device).L2_cache_size
+                passes = cuda(images, l2_bytes, has_kernels(x.device, x.dtype))
+                return Recorded(Frozen(run_passes(passes, copy_of(graph)), x), x, checks)
             return Frozen(graph, x)
 
         super().__init__(make)

@@ -52,8 +52,9 @@ class Recorded:
     Args:
         run: what is recorded; it may not wait for the device.
         x: a batch, contiguous; the graph takes as many images.
-        checks: what else is recorded, for one output more: (N,) bools, whether an image's results mean something. None
-            for the program alone.
+        checks: what else is recorded, for one output more: (N,) bools, whether an image's results mean something; where
+            there are kernels for it, whether the whole batch's do, told on the CPU, and a call returns when the device
+            is done. None for the program alone.
 
     Raises:
         CompilationError: replayed on other images than were recorded, the graph does not do what the runner does.

@@ -9,7 +9,7 @@ from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.compiler.ir.passes import DUMP, Pass
 from gaia_fast.compiler.ir.rewriting import copy_of
 from gaia_fast.compiler.ir.types import untyped
-from gaia_fast.compiler.pipeline import CAPTURED, CUDA, FOLD_NORMS, ONNX, native
+from gaia_fast.compiler.pipeline import CAPTURED, FOLD_NORMS, ONNX, cuda, native
 from gaia_fast.errors import CompilationError
 
 import zoo
@@ -45,7 +45,7 @@ def test_every_tensor_has_a_type_after_every_pass(name: str, make: type[GaiaZ] |
     x = zoo.images(2, zoo.image_size(name))
     found = make(zoo.build(name), engine="compiled", runtime="eager").prepare(x).program(x)
     assert found is not None
-    sequences: list[Sequence[Pass]] = [[], native(), ONNX, CUDA]
+    sequences: list[Sequence[Pass]] = [[], native(), ONNX, cuda(2)]
     for passes in sequences:
         module = copy_of(found.program.graph)
         assert not tensors_without_type(module)

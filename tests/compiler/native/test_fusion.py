@@ -170,6 +170,17 @@ def sums_first(model: Otherwise, y: Tensor) -> Tensor:
     return z * model.factor + read[:, :, None, None]
 
 
+def sums_of_units(y: Tensor) -> Tensor:
+    """What is taken for the number of active units where nobody looks whether it is one."""
+    y = y.relu()
+    return y * y.sum((2, 3)).cos()[:, :, None, None]
+
+
+def normalised(model: Otherwise, y: Tensor) -> Tensor:
+    factors = model.factor.flatten()
+    return nn.functional.group_norm(y.tanh(), 4, factors, factors - 1)
+
+
 def slopes(y: Tensor, z: Tensor) -> Tensor:
     """What the gradient of a gate looks like."""
     gate = z.sigmoid()
@@ -195,6 +206,8 @@ OTHERWISE: dict[str, Callable[[Otherwise, Tensor], Tensor]] = {
         y.relu() * y.relu().sum((2, 3), dtype=torch.float64)[:, :, None, None].cos().float()
     ),
     "counts in float64": lambda model, y: y.relu() + (y.relu() > 0).double().sum((2, 3))[:, :, None, None].float(),
+    "sums of a ReLU": lambda model, y: sums_of_units(y.tanh()),
+    "sums of a ReLU behind a norm": lambda model, y: sums_of_units(normalised(model, y)),
     "sums read before the factor": sums_first,
     "a factor of bools": lambda model, y: model.conv(y.relu()) * model.kept + y,
     "a factor of bools before a ReLU": lambda model, y: (y.tanh() * model.kept).relu(),
