@@ -1,5 +1,7 @@
 """Images copied to where a program reads them, and looked at on the way."""
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -44,11 +46,16 @@ def copy_and_check(x: Tensor, out: Tensor, finite: Tensor | None = None, *, back
 
 def parts_of(x: Tensor) -> int:
     """Returns in how many parts each image of (N, K, H, W) ones is copied."""
-    return max(-(-x.shape[1] * x.shape[2] * x.shape[3] * x.element_size() // PART), 1)
+    return max(-(-prod(x.shape[1:]) * x.element_size() // PART), 1)
 
 
 def _eager(x: Tensor, out: Tensor, finite: Tensor, backend: str | None = None) -> None:
-    x = maps.check_map(x, "x")
+    if x.ndim != 4 or x.dtype not in maps.DTYPES or prod(x.shape[1:]) >= 2**31:
+        raise BackendError(
+            f"x must be a (N, K, H, W) tensor of float32, float16, bfloat16 or float64, of fewer than 2**31 pixels an "
+            f"image, got {x.dtype} of shape {tuple(x.shape)}"
+        )
+    x = x.resolve_neg()
     maps.check_same(out, "out", x.shape, x.dtype, x.device)
     maps.check_same(finite, "finite", torch.Size((x.shape[0], parts_of(x))), torch.uint8, x.device)
     if out.is_neg() or not (out.is_contiguous() and finite.is_contiguous()):
