@@ -42,13 +42,14 @@ quick:
 # GPU kernels without a GPU, each in a process of its own: Triton's in its interpreter, and CUDA's as C++, together with
 # the C++ kernels, under AddressSanitizer and UndefinedBehaviorSanitizer, whose reports pytest must not swallow.
 interpreted: $(VENV)/test-tools
-	TRITON_INTERPRET=1 $(PYTEST) tests/ops -W ignore::RuntimeWarning:triton.runtime.interpreter
+	TRITON_INTERPRET=1 $(PYTEST) tests/ops tests/compiler/runtimes/test_recorded.py -W ignore::RuntimeWarning:triton.runtime.interpreter
 
 instrumented: $(VENV)/test-tools
 	$(CONFIGURE) -B build/instrumented -DGAIA_FAST_CUDA=emulated -DGAIA_FAST_SANITIZE=ON
 	$(BIN)/cmake --build build/instrumented
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 GAIA_FAST_TEST_KERNELS="$$(echo build/instrumented/_kernels*.so)" $(PYTEST) tests/ops --capture=sys
+		ASAN_OPTIONS=detect_leaks=0 GAIA_FAST_TEST_KERNELS="$$(echo build/instrumented/_kernels*.so)" $(PYTEST) tests/ops \
+		tests/compiler/runtimes/test_recorded.py --capture=sys
 
 lint: $(VENV)/test-tools
 	$(BIN)/ruff check .

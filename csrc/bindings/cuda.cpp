@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cuda/kernels.h"
+#include "cuda/result_checks.h"
 
 namespace gaia {
 
@@ -30,6 +31,11 @@ void check_launch(const std::string& error, const Sizes& shape) {
   std::string text = " on a map of shape (";
   for (size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
   throw std::runtime_error("CUDA kernel " + error + text + ")");
+}
+
+// Address, dtype, columns, and the strides of images and columns.
+gaia::cuda::Matrix make_matrix(const std::array<int64_t, 5>& m) {
+  return {reinterpret_cast<const void*>(m[0]), static_cast<gaia_dtype>(m[1]), m[2], m[3], m[4]};
 }
 
 gaia::cuda::Stream to_stream(uintptr_t stream) { return reinterpret_cast<gaia::cuda::Stream>(stream); }
@@ -79,6 +85,46 @@ void define_cuda(py::module_& m) {
                      make_map(y, dtype, shape, y_strides), counts, make_tiling(tiling), device, to_stream(stream)),
                  shape);
   });
+
+  m.def("cuda_copy_and_check", [](uintptr_t x, uintptr_t out, uintptr_t finite, int dtype, Sizes shape, Sizes strides,
+                                  int64_t part, int64_t parts, bool whole, int device, uintptr_t stream) {
+    py::gil_scoped_release unlocked;
+    check_launch(gaia::cuda::copy_and_check({make_map(x, dtype, shape, strides), reinterpret_cast<void*>(out),
+                                             reinterpret_cast<uint8_t*>(finite), part, parts, whole},
+                                            device, to_stream(stream)),
+                 shape);
+  });
+
+  m.def("cuda_check_results",
+        [](int64_t n, std::array<int64_t, 5> logits, std::array<int64_t, 5> preconditions,
+           const std::vector<std::array<int64_t, 5>>& scores, const std::vector<std::array<int64_t, 5>>& components,
+           double rounding, uintptr_t finite, int64_t finite_count, int64_t finite_stride, uintptr_t pieces,
+           int64_t piece_count, uintptr_t expected, uintptr_t answers, uintptr_t counts, uintptr_t told, int device,
+           uintptr_t stream) {
+          py::gil_scoped_release unlocked;
+          gaia::cuda::ResultChecks checks = {};
+          checks.n = n;
+          checks.logits = make_matrix(logits);
+          checks.preconditions = make_matrix(preconditions);
+          const size_t most = gaia::cuda::kMostColumns;
+          if (scores.size() > most || components.size() > most)
+            throw std::runtime_error("check_results: too many scores");
+          for (size_t i = 0; i < scores.size(); ++i) checks.scores[i] = make_matrix(scores[i]);
+          for (size_t i = 0; i < components.size(); ++i) checks.components[i] = make_matrix(components[i]);
+          checks.score_count = static_cast<int>(scores.size());
+          checks.component_count = static_cast<int>(components.size());
+          checks.rounding = rounding;
+          checks.finite = reinterpret_cast<const uint8_t*>(finite);
+          checks.finite_count = finite_count;
+          checks.finite_stride = finite_stride;
+          checks.pieces = reinterpret_cast<const int64_t*>(pieces);
+          checks.piece_count = piece_count;
+          checks.expected = reinterpret_cast<const uint8_t*>(expected);
+          checks.answers = reinterpret_cast<uint8_t*>(answers);
+          checks.counts = reinterpret_cast<int64_t*>(counts);
+          checks.told = reinterpret_cast<int64_t*>(told);
+          check_launch(gaia::cuda::check_results(checks, device, to_stream(stream)), {n, logits[2], 1, 1});
+        });
 
   m.def("cuda_frobenius", [](uintptr_t moments, int64_t n, int64_t stride_n, const std::vector<int64_t>& begins,
                              const std::vector<int64_t>& widths, const std::vector<double>& inverse_area,

@@ -19,13 +19,13 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from gaia_fast import backends
 from gaia_fast.backends import Choice
 from gaia_fast.compiler.program_cache import ProgramCache
-from gaia_fast.engines.base import EnginePlan, Subject, checked
+from gaia_fast.engines.base import EnginePlan, Subject
 from gaia_fast.errors import ArgumentError, LayerError, ModelError
 from gaia_fast.inspection import checks
 from gaia_fast.inspection.forward_hooks import ForwardHooks, has_other_hooks, in_grad_mode
 from gaia_fast.inspection.graph import NORM_NODES, NORMS, check_norms
 from gaia_fast.inspection.head import Head, shares_memory
-from gaia_fast.inspection.kept import undisturbed
+from gaia_fast.inspection.kept import leaves_nothing, undisturbed
 from gaia_fast.inspection.layers import InspectedLayer, MapNames, is_feature_map
 from gaia_fast.inspection.requests import Request, all_layers
 from gaia_fast.inspection.survey import Passes
@@ -62,18 +62,37 @@ class HooksEngine:
         return None
 
     def score(self, x: Tensor) -> Measurement:
-        backend = self.plan(x).backend.name
-        checks.check_pixels(x)
-        return checked(self.measure(x, self._subject.head(x), backend))
+        backend, subject = self.plan(x).backend.name, self._subject
+        with checks.DeferredChecks() as deferred:
+            # Images that are not checked yet do no harm to a model that is known and keeps nothing of them.
+            if _waits(x) and subject.passes.knows(x) and leaves_nothing(subject.model):
+                deferred.pixels(x)
+            else:
+                checks.check_pixels(x)
+            measured = self.measure(x, subject.head(x), backend, deferred=deferred)
+            deferred.logits(measured.logits)
+            for each in measured.results:
+                deferred.score(each.score)
+        return measured
 
     def measure(
-        self, x: Tensor, head: Head | None, backend: str | None = None, requests: Sequence[Request] | None = None
+        self,
+        x: Tensor,
+        head: Head | None,
+        backend: str | None = None,
+        requests: Sequence[Request] | None = None,
+        deferred: checks.DeferredChecks | None = None,
     ) -> Measurement:
-        """Scores checked images, the head being known; no look at the results. Of the requests, all or those given."""
+        """Scores images, the head being known; no look at logits and scores. Of the requests, all or those given."""
         subject = self._subject
         backend = self._backend if backend is None else backend
         requests = subject.requests if requests is None else requests
-        return measure(subject.model, x, requests, head, backend, subject.passes)
+        return measure(subject.model, x, requests, head, backend, subject.passes, deferred)
+
+
+def _waits(x: Tensor) -> bool:
+    """Whether a look at what is computed of the images waits for a device."""
+    return x.device.type != "cpu"
 
 
 class _GradModeChangedError(BaseException):  # no Exception: those are for the model to catch
@@ -88,26 +107,43 @@ def measure(
     head: Head | None,
     backend: str,
     passes: Passes | None = None,
+    deferred: checks.DeferredChecks | None = None,
 ) -> Measurement:
     """Scores one batch.
 
     Args:
         model: the classifier, checked and in eval mode.
-        x: (N, C, H, W) images, checked, N at least 1.
+        x: (N, C, H, W) images, checked, or to be by the deferred checks; N at least 1.
         requests: what to measure.
         head: where GAIA-A's components meet; None where no method needs one.
         backend: the kernels to reduce with.
         passes: what is known of the model from earlier calls; None if it is to be looked at anew.
+        deferred: takes the checks of gradients and output components; None to make them before this returns.
 
     Raises:
         LayerError, ModelError, NonFiniteError: see the messages. The model is left as it was all the same.
     """
     passes = passes or Passes()
+    if deferred is not None:
+        return _measure(model, x, requests, head, backend, passes, deferred)
+    with checks.DeferredChecks() as deferred:
+        return _measure(model, x, requests, head, backend, passes, deferred)
+
+
+def _measure(
+    model: nn.Module,
+    x: Tensor,
+    requests: Sequence[Request],
+    head: Head | None,
+    backend: str,
+    passes: Passes,
+    deferred: checks.DeferredChecks,
+) -> Measurement:
     head = head if any(each.method.needs_head for each in requests) else None
 
     def once(from_the_start: bool) -> Measurement:
         def watch(hooks: ForwardHooks) -> _Recording:
-            recording = _Recording(model, x.shape[0], requests, backend, from_the_start)
+            recording = _Recording(model, x.shape[0], requests, backend, from_the_start, deferred)
             recording.watch(hooks)
             if head is not None:
                 recording.watch_head(hooks, head)
@@ -204,9 +240,15 @@ class _Recording:
     """One forward pass being recorded, and the backward pass over it."""
 
     def __init__(
-        self, model: nn.Module, images: int, requests: Sequence[Request], backend: str, from_the_start: bool
+        self,
+        model: nn.Module,
+        images: int,
+        requests: Sequence[Request],
+        backend: str,
+        from_the_start: bool,
+        deferred: checks.DeferredChecks,
     ) -> None:
-        self.model, self.requests = model, requests
+        self.model, self.requests, self.deferred = model, requests, deferred
         self.sink = _Sink(images, backend)
         self.names = MapNames()
         self.layers: list[InspectedLayer] = []
@@ -354,7 +396,7 @@ class _Recording:
 
         places = request.places(self.sink.maps)
         moments = self._moments(logits, method, anchor, places)
-        checks.check_finite(moments[maps.ABS_SUM], "the gradient", "it overflows; use a wider dtype")
+        self.deferred.finite(moments[maps.ABS_SUM], "the gradient", "it overflows; use a wider dtype")
         inspected = tuple(self.sink.maps[place] for place in places)
         return self._result(
             moments[_moment(method)], inspected, out if method.fusion == Fusion.DIVISION else None, method
@@ -374,7 +416,7 @@ class _Recording:
         if g is None or g.shape[0] != self.sink.images:
             raise LayerError(checks.unusable_last(head.last_name, self.model))
         out = g.to(maps.accumulator_dtype(g.dtype)).mean((2, 3)).abs().mean(1).sqrt()
-        checks.check_output_component(out, logits)
+        self.deferred.output_component(out, logits.detach())
         return out
 
     def _moments(self, logits: Tensor, method: Method, anchor: Tensor, places: Sequence[int]) -> Tensor:

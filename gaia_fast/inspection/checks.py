@@ -1,8 +1,9 @@
 """What a model, its images and its output must be like before a score means anything."""
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -11,11 +12,71 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
-from gaia_fast.errors import InputError, ModelError, NonFiniteError
-from gaia_fast.ops.result_checks import divisible
+from gaia_fast.errors import GaiaError, InputError, ModelError, NonFiniteError
+from gaia_fast.ops.result_checks import divisible, together
 
 # What moves statistics, or draws random numbers, as soon as it is set to training.
 DIFFERENT_IN_TRAINING = (_NormBase, _DropoutNd, nn.RReLU)
+
+
+class DeferredChecks:
+    """Checks that are looked at together when the context is left: on a device each look waits for all work before it.
+
+    They raise in the order in which they were added. An exception meanwhile gives way to them, as if each had been made
+    at once.
+    """
+
+    def __init__(self) -> None:
+        self._answers: list[bool | Tensor] = []
+        self._checks: list[Callable[[], None]] = []
+
+    def pixels(self, x: Tensor) -> None:
+        """Defers `check_pixels`."""
+        self._add(torch.isfinite(x).all(), lambda: check_pixels(x))
+
+    def finite(self, values: Tensor, what: str, why: str) -> None:
+        """Defers `check_finite`."""
+        self._add(torch.isfinite(values).all(), lambda: check_finite(values, what, why))
+
+    def output_component(self, out: Tensor, logits: Tensor) -> None:
+        """Defers `check_output_component`."""
+        self._add(divisible(out, logits).all(), lambda: check_output_component(out, logits))
+
+    def logits(self, logits: Tensor) -> None:
+        """Defers `check_logits`."""
+        self._add(torch.isfinite(logits).all(), lambda: check_logits(logits))
+
+    def score(self, score: Tensor) -> None:
+        """Defers `check_score`."""
+        self._add(torch.isfinite(score).all(), lambda: check_score(score))
+
+    def _add(self, answer: Tensor, check: Callable[[], None]) -> None:
+        self._answers.append(answer)
+        self._checks.append(check)
+
+    def _make(self) -> None:
+        if not together(self._answers):
+            for check in self._checks:
+                check()
+
+    def __enter__(self) -> "DeferredChecks":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._make()
+            elif isinstance(error, Exception):
+                try:
+                    self._make()
+                except GaiaError as found:
+                    raise found from None
+                except Exception:  # of a device that has failed: what it failed in is on its way
+                    return
+        finally:
+            self._answers, self._checks = [], []
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -21,15 +21,22 @@ _PLAIN = frozenset((bool, int, float, str, type(None)))
 
 
 class _Turn:
-    """Whose turn it is to run a model; `shared` once a pass was seen to keep nothing."""
+    """Whose turn it is to run a model; `shared` once a pass was seen to keep nothing, `clean` if it wrote nothing."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.shared = False
+        self.shared = self.clean = False
 
 
 _turns: "weakref.WeakKeyDictionary[nn.Module, _Turn]" = weakref.WeakKeyDictionary()
 _turns_lock = threading.Lock()
+
+
+def leaves_nothing(model: nn.Module) -> bool:
+    """Whether the last pass of `undisturbed` left the model's attributes and buffers as they were."""
+    with _turns_lock:
+        turn = _turns.get(model)
+    return turn is not None and turn.shared and turn.clean
 
 
 def undisturbed(model: nn.Module, run: Callable[[], T]) -> T:
@@ -45,7 +52,7 @@ def undisturbed(model: nn.Module, run: Callable[[], T]) -> T:
         try:
             result = run()
         finally:
-            turn.shared = not before.changed()
+            turn.shared, turn.clean = not before.changed(), not before.written()
             if not turn.shared:
                 with turn.lock:
                     before.cut_loose()
@@ -56,7 +63,7 @@ def undisturbed(model: nn.Module, run: Callable[[], T]) -> T:
         try:
             return run()
         finally:
-            turn.shared = not before.changed()
+            turn.shared, turn.clean = not before.changed(), not before.written()
             before.cut_loose()
 
 
@@ -67,6 +74,7 @@ class _Kept:
         self._modules = list(model.modules())
         self._values = self._all()
         self._tensors = [each for each in self._values if isinstance(each, Tensor)]
+        self._versions = list(map(_version, self._tensors))
         self._recorded = {id(each) for each in self._tensors if each.grad_fn is not None}
 
     def changed(self) -> bool:
@@ -77,6 +85,10 @@ class _Kept:
             or not all(map(operator.is_, now, self._values))
             or any(map(self._is_loose, self._tensors))
         )
+
+    def written(self) -> bool:
+        """Whether a tensor was written in place since, as far as PyTorch counts it."""
+        return list(map(_version, self._tensors)) != self._versions
 
     def cut_loose(self) -> None:
         """Has nothing that was kept since hang on a graph."""
@@ -115,6 +127,10 @@ class _Kept:
                 if (new := self._cut(each, before, seen)) is not each:
                     value[key] = new
         return value
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _attributes(module: nn.Module) -> list[tuple[str, Any]]:

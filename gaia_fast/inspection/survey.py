@@ -38,6 +38,10 @@ class Passes:
         self._findings: Recent[torch.Size, _Findings] = Recent(_MOST_SIZES)
         self._hooks_apart = True  # until a hook of the user's is seen to have a say in what the model computes
 
+    def knows(self, x: Tensor) -> bool:
+        """Whether the model has run on images of this size."""
+        return self._findings.get(x.shape[1:]) is not None
+
     def run(
         self, model: nn.Module, x: Tensor, watch: Callable[[ForwardHooks], S]
     ) -> tuple[Any, S, Callable[[nn.Module], bool]]:

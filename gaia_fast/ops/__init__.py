@@ -20,6 +20,9 @@ Semantics that every version shares:
 torch.vmap takes them, in one call of a kernel (`gaia_fast.ops.transforms`). They have no derivatives: torch.func.grad
 and its kin are refused, and autograd finds no graph behind a result.
 
+Around a compiled program two more, `gaia_fast.ops.copy_and_check` and `.check_results`, tell whether it means something
+on a device; they write to arguments, count with atomic additions, and have no C++ version.
+
 On the CPU, compiled programs are made of two more, `gaia_fast.ops.convolution` and `.active_everywhere`; they have no
 versions for GPUs and are not in PyTorch's registry.
 """

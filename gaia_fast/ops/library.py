@@ -3,7 +3,7 @@
 Eager calls do not go through it: the dispatcher costs more than a kernel on a small map.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from inspect import signature
@@ -18,7 +18,11 @@ _LIBRARY = torch.library.Library("gaia_fast", "DEF")
 
 
 def define_op(
-    name: str, eager: Callable[..., Any], fake: Callable[..., Any], batched: BatchingRule | None = None
+    name: str,
+    eager: Callable[..., Any],
+    fake: Callable[..., Any],
+    batched: BatchingRule | None = None,
+    writes: Iterable[str] = (),
 ) -> None:
     """Adds torch.ops.gaia_fast.<name>, with the schema that PyTorch reads off the signature of `fake`.
 
@@ -27,9 +31,10 @@ def define_op(
         eager: what it does; any device, never differentiable.
         fake: what it returns in shape, strides, dtype and device.
         batched: what it is under torch.vmap; None where no user calls it.
+        writes: the arguments that it writes to.
     """
     # Any strides will do: without the tag the compiler copies maps to those that it saw when it traced.
-    schema = torch.library.infer_schema(fake, mutates_args=())
+    schema = torch.library.infer_schema(fake, mutates_args=tuple(writes))
     _LIBRARY.define(name + schema, tags=(torch.Tag.flexible_layout,))
     _LIBRARY.impl(name, eager, "CompositeExplicitAutograd")
     _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")

@@ -70,6 +70,8 @@ def all_hold(answers: Tensor) -> bool | Tensor:
     """Whether all of several images' answers are yes, (N,): a bool, or where a device has to tell, a 0-d tensor."""
     if answers.dtype is torch.float32 and answers.is_cpu and kernels is not None and answers.is_contiguous():
         return kernels.all_positive(answers.data_ptr(), answers.numel())
+    if answers.dtype is torch.bool and answers.is_cpu:
+        return bool(answers.numpy().all())
     return answers.all()
 
 
@@ -78,7 +80,9 @@ def together(answers: list[bool | Tensor]) -> bool:
     asked = [each for each in answers if isinstance(each, Tensor)]
     if not all(each for each in answers if isinstance(each, bool)):
         return False
-    return bool(asked[0] if len(asked) == 1 else torch.stack(asked).all()) if asked else True
+    if len(asked) > 1:  # of a model on several devices, the logits are on another one than the maps
+        asked = [torch.stack([each.to(asked[0].device) for each in asked]).all()]
+    return bool(asked[0]) if asked else True
 
 
 def divisible(component: Tensor, logits: Tensor) -> Tensor:

@@ -73,6 +73,19 @@ def strides_of(tensor: Tensor) -> Strides:
     return n, k if channels > 1 else 1, h, w
 
 
+def in_whole_vectors(*tensors: Tensor) -> bool:
+    """Whether the images of all tensors lie in memory as contiguous ones do, each in whole vectors of 16 bytes."""
+    for each in tensors:
+        _, channels, height, width = each.shape
+        n, *others = strides_of(each)
+        positions, size = height * width, each.element_size()
+        if others != [positions if channels > 1 else 1, width, 1]:
+            return False
+        if (channels * positions * size | n * size * (each.shape[0] > 1) | each.data_ptr()) % 16:
+            return False
+    return True
+
+
 @lru_cache(maxsize=4096)
 def _tiling(shape: torch.Size, strides: tuple[Strides, ...], item: int, misalignment: int) -> Tiling:
     channels, height, width = shape

@@ -2,6 +2,8 @@
 
 import gc
 import threading
+import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ, backends, models, ops
 from gaia_fast.errors import CompilationError, InputError, NonFiniteError
+from gaia_fast.ops.check_results import check_results, pieces_of
+from gaia_fast.ops.copy_and_check import copy_and_check, parts_of
 from gaia_fast.options import BackendOption, RuntimeOption
 from gaia_fast.reference import copy_in, relative_error
 
@@ -327,3 +331,94 @@ def test_a_second_gpu_records_its_own_graph(runtime: RuntimeOption) -> None:
         expected = GaiaZ(model, engine="hooks", backend="torch")
         for images in (x.flip(-1), x):
             torch.testing.assert_close(compiled(images), expected(images), rtol=1e-2, atol=0)
+
+
+def waits(run: Callable[[], object]) -> int:
+    """How often PyTorch sees the host wait for the GPU, events apart."""
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(each.message) for each in seen)
+
+
+@each_detector
+def test_hooks_wait_once_for_the_gpu(make: type[GaiaA] | type[GaiaZ]) -> None:
+    detector = make(models.resnet18(num_classes=10).eval().cuda(), engine="hooks")
+    x = torch.randn(4, 3, 32, 32, device="cuda")
+    detector(x)
+    assert waits(lambda: detector(x)) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@each_detector
+def test_a_graph_waits_for_an_event_alone_on_the_gpu(make: type[GaiaA] | type[GaiaZ], dtype: torch.dtype) -> None:
+    detector = make(models.resnet18(num_classes=10).eval().cuda().to(dtype), engine="compiled", runtime="cudagraph")
+    x = torch.randn(4, 3, 32, 32, device="cuda", dtype=dtype)
+    detector.prepare(x)
+    detector(x)
+    assert waits(lambda: detector(x)) == 0
+
+
+@each_backend
+def test_results_are_told_by_a_graph_on_the_gpu(backend: BackendOption) -> None:
+    x = torch.randn(4, 3, 40, 40, device="cuda")
+    images, finite = torch.empty_like(x), torch.ones((4, parts_of(x)), dtype=torch.uint8, device="cuda")
+    weights = torch.randn(1000, device="cuda")
+    memory = [weights.view(torch.uint8)[:256], weights.view(torch.uint8)[3000:3064]]
+    expected, pieces = torch.cat(memory), pieces_of(memory)
+    counts, told = torch.zeros(3, dtype=torch.int64, device="cuda"), torch.zeros(2, dtype=torch.int64, pin_memory=True)
+
+    def end() -> Tensor:
+        logits = images.flatten(1)[:, :10]
+        return check_results(
+            logits, [logits[:, 0]], None, [], finite, memory, expected, pieces, counts, told, backend=backend
+        )
+
+    copy_and_check(x, images, finite, backend=backend)
+    end()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        answers = end()
+    assert told.tolist() == [0, 1]
+    bad = x.clone()
+    bad[2, 2, 39, 39] = torch.nan
+    failures = 0
+    for launch, each in enumerate((x, bad, x, bad.flip(0), x, x), start=2):
+        if launch == 7:
+            weights.data[760] += 1  # among the last bytes that are compared
+        copy_and_check(each, images, finite, backend=backend)
+        graph.replay()
+        torch.cuda.current_stream().record_event().synchronize()
+        failures += not bool(each.isfinite().all()) or launch == 7
+        assert told.tolist() == [failures, launch]
+        assert torch.equal(answers, each.flatten(1).isfinite().all(1))
+        assert torch.equal(images.isnan(), each.isnan())
+
+
+def test_threads_share_a_graph_on_the_gpu() -> None:
+    """Some with images that are none, on streams of their own."""
+    model = models.resnet18(num_classes=10).eval().cuda()
+    batches = [torch.randn(4, 3, 32, 32, device="cuda") for _ in range(4)]
+    compiled = GaiaZ(model, engine="compiled", runtime="cudagraph").prepare(batches[0])
+    expected = [compiled(x) for x in batches]
+    batches[3][1, 0, 0, 0] = torch.nan
+    torch.cuda.synchronize()
+
+    def work(index: int) -> int:
+        refused = 0
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(100):
+                try:
+                    assert torch.equal(compiled(batches[index]), expected[index])
+                except InputError:
+                    refused += 1
+        return refused
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(work, range(4))) == [0, 0, 0, 100]

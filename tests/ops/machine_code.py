@@ -21,8 +21,10 @@ TRITON_TYPES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float64: "*fp64",
-    torch.int32: "*i32",
     torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.int16: "*i16",
+    torch.uint8: "*u8",
 }
 ACCESS = re.compile(r"\b(LDG|STG|LDL|STL)((?:\.[A-Z0-9_]+)*)")
 

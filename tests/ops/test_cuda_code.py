@@ -36,7 +36,7 @@ def test_every_architecture_is_there(code: dict[tuple[str, int], Code]) -> None:
     if not set(ARCHITECTURES) <= built:
         pytest.skip(f"built for {sorted(built)} alone, by GAIA_FAST_CUDA_ARCHITECTURES or an older compiler")
     names = {name for name, _ in code}
-    for word in (*OPERANDS, "frobenius_kernel", "count_and_score_kernel"):
+    for word in (*OPERANDS, "frobenius_kernel", "count_and_score_kernel", "copy_kernel", "check_kernel"):
         assert any(word in name for name in names), word
 
 
@@ -83,3 +83,14 @@ def test_count_and_score(code: dict[tuple[str, int], Code]) -> None:
     assert len(found) == 8 * len({architecture for _, architecture in code})  # item sizes, norms, sizes of the table
     for (name, architecture), each in found.items():
         assert each.loads[128] == 8, f"{name} on sm_{architecture}: {each}"
+
+
+@pytest.mark.parametrize("dtype", FULL)
+def test_images_without_gaps(code: dict[tuple[str, int], Code], dtype: str) -> None:
+    found = {name: each for name, each in code.items() if re.search(rf"copy_kernel.*\d{dtype}ELb1E", name[0])}
+    assert len(found) == len({architecture for _, architecture in code})
+    for (name, architecture), each in found.items():
+        where = f"{name} on sm_{architecture}: {each}"
+        assert set(each.loads) == {128}, where
+        assert each.loads[128] >= 2, where
+        assert each.stores[128] >= 2, where

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from gaia_fast import ops
+from gaia_fast.ops.check_results import check_results, pieces_of
+from gaia_fast.ops.copy_and_check import copy_and_check
 from gaia_fast.ops.count_and_score import scratch_size
 
 from cases import CHANNELS_LAST, INSTRUMENTED, INTERPRETED, LAYOUT, NCHW, Layout, activation, gradient, norm_scale
@@ -154,3 +156,34 @@ def test_eager_calls_skip_the_dispatcher(monkeypatch: pytest.MonkeyPatch) -> Non
     ops.relu_forward_count(g)
     ops.frobenius(torch.ones(2, 7, device=DEVICE), WIDTHS, AREAS)
     ops.count_and_score([g], [torch.ones(2, 7, device=DEVICE)], [0, 1], AREAS)
+
+
+def test_opcheck_of_the_checks() -> None:
+    """These write to their arguments."""
+    x = map_of(gradient).detach()
+    finite = torch.empty((2, 1), dtype=torch.uint8, device=DEVICE)
+    copy = torch.ops.gaia_fast.copy_and_check.default
+    torch.library.opcheck(copy, (x, torch.empty_like(x), finite, "torch"))
+    memory = [torch.arange(20, device=DEVICE).to(torch.uint8)]
+    logits, ones = torch.rand(2, 5, device=DEVICE), torch.ones(2, device=DEVICE)
+    counts = torch.zeros(3, dtype=torch.int64, device=DEVICE)
+    check = torch.ops.gaia_fast.check_results.default
+    alone: tuple[Any, ...] = (logits, [ones], None, [], None, [], None, None, None, None, "torch")
+    torch.library.opcheck(check, alone)
+    given = (logits, [ones], logits + 1, [ones], finite, memory, memory[0], pieces_of(memory))
+    torch.library.opcheck(check, (*given, counts, counts.new_zeros(2), "torch"))
+    assert check(*given, counts, counts.new_zeros(2), "torch").tolist() == [True, True]
+
+
+def test_traced_calls_of_the_checks() -> None:
+    x = map_of(gradient)
+
+    def checked(x: Tensor) -> tuple[Tensor, Tensor]:
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        finite = copy_and_check(x, out, backend="torch")
+        return out, check_results(out.flatten(1), [out[:, 0, 0, 0]], finite=finite, backend="torch")
+
+    for compiler in ("eager", "aot_eager"):
+        out, answers = torch.compile(checked, fullgraph=True, backend=compiler)(x)
+        assert torch.equal(out, x)
+        assert answers.tolist() == [True, True]

@@ -187,3 +187,46 @@ def test_channels_of_odd_length_leave_registers_for_other_programs(op: str, dtyp
     (launch,) = launches_of(op, (2, 64, 7, 7), NCHW, dtype, parameters=True)
     assert launch.options["LAYOUT"] == "flat"
     assert compiled(launch, 90, tmp_path).registers <= 96
+
+
+@each_architecture
+@each_dtype
+@pytest.mark.parametrize("layout", [NCHW, CHANNELS_LAST, LAYOUT["crop"]], ids=str)
+def test_copy_and_check(layout: Layout, dtype: torch.dtype, architecture: int, tmp_path: Path) -> None:
+    module = import_module("gaia_fast.ops.copy_and_check.triton")
+    x = gradient((2, 3, 32, 32), dtype, layout=layout).tensor
+    with recorded(module, "copy_and_check_kernel") as launches:
+        module.copy_and_check_triton(x, torch.empty(x.shape, dtype=dtype), torch.empty(2, 3, dtype=torch.uint8))
+    (launch,) = launches
+    code = compiled(launch, architecture, tmp_path)
+    assert code.spills == 0
+    if layout is NCHW:
+        assert set(code.loads) == {128}, code.loads
+        assert code.stores[128] >= 1, code.stores
+
+
+@each_architecture
+@pytest.mark.parametrize("everything", [False, True])
+def test_check_results(everything: bool, architecture: int, tmp_path: Path) -> None:
+    ops = import_module("gaia_fast.ops.check_results")
+    module = import_module("gaia_fast.ops.check_results.triton")
+    memory, counts = [torch.zeros(999, dtype=torch.uint8)], torch.zeros(3, dtype=torch.int64)
+    others: list[Any] = [None, [], None, [], None, None, None, None]
+    if everything:
+        finite, pieces = torch.ones((2, 3), dtype=torch.uint8), ops.pieces_of(memory)
+        others = [
+            torch.ones(2, 3),
+            [torch.ones(2)],
+            finite,
+            memory,
+            memory[0],
+            pieces,
+            counts,
+            torch.zeros_like(counts),
+        ]
+    for dtype in HALVES_AND_FLOAT:
+        with recorded(module, "check_results_kernel") as launches:
+            answers = torch.empty(2, dtype=torch.bool)
+            module.check_results_triton(torch.ones((2, 80), dtype=dtype), [torch.ones(2)], *others, answers)
+        assert len(launches) == 1
+        assert compiled(launches[0], architecture, tmp_path).spills == 0

@@ -20,7 +20,9 @@ def frobenius_reference(
     layers = [moments.narrow(1, begin, width) for begin, width in zip(begins, widths, strict=True)]
     moments = torch.cat(layers, dim=1) if layers else moments[:, :0]
     area = torch.tensor(inverse_area, dtype=torch.float64, device=moments.device)
-    eps = moments.double() * area.repeat_interleave(torch.tensor(widths, dtype=torch.int64, device=moments.device))
+    eps = moments.double() * area.repeat_interleave(
+        torch.tensor(widths, dtype=torch.int64, device=moments.device), output_size=sum(widths)
+    )
     if output_component is not None:
         eps = eps / output_component.double().unsqueeze(1)
     score.copy_(torch.linalg.vector_norm(eps, ord=p, dim=1))

@@ -1,0 +1,118 @@
+"""A CUDA of two devices that is played, as far as a recorder of graphs can tell; its tensors lie on the CPU."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from gaia_fast.compiler.runtimes.runner import Guard, no_guard
+
+
+class Event:
+    """Has happened when it is recorded: what is played is done at once."""
+
+    waited = 0
+
+    def synchronize(self) -> None:
+        Event.waited += 1
+
+
+class Stream:
+    """A stream of a device."""
+
+    def __init__(self, device: Any = None) -> None:
+        self.device = device
+
+    def wait_stream(self, other: "Stream") -> None: ...
+
+    def wait_event(self, event: object) -> None: ...
+
+    def record_event(self) -> Event:
+        return Event()
+
+
+class Graph:
+    """What was recorded, as functions to call again."""
+
+    def __init__(self) -> None:
+        self.recorded: list[Callable[[], object]] = []
+        self.names: list[str] = []
+
+    def replay(self) -> None:
+        with _disable_current_modes():
+            for each in self.recorded:
+                each()
+
+
+class _Tape(TorchDispatchMode):
+    """Records operators, to be run again on the same memory."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self._graph = graph
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = {each.untyped_storage().data_ptr() for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        made = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
+        own = [each.untyped_storage().data_ptr() not in given for each in made]  # no view, nor written in place
+
+        def again() -> None:
+            new = [each for each in tree_leaves(func(*args, **kwargs)) if isinstance(each, Tensor)]
+            for old, each, is_own in zip(made, new, own, strict=True):
+                if is_own:
+                    old.copy_(each)
+
+        self._graph.recorded.append(again)
+        if any(own) or func._schema.is_mutable:
+            self._graph.names.append(func._schema.name.removeprefix("aten::"))
+        return result
+
+
+class Cuda:
+    """Two devices, of which another than that of the images recorded first."""
+
+    def __init__(self) -> None:
+        self.first_recorded_on = Stream("another device")
+        self.recording: Graph | None = None
+        self.graphs: list[Graph] = []
+        self.taped = False  # whether operators are recorded, or only what `run` adds
+
+    @contextlib.contextmanager
+    def graph(self, graph: Graph, stream: Stream | None = None, capture_error_mode: str = "") -> Iterator[None]:
+        """What PyTorch does: without a stream, that on which the process recorded first."""
+        stream = stream or self.first_recorded_on
+        # Work on this device is none of another device's stream.
+        self.recording = graph if stream.device == torch.device("cpu") else Graph()
+        self.graphs.append(graph)
+        with _Tape(self.recording) if self.taped else contextlib.nullcontext():
+            yield
+        self.recording = None
+
+    def run(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
+        """A program: the sums of the first columns, and, while that is recorded, how to do it again."""
+        out = x[..., 0].flatten(1).sum(1)
+        if self.recording is not None and not self.taped:
+            self.recording.recorded.append(lambda: out.copy_(x[..., 0].flatten(1).sum(1)))
+        return (out,)
+
+    def stand_ins(self) -> dict[str, Any]:
+        """What stands for the names of torch.cuda."""
+        return {
+            "Stream": Stream,
+            "CUDAGraph": Graph,
+            "graph": self.graph,
+            "device": lambda device: contextlib.nullcontext(),
+            "stream": lambda stream: contextlib.nullcontext(),
+            "current_stream": Stream,
+            "synchronize": lambda: None,
+        }
