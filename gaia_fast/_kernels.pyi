@@ -16,6 +16,7 @@ POOLINGS: dict[str, int]
 TESTS: dict[str, int]
 ALGORITHMS: dict[str, int]
 CUDA_LAYOUTS: dict[str, int]  # where CUDA kernels were built
+CUDA_COUNT_AND_SCORE_LIMITS: dict[str, int]  # likewise
 PACKED_NR: int
 PACKED_PANELS: int
 PACKED_KC: int

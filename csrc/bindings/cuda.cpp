@@ -45,6 +45,10 @@ gaia::cuda::Stream to_stream(uintptr_t stream) { return reinterpret_cast<gaia::c
 void define_cuda(py::module_& m) {
   m.def("cuda_build", [] { return std::string(gaia::cuda::build()); });
   m.def("cuda_obstacle", gaia::cuda::obstacle, py::arg("device"));
+  const gaia::cuda::CountAndScoreLimits limits = gaia::cuda::count_and_score_limits();
+  m.attr("CUDA_COUNT_AND_SCORE_LIMITS") =
+      py::dict(py::arg("maps") = limits.maps, py::arg("sums") = limits.sums, py::arg("layers") = limits.layers,
+               py::arg("windows") = limits.windows);
   m.attr("CUDA_LAYOUTS") = py::dict(py::arg("rows") = static_cast<int>(cuda::Layout::kRows),
                                     py::arg("channels") = static_cast<int>(cuda::Layout::kChannels),
                                     py::arg("strided") = static_cast<int>(cuda::Layout::kStrided));

@@ -68,7 +68,7 @@ struct Sizes {
 };
 #if defined(GAIA_CUDA_EMULATED) || CUDART_VERSION >= 12010
 using Few = Sizes<64, 16, 128, 32>;
-using Many = Sizes<256, 64, 320, 96>;
+using Many = Sizes<200, 200, 256, 200>;
 constexpr size_t kArguments = 32764;
 #else
 using Few = Sizes<16, 4, 32, 8>;
@@ -745,6 +745,8 @@ std::string launch_filled(const CountAndScore& problem, int device, Stream strea
 }
 
 }  // namespace
+
+CountAndScoreLimits count_and_score_limits() { return {Many::kMaps, Many::kSums, Many::kSpanCount, Many::kWindows}; }
 
 std::string count_and_score(const CountAndScore& problem, int device, Stream stream) {
   const bool few = problem.maps.size() <= Few::kMaps && problem.sums.size() <= Few::kSums &&

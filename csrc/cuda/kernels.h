@@ -73,6 +73,12 @@ struct CountAndScore {
 };
 std::string count_and_score(const CountAndScore& problem, int device, Stream stream);
 
+// How many of each a launch takes.
+struct CountAndScoreLimits {
+  int maps, sums, layers, windows;
+};
+CountAndScoreLimits count_and_score_limits();
+
 // Why no kernel can be launched on a device; empty if one can.
 std::string obstacle(int device);
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from gaia_fast import backends
 from gaia_fast.errors import ArgumentError, BackendError
 from gaia_fast.ops import count_and_score, frobenius
-from gaia_fast.ops.count_and_score import scratch_size
+from gaia_fast.ops.count_and_score import fits, scratch_size
 
 from cases import (
     CHANNELS_LAST,
@@ -428,14 +428,16 @@ def test_more_than_the_arguments_of_a_kernel_hold(target: Target) -> None:
         return
     for maps, sums, layers, windows, what in (
         (300, 0, 1, 0, "300 maps"),
-        (1, 100, 1, 0, "100 sums"),
+        (1, 300, 1, 0, "300 sums"),
         (1, 0, 1000, 0, "1000 layers"),
-        (1, 0, 1, 200, "200 windows"),
+        (1, 0, 1, 300, "300 windows"),
     ):
         with pytest.raises(BackendError, match=f"{what}; at most .* 'torch'"):
             count_and_score(
                 [y] * maps, [s] * sums, [0] * layers, areas(layers), [], [0, 0, 1] * windows, backend=target.backend
             )
+        assert not fits(maps, sums, layers, windows)
+    assert fits(152, 152, 156, 152)  # ResNet-152
 
 
 @each_target

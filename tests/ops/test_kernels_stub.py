@@ -11,7 +11,7 @@ from gaia_fast.backends import kernels
 
 STUB = ast.parse((Path(gaia_fast.__file__).parent / "_kernels.pyi").read_text())
 CUDA = "cuda_obstacle", "cuda_channel_moments", "cuda_relu_backward_moments", "cuda_relu_forward_count"
-CUDA_ONLY = {*CUDA, "cuda_frobenius", "cuda_count_and_score", "CUDA_LAYOUTS"}
+CUDA_ONLY = {*CUDA, "cuda_frobenius", "cuda_count_and_score", "CUDA_LAYOUTS", "CUDA_COUNT_AND_SCORE_LIMITS"}
 
 
 def declared(body: list[ast.stmt]) -> set[str]:

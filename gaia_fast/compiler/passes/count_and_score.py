@@ -16,7 +16,7 @@ from gaia_fast.compiler.ir.constants import constant, constant_value
 from gaia_fast.compiler.ir.counts import bounded, grid_of, over_space
 from gaia_fast.compiler.ir.rewriting import calls, erase
 from gaia_fast.ops import maps
-from gaia_fast.ops.count_and_score import scratch_size
+from gaia_fast.ops.count_and_score import fits, scratch_size
 
 aten = torch.ops.aten
 
@@ -89,6 +89,8 @@ class _End:
                 for each, index in zip(columns, found, strict=True)
             ]
             read = [y for y, _ in self._maps]
+            if not fits(len(read), len(self._sums), len(layers), len(windows) // 3):
+                return False
             size = scratch_size([tuple(y.meta["val"].shape[1:]) for y in read], windows)
             memory = torch.zeros(images, size, dtype=torch.int32, device=packed.meta["val"].device)
             made = graph.call_function(

@@ -8,10 +8,14 @@ from math import inf
 import torch
 from torch import Tensor
 
+from gaia_fast.backends import kernels
 from gaia_fast.errors import BackendError
 from gaia_fast.ops import maps as check
 from gaia_fast.ops import transforms
 from gaia_fast.ops.library import define_op, implementation, is_traced
+
+# Of a build without CUDA: what Triton's kernel, which takes an address for each, is sure to be compiled for.
+_LIMITS = {"maps": 200, "sums": 200, "layers": 256, "windows": 200}
 
 
 def count_and_score(
@@ -93,6 +97,13 @@ def scratch_size(shapes: Sequence[tuple[int, int, int]], windows: Sequence[int] 
         _, height, width = shapes[m]
         size += -(-grid_size(height, begin, step) * grid_size(width, begin, step) // 32) + 1
     return size + 1
+
+
+def fits(maps: int, sums: int, layers: int, windows: int) -> bool:
+    """Whether every backend takes so many of each in one call."""
+    limits = getattr(kernels, "CUDA_COUNT_AND_SCORE_LIMITS", _LIMITS)
+    wanted = {"maps": maps, "sums": sums, "layers": layers, "windows": windows}
+    return all(wanted[name] <= limits[name] for name in wanted)
 
 
 def window_triples(windows: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -6,7 +6,7 @@ to know of them is in tables, which stay on the device.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from math import inf
 from typing import NamedTuple
 
@@ -383,7 +383,7 @@ def _kind(tiling: Tiling, item: int, address: int) -> Kind:
     return str(of["LAYOUT"]), vector_k, vector_p, tiling.block_k, tiling.block_p, chunk, alignment, tiling.flat
 
 
-@lru_cache(maxsize=64)
+@cache  # for good: a CUDA graph that was recorded goes on reading what it was given
 def _tables(
     maps: tuple[_Map, ...],
     sums: tuple[tuple[int, int, int], ...],

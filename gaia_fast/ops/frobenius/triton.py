@@ -1,7 +1,7 @@
 """`frobenius` in Triton: one launch for all layers."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from math import inf
 
 import torch
@@ -42,7 +42,7 @@ def frobenius_kernel(
     tl.store(score_ptr + n, norm_of(total, unknown, P, NORM).to(tl.float32))
 
 
-@lru_cache(maxsize=64)
+@cache  # for good: a CUDA graph that was recorded goes on reading what it was given
 def _column_factors(
     begins: tuple[int, ...], widths: tuple[int, ...], inverse_area: tuple[float, ...], device: torch.device
 ) -> Tensor:

@@ -188,3 +188,10 @@ def test_maps_of_another_dtype_are_counted_beside_it() -> None:
     made = rewritten(graph)
     assert_same(graph, made, x)
     assert end_of(made) == (1, 0)
+
+
+def test_more_maps_than_one_launch_takes_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gaia_fast.compiler.passes.count_and_score.fits", lambda *numbers: max(numbers) < 4)
+    x = zoo.images(IMAGES)
+    graph = program("strided_shortcut", x)
+    assert targets(rewritten(graph)) == targets(graph)
