@@ -56,7 +56,7 @@ def _by_program(runtime: str, draw: Draw, _: Path) -> Score:
 
 
 def _by_program_for_cuda(l2_bytes: int, draw: Draw, folder: Path) -> Score:
-    """A program as it is made for a CUDA device, on the CPU; not in its layout, where rounding would decide among equals."""
+    """A program as it is made for a CUDA device, on the CPU, in its own layout: rounding would decide among equals."""
 
     def made(graph: fx.GraphModule) -> FixedSizes:
         return FixedSizes(lambda images: Eager(run_passes(cuda(images, l2_bytes, channels_last=False), copy_of(graph))))
