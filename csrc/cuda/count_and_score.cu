@@ -60,11 +60,20 @@ struct Positions {
   int begin, step, rows, columns, words, to;
 };
 
-// All that a launch needs to know travels in its arguments, so nothing is copied to the device. CUDA before 12.1 has
-// room for 4 KB of them.
+// The greatest power of two that is below a number.
+constexpr int half_of(int number) {
+  int half = 1;
+  while (2 * half < number) half *= 2;
+  return half;
+}
+
+// How many maps, sums, spans and windows a launch takes. All that it needs to know travels in its arguments, so nothing
+// is copied to the device: in as few as most networks need, or in as many as there is room for. CUDA before 12.1 has
+// room for 4 KB.
 template <int M, int S, int L, int P>
 struct Sizes {
   static constexpr int kMaps = M, kSums = S, kSpanCount = L, kWindows = P;
+  static constexpr int kFirstStep = half_of(M);  // of the search for a tile's map
 };
 #if defined(GAIA_CUDA_EMULATED) || CUDART_VERSION >= 12010
 using Few = Sizes<64, 16, 128, 32>;
@@ -138,7 +147,7 @@ struct Tile {
   int* scratch;  // of the image
 };
 
-// Sets bits of positions in the tile, `some` of which are found by `lanes` threads side by side.
+// Sets a position's bit where the ballot has one in the segment of threads that hold its channels; one of them does.
 __device__ __forceinline__ void mark(unsigned* bits, int position, unsigned ballot, unsigned segment, bool leads) {
   if (leads && (ballot & segment) != 0) atomicOr(&bits[position / 32], 1u << position % 32);
 }
@@ -508,7 +517,7 @@ __global__ void __launch_bounds__(kThreads, kSquares ? kBlocks : kBlocks / 2)
   if (index < table.first_tile[table.maps]) {
     int found = 0;
 #pragma unroll
-    for (int step = Size::kMaps / 2; step > 0; step /= 2) {
+    for (int step = Size::kFirstStep; step > 0; step /= 2) {
       if (found + step < table.maps && table.first_tile[found + step] <= index) found += step;
     }
     const Entry& map = table.map[found];

@@ -240,7 +240,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) reduce_rows(Operand operand
   using Thread = typename Operand::template Thread<L, V>;
   using Loaded = typename Operand::template Loaded<V>;
   constexpr int kMoments = Operand::kMoments;
-  constexpr bool kShared = Rows == 1;  // short channels are never shared
+  constexpr bool kShared = Rows == 1;                         // short channels are never shared
+  constexpr int kTogether = Steps * V > 16 ? 16 / V : Steps;  // summed at once: more would not fit the registers
   const int lanes = 1 << log_lanes;
   const unsigned channels = shape.channels.divisor;
   const unsigned rows = static_cast<unsigned>(shape.n) * channels;
@@ -279,15 +280,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks) reduce_rows(Operand operand
     }
 #pragma unroll
     for (int r = 0; r < Rows; ++r) {
-      float values[Steps * V] = {};
 #pragma unroll
-      for (int s = 0; s < Steps; ++s) {
-        const int i = first + s * lanes * V;
-        if (first_row + r < rows && i < end) {
-          threads[r].finish(row_of<L>(i, shape.width), column_of<L>(i, shape.width), loaded[r][s], values + s * V);
+      for (int some = 0; some < Steps; some += kTogether) {
+        float values[kTogether * V] = {};
+#pragma unroll
+        for (int s = 0; s < kTogether; ++s) {
+          const int i = first + (some + s) * lanes * V;
+          if (first_row + r < rows && i < end) {
+            const auto& vector = loaded[r][some + s];
+            threads[r].finish(row_of<L>(i, shape.width), column_of<L>(i, shape.width), vector, values + s * V);
+          }
         }
+        add(sums[r], values);
       }
-      add(sums[r], values);
     }
   }
   n = first_n;

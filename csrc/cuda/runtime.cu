@@ -20,6 +20,12 @@ std::string obstacle(int device) {
   cudaGetLastError();  // the next caller must not find it
   if (found != cudaSuccess) return std::string("the CUDA runtime finds no device: ") + cudaGetErrorString(found);
   if (devices == 0) return "the CUDA runtime finds no device";
+#if CUDART_VERSION >= 12010
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) == cudaSuccess && driver < 12010) {
+    return "the kernels take more arguments than drivers before 530 allow: install a later one";
+  }
+#endif
   if (device >= devices) return "the CUDA runtime finds " + std::to_string(devices) + " devices";
   const OnDevice on_device(device);
   cudaFuncAttributes attributes;

@@ -192,6 +192,8 @@ class CompiledEngine:
 
         try:
             outputs = prepared.runner(plain if plain.dtype == prepared.dtype else plain.to(prepared.dtype), guard)
+        except _ChangedError:
+            raise
         except Exception as error:
             # A model that has changed explains whatever the program ran into.
             if guarded and not prepared.state.holds():

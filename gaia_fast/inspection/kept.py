@@ -9,14 +9,26 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from enum import Enum
+from functools import partial
+from types import BuiltinFunctionType, FunctionType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from gaia_fast.inspection.forward_hooks import has_other_hooks
 
 T = TypeVar("T")
 
 # nn.Module's own tables. Hooks come and go in them, and of what they hold the buffers alone are written by a pass.
 _OWN = frozenset(vars(nn.Module()))
+# What keeps nothing that is not seen: containers are walked through, tensors compared.
+_HARMLESS = (
+    *(bool, int, float, complex, str, bytes, type(None), type, Enum, partial, list, tuple, dict, deque),
+    *(FunctionType, BuiltinFunctionType, Tensor, nn.Module, torch.dtype, torch.device, torch.memory_format),
+)
 _PLAIN = frozenset((bool, int, float, str, type(None)))
 
 
@@ -33,10 +45,14 @@ _turns_lock = threading.Lock()
 
 
 def leaves_nothing(model: nn.Module) -> bool:
-    """Whether the last pass of `undisturbed` left the model's attributes and buffers as they were."""
+    """Whether the last pass of `undisturbed` left the model's attributes and tensors as they were.
+
+    No where that cannot be seen: somebody else's hooks may keep anything, as may objects of unknown types. What a model
+    keeps of some images alone is not seen either.
+    """
     with _turns_lock:
         turn = _turns.get(model)
-    return turn is not None and turn.shared and turn.clean
+    return turn is not None and turn.shared and turn.clean and not any(map(_may_keep, model.modules()))
 
 
 def undisturbed(model: nn.Module, run: Callable[[], T]) -> T:
@@ -73,7 +89,9 @@ class _Kept:
     def __init__(self, model: nn.Module) -> None:
         self._modules = list(model.modules())
         self._values = self._all()
-        self._tensors = [each for each in self._values if isinstance(each, Tensor)]
+        parameters = [each for module in self._modules for each in module._parameters.values()]
+        tensors = (each for each in (*self._values, *parameters) if isinstance(each, Tensor))
+        self._tensors = [each for each in tensors if not is_lazy(each)]  # of layers that never ran
         self._versions = list(map(_version, self._tensors))
         self._recorded = {id(each) for each in self._tensors if each.grad_fn is not None}
 
@@ -127,6 +145,15 @@ class _Kept:
                 if (new := self._cut(each, before, seen)) is not each:
                     value[key] = new
         return value
+
+
+def _may_keep(module: nn.Module) -> bool:
+    # Of what is no number, an embedding would make an index that ends everything on a device.
+    if has_other_hooks(module) or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return True
+    found: list[Any] = []
+    _collect([value for _, value in _attributes(module)], found, set())
+    return not all(isinstance(value, _HARMLESS) for value in found)
 
 
 def _version(tensor: Tensor) -> int:

@@ -1,9 +1,11 @@
 """What the Triton kernels share: addresses in a tile, the moments of one, the sum of what programs share."""
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from inspect import signature
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -12,9 +14,33 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from gaia_fast.errors import BackendError
+from gaia_fast.ops.partial_sums import is_everyones
 from gaia_fast.ops.tiling import Tiling
 
+M = TypeVar("M")
+
 _THREADS = 128  # of a program, by Triton's default
+
+
+def kept_on_device(make: Callable[..., M]) -> Callable[..., M]:
+    """`make`, which gives a tensor or a tuple with one in front, asked once for the same arguments.
+
+    What it gave stays for good: a CUDA graph that was recorded goes on reading it.
+    """
+    lock, kept = threading.Lock(), dict[Any, M]()
+
+    @wraps(make)
+    def kept_or_made(*arguments: Any) -> M:
+        with lock:
+            if arguments in kept:
+                return kept[arguments]
+            made = make(*arguments)
+            first: Any = made if isinstance(made, Tensor) else made[0]  # type: ignore[index]
+            if not first.is_cuda or is_everyones(first):
+                kept[arguments] = made
+            return made
+
+    return kept_or_made
 
 
 def unspecialised(kernel: Callable[..., None]) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gaia_fast import GaiaA, GaiaZ
 from gaia_fast.errors import ModelError
+from gaia_fast.inspection.kept import leaves_nothing, undisturbed
 from gaia_fast.options import EngineOption
 
 # What keeps a graph to itself is either detached by someone, or lost; CI runs a short version of this.
@@ -271,3 +272,38 @@ def test_set_to_training_in_the_middle_of_a_call(engine: EngineOption, layers: l
     model.eval()
     model.meanwhile = lambda: None
     assert torch.equal(scorer(x), expected)
+
+
+class Other:
+    """Of a class that nobody knows."""
+
+
+def put_a_hook(model: nn.Module) -> None:
+    model.register_forward_hook(lambda module, inputs, output: None)
+
+
+def put_an_object(model: nn.Module) -> None:
+    vars(model)["cache"] = Other()
+
+
+@pytest.mark.parametrize("change", [put_a_hook, put_an_object])
+def test_models_that_may_keep_what_cannot_be_seen(change: Callable[[nn.Module], None]) -> None:
+    model, x = prepared(Base), batches(1)[0]
+    for _ in range(2):
+        undisturbed(model, lambda: model(x))
+    assert leaves_nothing(model)
+    change(model)
+    assert not leaves_nothing(model)
+
+
+def test_parameters_that_are_written_are_seen() -> None:
+    class Writes(Base):
+        def mid(self, y: Tensor) -> Tensor:
+            self.fc.bias.add_(y.mean())
+            return super().mid(y)
+
+    model, x = prepared(Writes), batches(1)[0]
+    for _ in range(2):
+        with torch.no_grad():
+            undisturbed(model, lambda: model(x))
+    assert not leaves_nothing(model)

@@ -422,7 +422,9 @@ def test_bad_arguments(target: Target, message: str, changed: dict[str, Any]) ->
 @each_target
 def test_more_than_the_arguments_of_a_kernel_hold(target: Target) -> None:
     y, s = torch.ones(1, 2, 1, 1, device=target.device), torch.ones(1, 1, device=target.device)
-    assert_right(target, [y] * 70, [s] * 20, windows=[3, 0, 1] * 40)  # more than the smaller of two kernels takes
+    # More than the smaller of two kernels takes; no two maps alike, so that none can stand for another.
+    different = [torch.ones(1, 1 + m % 3, 1, 1 + m, device=target.device) for m in range(70)]
+    assert_right(target, different, [s] * 20, windows=[number for m in range(70) for number in (m, 0, 1)])
     assert_right(target, [y] * 3, layers=[0, 1, 2] * 50)
     if target.backend != "cuda":
         return

@@ -213,3 +213,19 @@ def test_tickets_in_memory_that_may_be_given_away_are_not_kept(device: Device, t
 
 def test_on_the_cpu_no_call_shares_tickets_with_another() -> None:
     assert tickets_for(torch.device("cpu"), 3) is not tickets_for(torch.device("cpu"), 3)
+
+
+def test_calls_of_one_graph_share_tickets_that_are_made_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    captures = False
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures)
+    graph, device = partial_sums.GraphTickets(), torch.device("cpu")
+    with graph:
+        made = graph.take(device, 10_000)
+        captures = True
+        assert graph.take(device, 3) is made
+        assert graph.take(device, 10_000) is made
+        beyond = graph.take(device, 100_000)  # was not called in the warm-up
+        assert beyond.numel() >= 100_000
+        assert graph.take(device, 3) is made
+    assert made.count_nonzero() == beyond.count_nonzero() == 0
+    assert partial_sums.GraphTickets().take(device, 3) is not made

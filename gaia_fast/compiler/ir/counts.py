@@ -1,6 +1,7 @@
 """How counts of active units, and what they rest on, look in a recorded graph; see `gaia_fast.compiler.sparsity`."""
 
 from collections.abc import Callable
+from sys import maxsize
 from typing import Any
 
 import torch
@@ -47,7 +48,20 @@ def grid_of(node: fx.Node, source: Callable[[Any], Any] = lambda y: y) -> tuple[
     highest = highest.args[0]
     if not calls(highest, aten.amax.default) or list(highest.args[1]) != [1]:
         return None
-    y, begin, step = source(highest.args[0]), 0, 1
-    while calls(y, aten.slice.Tensor) and y.args[1] in (2, 3):
-        y, _, begin, _, step = [*y.args, 1][:5]
-    return y, begin, step
+    y = source(highest.args[0])
+    if not _slices_space(y):
+        return y, 0, 1
+    # Rows, then columns. Other slices cut a border off, which is no grid.
+    rows = y.args[0]
+    if not _slices_space(rows):
+        return None
+    (_, columns_axis, *columns), (inner, rows_axis, *others) = ([*each.args, 1][:5] for each in (y, rows))
+    if (rows_axis, columns_axis) != (2, 3) or _slices_space(inner):
+        return None
+    if columns[0] != others[0] or columns[2] != others[2] or columns[1] < maxsize or others[1] < maxsize:
+        return None
+    return inner, columns[0], columns[2]
+
+
+def _slices_space(node: Any) -> bool:
+    return calls(node, aten.slice.Tensor) and node.args[1] in (2, 3)

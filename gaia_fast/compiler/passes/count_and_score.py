@@ -5,7 +5,7 @@ and with few images a launch takes longer than what it reads.
 """
 
 import operator
-from math import inf
+from math import inf, prod
 from sys import maxsize
 from typing import Any
 
@@ -93,6 +93,8 @@ class _End:
                 return False
             size = scratch_size([tuple(y.meta["val"].shape[1:]) for y in read], windows)
             memory = torch.zeros(images, size, dtype=torch.int32, device=packed.meta["val"].device)
+            # Written by the kernel, and zeros again when it ends: to a compiler a constant. Of one recording alone:
+            # its calls follow each other.
             made = graph.call_function(
                 torch.ops.gaia_fast.count_and_score.default,
                 (read, list(self._sums), layers, areas, [upper for _, upper in self._maps], windows),
@@ -183,7 +185,8 @@ def _is_counted_elsewhere(node: fx.Node) -> bool:
 def _is_map(node: Any) -> bool:
     if not isinstance(node, fx.Node) or not isinstance(node.meta.get("val"), Tensor):
         return False
-    return node.meta["val"].ndim == 4 and node.meta["val"].dtype in maps.DTYPE_CODES
+    value = node.meta["val"]
+    return value.ndim == 4 and value.dtype in maps.DTYPE_CODES and prod(value.shape[2:]) <= maps.MAX_POSITIONS
 
 
 def _copied(node: fx.Node) -> fx.Node:

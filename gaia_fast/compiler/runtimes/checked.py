@@ -105,9 +105,9 @@ class ChecksInLaunches:
         self._memory, self._expected = checks.state.sample_on(device)
         self._pieces = pieces_of(self._memory) if self._memory else None
         self._counts = torch.zeros(3, dtype=torch.int64, device=device)
-        self._told = torch.zeros(2, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._told = torch.zeros(2, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
         self._read = self._told.numpy()  # a tenth of what it takes to ask a tensor
-        self._yes = torch.ones(images.shape[0], dtype=torch.bool)
+        self._yes = torch.ones(images.shape[0], dtype=torch.bool, device="cpu")
         self._no = torch.zeros_like(self._yes)
 
     @property

@@ -17,7 +17,7 @@ from gaia_fast.compiler.runtimes import fusion_checks
 from gaia_fast.compiler.runtimes.checked import Checked, Checks
 from gaia_fast.compiler.runtimes.eager import Eager
 from gaia_fast.compiler.runtimes.fixed_sizes import FixedSizes
-from gaia_fast.compiler.runtimes.recorded import Recorded
+from gaia_fast.compiler.runtimes.recorded import Recorded, check_recordable
 from gaia_fast.compiler.runtimes.runner import Guard, no_guard
 from gaia_fast.errors import BackendError, CompilationError, first_line
 
@@ -46,6 +46,7 @@ class CudaGraph(FixedSizes):
 
     def __init__(self, graph: fx.GraphModule, example: Tensor, checks: Checks | None = None) -> None:
         check_cuda(example)
+        check_recordable(graph)
 
         def record(images: int) -> Recording:
             # cuDNN's algorithms are timed: by its rules of thumb it takes others for single images than are fastest.
@@ -96,6 +97,8 @@ def _fastest(graph: fx.GraphModule, x: Tensor, checks: Checks | None) -> Recordi
     fused, why = _fused(form(maxsize, True), x, checks, [each.run for each in found])
     if fused is not None:
         found.insert(0, Recording(fused, f"channels last, {why}"))
+    # Of forms that give another result at every replay none is taken where there is one that does not.
+    found = [each for each in found if each.run.repeats(x)] or found
     spent = [each.run.milliseconds() for each in found]
     chosen = next(each for each, time in zip(found, spent, strict=True) if time <= _SLOWER * min(spent))
     if chosen.run is fused:
@@ -133,7 +136,7 @@ def _disagrees(found: Recorded, unfused: Sequence[Recorded], x: Tensor, names: S
         for name, *each in zip_longest(names, expected, other, got):
             # Of preconditions all that counts is whether they are positive.
             should, same, does = [(one > 0).float() for one in each] if name == PRECONDITIONS else each
-            if should.is_floating_point() and bool(fine.any()):
+            if should.is_floating_point() and should.numel() and bool(fine.any()):
                 size, own, off = (_off(each, should[fine]) for each in (0, same[fine], does[fine]))
                 if not off <= max(_MOST_OFF * size, 2 * own):
                     return "it gives other results"

@@ -9,7 +9,7 @@ from gaia_fast.compiler.ir.rewriting import copy_of
 from gaia_fast.compiler.pipeline import cuda, run_passes
 from gaia_fast.compiler.runtimes.checked import Checks
 from gaia_fast.compiler.runtimes.fixed_sizes import FixedSizes
-from gaia_fast.compiler.runtimes.recorded import Recorded
+from gaia_fast.compiler.runtimes.recorded import Recorded, check_recordable
 from gaia_fast.compiler.runtimes.runner import Guard, Runner, no_guard
 from gaia_fast.errors import CompilationError, first_line
 
@@ -34,6 +34,7 @@ class Inductor(FixedSizes):
         def make(images: int) -> Runner:
             x = repeated(example, images)
             if x.device.type == "cuda":
+                check_recordable(graph)
                 l2_bytes = torch.cuda.get_device_properties(x.device).L2_cache_size
                 passes = cuda(images, l2_bytes, has_kernels(x.device, x.dtype))
                 return Recorded(Frozen(run_passes(passes, copy_of(graph)), x), x, checks)

@@ -4,11 +4,12 @@ import threading
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from gaia_fast.compiler.runtimes.checked import Checks, ChecksInLaunches
 from gaia_fast.compiler.runtimes.runner import Guard, Runner, no_guard
 from gaia_fast.errors import CompilationError
+from gaia_fast.ops.partial_sums import GraphTickets
 
 _WARM_UP = 3  # the first runs choose algorithms and allocate workspaces, which a graph must not
 _ROUNDS = 5
@@ -24,7 +25,9 @@ class _Copies:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = list(tensors)
-        self._is_together = [each.is_contiguous() and each.numel() > 0 and each.ndim > 0 for each in tensors]
+        self._is_together = [
+            each.is_contiguous() and each.numel() > 0 and each.ndim > 0 and each.stride(-1) == 1 for each in tensors
+        ]
         self._together = [each for each, is_together in zip(tensors, self._is_together, strict=True) if is_together]
         # A launch takes tensors of one dtype: where there are several, the bytes of the narrowest.
         size = min((each.element_size() for each in self._together), default=1)
@@ -44,6 +47,22 @@ class _Copies:
 
     def _views(self, tensors: list[Tensor]) -> list[Tensor]:
         return tensors if self._viewed is None else [each.view(self._viewed) for each in tensors]
+
+
+def check_recordable(graph: fx.GraphModule) -> None:
+    """Raises CompilationError where a program makes integers of the images' numbers.
+
+    Graphs are tried on images that are none; an index that NaN was made into would end everything on the device.
+    """
+    for node in graph.graph.nodes:
+        if node.target is not torch.ops.aten._to_copy.default:
+            continue
+        given, made = node.args[0].meta["val"].dtype, node.meta["val"].dtype
+        if given.is_floating_point and not made.is_floating_point and made is not torch.bool:
+            raise CompilationError(
+                f"the program makes integers of numbers ({node}), which cannot be tried with NaN on a device; "
+                "use runtime='eager'"
+            )
 
 
 class Recorded:
@@ -66,7 +85,8 @@ class Recorded:
         self._in_launches: ChecksInLaunches | None = None
         self._launches = 0  # of the graph
         self._done: torch.cuda.Event | None = None
-        self._kept = run, checks  # the graph reads their tensors, and holds on to nothing itself
+        tickets = GraphTickets()
+        self._kept = run, checks, tickets  # the graph reads their tensors, and holds on to nothing itself
         with torch.cuda.device(x.device), torch.no_grad():
             # PyTorch's own stream for recording is the process's, on the device that recorded first: on another one
             # nothing would be in the graph.
@@ -88,7 +108,7 @@ class Recorded:
                 return (*outputs, before & checks.after(outputs))
 
             beside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(beside):
+            with torch.cuda.stream(beside), tickets:
                 if checks is not None:
                     self._in_launches = checks.in_launches(self._images, run(self._images))
                 for _ in range(_WARM_UP):
@@ -98,7 +118,7 @@ class Recorded:
             torch.cuda.synchronize()
             self._graph = torch.cuda.CUDAGraph()
             # Other threads may go on: by default whatever they allocate meanwhile would end the recording.
-            with torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"):
+            with tickets, torch.cuda.graph(self._graph, stream=beside, capture_error_mode="thread_local"):
                 outputs = everything()
             self._copies = _Copies(outputs)
             if self._in_launches is not None:
@@ -122,6 +142,11 @@ class Recorded:
             *_, answers = self(torch.full_like(x, torch.nan))
             if self._in_launches.launches != self._launches or bool(answers.any()):
                 raise CompilationError(f"a CUDA graph of {x.shape[0]} images does not check them; use runtime='eager'")
+
+    def repeats(self, x: Tensor) -> bool:
+        """Whether two replays give the same bits: some of cuDNN's algorithms add up in any order."""
+        first, again = self(x), self(x)
+        return all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
     def _replay(self) -> None:
         self._graph.replay()
@@ -160,8 +185,10 @@ class Recorded:
                 outputs = self._copies()
             finally:  # also where there is no memory for the outputs: the graph runs all the same
                 self._done = done = stream.record_event()
-        guard()
-        if checks is None:
-            return outputs
-        done.synchronize()  # not before: until then nothing is told
-        return (*outputs, checks.answers(launch, failures))
+        try:
+            guard()
+        finally:
+            # Until then nothing is told; and who lets go of this now would give away what the graph still writes to.
+            if checks is not None:
+                done.synchronize()
+        return outputs if checks is None else (*outputs, checks.answers(launch, failures))

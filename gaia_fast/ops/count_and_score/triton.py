@@ -6,7 +6,6 @@ to know of them is in tables, which stay on the device.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from math import inf
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from gaia_fast.ops.triton_tiles import (
     by_channel,
     constants_of,
     inside_map,
+    kept_on_device,
     launch,
     norm_of,
     norm_terms,
@@ -383,7 +383,7 @@ def _kind(tiling: Tiling, item: int, address: int) -> Kind:
     return str(of["LAYOUT"]), vector_k, vector_p, tiling.block_k, tiling.block_p, chunk, alignment, tiling.flat
 
 
-@cache  # for good: a CUDA graph that was recorded goes on reading what it was given
+@kept_on_device
 def _tables(
     maps: tuple[_Map, ...],
     sums: tuple[tuple[int, int, int], ...],

@@ -1,14 +1,13 @@
 """`frobenius` in Triton: one launch for all layers."""
 
 from collections.abc import Sequence
-from functools import cache
 from math import inf
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from gaia_fast.ops.triton_tiles import launch, norm_of, norm_terms, unspecialised
+from gaia_fast.ops.triton_tiles import kept_on_device, launch, norm_of, norm_terms, unspecialised
 
 BLOCK = 1024
 
@@ -42,7 +41,7 @@ def frobenius_kernel(
     tl.store(score_ptr + n, norm_of(total, unknown, P, NORM).to(tl.float32))
 
 
-@cache  # for good: a CUDA graph that was recorded goes on reading what it was given
+@kept_on_device
 def _column_factors(
     begins: tuple[int, ...], widths: tuple[int, ...], inverse_area: tuple[float, ...], device: torch.device
 ) -> Tensor:

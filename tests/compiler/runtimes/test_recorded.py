@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from gaia_fast import Gaia, GaiaA, GaiaZ, reference
 from gaia_fast.compiler import runtimes
@@ -15,7 +16,7 @@ from gaia_fast.compiler.program import Program
 from gaia_fast.compiler.runtimes import Runner, checked
 from gaia_fast.compiler.runtimes.checked import Checks, ChecksInLaunches
 from gaia_fast.compiler.runtimes.fixed_sizes import FixedSizes
-from gaia_fast.compiler.runtimes.recorded import Recorded
+from gaia_fast.compiler.runtimes.recorded import Recorded, check_recordable
 from gaia_fast.compiler.runtimes.runner import Guard, no_guard
 from gaia_fast.engines.compiled import CompiledEngine
 from gaia_fast.errors import CompilationError, InputError, NonFiniteError
@@ -370,3 +371,35 @@ def test_closed_windows_are_scored_by_hooks(recording: Cuda) -> None:
     detector = GaiaZ(model, engine="compiled", runtime="eager").prepare(good)
     x = torch.cat([good[:1], bad])
     torch.testing.assert_close(detector(x), GaiaZ(model, engine="hooks")(x), rtol=1e-6, atol=0)
+
+
+def test_the_host_is_told_on_the_host_whatever_the_default_device(launches: Cuda) -> None:
+    x = images(0) + 1
+    with torch.device("meta"):
+        recorded = Recorded(Scored(), x, checks_of(nn.Linear(300, 5, device="cpu")))
+        assert fine(recorded(x))
+
+
+def test_programs_that_make_integers_of_numbers_are_not_recorded() -> None:
+    def indices(x: Tensor) -> Tensor:
+        return torch.arange(5)[(x.flatten(1)[:, :1] * 2).long()]
+
+    def mask(x: Tensor) -> Tensor:
+        return (x > 0).to(torch.float32).to(torch.bool)
+
+    with pytest.raises(CompilationError, match="makes integers of numbers"):
+        check_recordable(make_fx(indices, tracing_mode="fake")(images(0)))
+    check_recordable(make_fx(mask, tracing_mode="fake")(images(0)))
+
+
+def test_whether_replays_repeat(launches: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Recorded(Scored(), images(0) + 1, checks_of(nn.Linear(300, 5)))
+    assert recorded.repeats(images(1) + 1)
+    replay = recorded._graph.replay
+
+    def shaken() -> None:
+        replay()
+        recorded._copies._tensors[0].add_(torch.rand(1))
+
+    monkeypatch.setattr(recorded._graph, "replay", shaken)
+    assert not recorded.repeats(images(1) + 1)
