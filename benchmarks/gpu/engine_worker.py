@@ -196,8 +196,8 @@ def can_be_made(case: Case, group: str, device: str, runtimes: Iterable[RuntimeO
 class Turns:
     """Turns of processes, one at a time: a lock on a file, which ends with its process, however that ends.
 
-    It waits as long as there is time. Whoever goes ahead then writes so into the file: from there on no turn is known
-    to have been one alone.
+    It waits as long as there is time. Whoever goes ahead then writes so into the file: from there on nobody is known to
+    have been the only one.
     """
 
     def __init__(self, file: Path, left: Callable[[], float], pause: float = 0.05) -> None:
@@ -205,7 +205,7 @@ class Turns:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[Callable[[], bool]]:
-        """Gives what tells whether this process has been alone so far."""
+        """Gives what tells whether it has been one at a time so far."""
         with self._file.open("ab") as file:  # no process that is started inherits it
             if not self._is_mine(file.fileno()):
                 file.write(b"x")

@@ -7,8 +7,9 @@ torchvision's ResNet-50 at 224x224 with 32, where it is installed. A row has
   and outputs are copied after it: these are in the call alone;
 - its call: what a user waits for, by the clock, in microseconds: `score`, or the network's output;
 - the launches of the graph, and those of the whole call, as PyTorch's profiler counts kernels, copies and fillings;
-- in which form it was recorded, of those that "cudagraph" times to keep the fastest. Processes take turns at that;
-  where there is no time to wait for one, it is said that others chose meanwhile;
+- in which form it was recorded, of those that "cudagraph" times to keep the fastest. Processes take turns at that,
+  while other rows are made, and tests may run; where there is no time to wait for one, it is said that others chose
+  meanwhile;
 - what it took to prepare, in seconds, beside all others; the first of a process with what a process does once.
 What scores are compared with is the same graph without the score: the model's own forward pass, folded and run by the
 same runtime. "Own kernels" is a program on this package's kernels where PyTorch's compiler otherwise fuses its own.
@@ -175,7 +176,7 @@ def time_case(processes: list[Process], seconds: float, counting: float) -> tupl
                     values = [value for one in each if (value := one[figure]) is not None]
                     row[figure] = statistics.median(values) if values else None
                 row |= {"rounds": len(each), "prepare_seconds": took, "form": process.made["forms"].get(name)}
-                rows.append(row | {"chosen_alone": process.made["alone"].get(name)})
+                rows.append(row | {"chosen_in_turn": process.made["alone"].get(name)})
     return rows, failed
 
 
@@ -251,7 +252,7 @@ def table(rows: list[Row]) -> str:
             f"{row['call_microseconds']:10.1f}",
             f"{row['prepare_seconds']:10.1f} s",
         )
-        beside = "  chosen beside others" if row["chosen_alone"] is False else ""
+        beside = "  chosen beside others" if row["chosen_in_turn"] is False else ""
         lines.append(f"  {row['what']:<43} {' '.join(cells)}{beside}")
     return "\n".join(lines)
 
