@@ -110,10 +110,10 @@ def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
 
 def _on_gpu(device: torch.device, dtype: torch.dtype) -> Choice:
     """The backend for maps on a GPU: the fastest that takes them."""
-    # On an H200, means over maps, layouts and dtypes (benchmarks/results/nvidia-h200/kernels.json): Triton takes 1.7 to
-    # 2.2 times as long as CUDA for a map of one image, whose launch is what counts, and 1.0 to 1.8 times for many; only
-    # relu_forward_count of channels-last half precision is faster in Triton. For many images both are faster than
-    # PyTorch.
+    # On an H200, means over maps, layouts and dtypes (benchmarks/results/nvidia-h200/kernels.json), of the kernels as
+    # of commit f941964, before their tiling changed: Triton took 1.7 to 2.2 times as long as CUDA for a map of one
+    # image, whose launch is what counts, and 1.0 to 1.8 times for many; only relu_forward_count of channels-last half
+    # precision was faster in Triton. For many images both were faster than PyTorch.
     obstacles = {name: _obstacle(name, device, dtype) for name in ("cuda", "triton")}
     if not obstacles["cuda"]:
         return Choice("cuda", "maps on a GPU: the CUDA kernels are fastest")

@@ -26,7 +26,8 @@ METRICS = {
     "launch__registers_per_thread": "registers",
 }
 # What this package's kernels are called, in CUDA and in Triton.
-KERNEL_NAMES = "regex:reduce_(rows|channels|pieces)|moments|relu_forward|frobenius|count_and_score|add_partials"
+KERNEL_NAMES = "regex:reduce_(rows|channels|pieces)|moments|relu_forward|frobenius|count_and_score"
+UNKNOWN = "unknown"
 _UNITS = {"nsecond": 1.0, "ns": 1.0, "usecond": 1e3, "us": 1e3, "msecond": 1e6, "ms": 1e6}
 _UNITS |= {"byte": 1.0, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
 
@@ -42,8 +43,8 @@ def command(ncu: str, names: Sequence[str]) -> list[str]:
 def rows_of(said: str) -> list[dict[str, Any]]:
     """Reads what ncu and `launch.py` printed: a row for each kernel, with the name of the call that launched it.
 
-    ncu prints its table at the end, kernels in the order of their launch, each call's in the order of the calls: what a
-    call launched is told by the kernel's name.
+    ncu prints its table at the end, kernels in the order of their launch, and every call launches one. Where there are
+    more or fewer, nothing tells which call a kernel is of: none is named.
     """
     failed = re.findall(r"^FAILED (\S.*?:\w+): ", said, re.MULTILINE)
     wanted = [each for each in re.findall(r"^launching (\S.*:\w+)$", said, re.MULTILINE) if each not in failed]
@@ -59,13 +60,10 @@ def rows_of(said: str) -> list[dict[str, Any]]:
         if name is not None:
             value = cell["Metric Value"].replace(",", "")
             row[name] = float(value) * _UNITS.get(cell["Metric Unit"], 1.0) if value else None
-    calls = iter(wanted)
-    call, found = next(calls, ""), list[dict[str, Any]]()
-    for row in kernels.values():
-        if "add_partials" not in row["kernel"] and found:  # else it ends the call before
-            call = next(calls, "")
+    found = list(kernels.values())
+    calls = wanted if len(wanted) == len(found) else [UNKNOWN] * len(found)
+    for row, call in zip(found, calls, strict=True):
         row["call"] = call
-        found.append(row)
     return found
 
 
@@ -100,6 +98,9 @@ def main() -> int:
         record = {"rows": rows}
         print(table_of(rows) if rows else said[-3000:])
         print(*re.findall(r"^(?:FAILED|not in this version).*$", said, re.MULTILINE), sep="\n")
+        if any(row["call"] == UNKNOWN for row in rows):
+            print(f"FAILED: not one kernel for each call: of which calls these {len(rows)} are is unknown")
+            status = status or 1
         status = status or int(not rows)
     if arguments.out is not None:
         write_text(arguments.out, json.dumps(record, indent=1) + "\n")

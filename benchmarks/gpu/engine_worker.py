@@ -1,10 +1,12 @@
 """One group of rows of `engines.py`, made and timed in a process of its own.
 
 It says on its output, a line of JSON each, what was made, and then answers a line: "round" with one measurement of each
-row, "launches" with how many kernels each starts, "kernels" by printing these on stderr.
+row, "launches" with how many kernels each graph and each call starts, "kernels" by printing these on stderr.
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
 import sys
@@ -39,6 +41,7 @@ OWN = ", own kernels"
 BACKENDS = ("cuda", "triton")
 DETECTORS: dict[str, type[GaiaA] | type[GaiaZ]] = {GAIA_Z: GaiaZ, GAIA_A: GaiaA}
 RUNTIMES: tuple[RuntimeOption, ...] = ("inductor", "cudagraph")
+NOT_INSTALLED = "not installed: "  # why a row is not there that nobody can expect: no failure
 # What GAIA-A inspects: blocks 3 and 4 as the paper does on CIFAR, the last as it does on ImageNet.
 LATE = {"resnet18": ["layer3", "layer4"], "resnet34": ["layer3", "layer4"], "resnet50": ["layer4"]}
 
@@ -74,12 +77,15 @@ class Row:
 
     Attributes:
         call: by the clock: what a user calls.
-        replay: on the device, by events: the graph that was recorded for it, if any.
+        replay: on the device, by events: the graph that was recorded for it, if any. What a call does around it is not
+            in it: images are copied in, and for a score checked, before; outputs are copied after.
+        form: in which of several forms that was recorded, where it is said.
         times: how often that is replayed for one measurement; found in the first.
     """
 
     call: Call
     replay: Call | None = None
+    form: str = ""
     times: int = 0
 
     @classmethod
@@ -88,9 +94,10 @@ class Row:
         call = call or partial(runner, x)
         call()
         recorded: Any = runner.prepare(len(x)) if isinstance(runner, FixedSizes) else runner
+        form = str(getattr(recorded, "how", ""))
         recorded = getattr(recorded, "run", recorded)  # of several recordings, the one that was chosen
         if isinstance(recorded, Recorded):
-            return cls(call, recorded._graph.replay)
+            return cls(call, recorded._graph.replay, form)
         if x.is_cuda:
             raise TypeError(f"{type(recorded).__name__} is no recorded program: there is no graph to time")
         return cls(call)
@@ -104,6 +111,13 @@ class Row:
                 self.times = times_for(milliseconds(self.replay, 1) / 1e3, 4e-3)
             graph = milliseconds(self.replay, self.times) / self.times * 1e3
         return {"graph_microseconds": graph, "call_microseconds": microseconds_by_clock(self.call)}
+
+    def launches(self) -> dict[str, int | None]:
+        """Of the graph alone, and of the whole call; neither without a GPU."""
+        graph, call = (
+            launches(run) if run is not None and torch.cuda.is_available() else None for run in (self.replay, self.call)
+        )
+        return {"graph_launches": graph, "call_launches": call}
 
 
 Makers = dict[str, Callable[[], Row]]
@@ -166,34 +180,94 @@ def _own_kernels(
     return Row.of_runner(Inductor(graph, x, checks), x)
 
 
-class Worker:
-    """Makes rows and answers about them."""
+def can_be_made(case: Case, group: str, device: str, runtimes: Iterable[RuntimeOption]) -> Makers:
+    """`makers`, or, where the network is not installed, what says so when it is made."""
+    try:
+        return makers(case, group, device, runtimes)
+    except ImportError as error:
+        why = str(error)
 
-    def __init__(self, makers: Makers, left: Callable[[], float]) -> None:
+        def missing() -> Row:
+            raise ModuleNotFoundError(why)
+
+        return {group: missing}
+
+
+class Turns:
+    """Turns of processes, one at a time: a lock on a file, which ends with its process, however that ends.
+
+    It waits as long as there is time. Whoever goes ahead then writes so into the file: from there on nobody is known to
+    have been the only one.
+    """
+
+    def __init__(self, file: Path, left: Callable[[], float], pause: float = 0.05) -> None:
+        self._file, self._left, self._pause = file, left, pause
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[Callable[[], bool]]:
+        """Gives what tells whether it has been one at a time so far."""
+        with self._file.open("ab") as file:  # no process that is started inherits it
+            if not self._is_mine(file.fileno()):
+                file.write(b"x")
+                file.flush()
+            yield lambda: self._file.stat().st_size == 0
+
+    def _is_mine(self, file: int) -> bool:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if self._left() <= 0:
+                    return False
+                time.sleep(self._pause)
+
+
+class Worker:
+    """Makes rows and answers about them.
+
+    Args:
+        makers: makes each row, by name.
+        left: for how many seconds more rows may be begun.
+        turns: taken for rows that choose among forms by what these take, "cudagraph"; None where nobody else is there.
+    """
+
+    def __init__(self, makers: Makers, left: Callable[[], float], turns: Turns | None = None) -> None:
         self.rows: dict[str, Row] = {}
         self.seconds: dict[str, float] = {}
         self.failed: dict[str, str] = {}
+        self.alone: dict[str, bool] = {}
         for what, make in makers.items():
             if left() < 0:
                 self.failed[what] = "left out for want of time"
                 continue
-            begin = time.monotonic()
-            try:
-                row = make()
-                row.call()
-                wait()
-            except Exception as error:
-                self._fail(what, error)
+            if turns is None or not what.endswith(", cudagraph"):
+                self._make(what, make)
                 continue
+            with turns.turn() as is_alone:
+                self._make(what, make)
+                self.alone[what] = is_alone()
+
+    def _make(self, what: str, make: Callable[[], Row]) -> None:
+        begin = time.monotonic()
+        try:
+            row = make()
+            row.call()
+            wait()
+        except Exception as error:
+            self._fail(what, error)
+        else:
             self.rows[what], self.seconds[what] = row, time.monotonic() - begin
 
     def _fail(self, what: str, error: Exception) -> None:
         first = (str(error).splitlines() or [""])[0]
-        self.failed[what] = f"{type(error).__name__}: {first[:300]}"
+        missing = NOT_INSTALLED if isinstance(error, ModuleNotFoundError) else ""
+        self.failed[what] = f"{missing}{type(error).__name__}: {first[:300]}"
         print(f"cannot run: {what}: {self.failed[what]}", file=sys.stderr, flush=True)
 
     def made(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "failed": self.failed}
+        forms = {what: row.form for what, row in self.rows.items() if row.form}
+        return {"seconds": self.seconds, "failed": self.failed, "forms": forms, "alone": self.alone}
 
     def each(self, what: Callable[[Row], Any]) -> dict[str, Any]:
         """Asks every row; one that fails is named and asked no more."""
@@ -212,7 +286,7 @@ class Worker:
             if line.strip() == "round":
                 yield self.each(Row.measure)
             elif line.strip() == "launches":
-                yield self.each(lambda row: launches(row.replay or row.call) if torch.cuda.is_available() else None)
+                yield self.each(Row.launches)
             else:
                 for name, row in self.rows.items():
                     print_kernels(name, row.replay or row.call)
@@ -237,14 +311,19 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--runtimes", nargs="+", default=RUNTIMES)
     parser.add_argument("--seconds", type=float, default=540, help="within which what is made must be begun")
+    parser.add_argument("--turns", type=Path, help="a file that all processes lock in turn; without it none waits")
     arguments = parser.parse_args()
     begin = time.monotonic()
     out = os.dup(1)
     os.dup2(2, 1)  # whatever else prints
     with os.fdopen(out, "w") as answers:
         case = Case(*json.loads(arguments.case))
-        found = makers(case, arguments.group, arguments.device, arguments.runtimes)
-        worker = Worker(found, lambda: arguments.seconds - (time.monotonic() - begin))
+
+        def left() -> float:
+            return arguments.seconds - (time.monotonic() - begin)
+
+        found = can_be_made(case, arguments.group, arguments.device, arguments.runtimes)
+        worker = Worker(found, left, None if arguments.turns is None else Turns(arguments.turns, left))
         print(f"{case}, {arguments.group}: made in {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
         answer(worker, sys.stdin, answers)
 

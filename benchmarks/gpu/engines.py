@@ -2,10 +2,14 @@
 
 Networks: ResNet34 at 32x32 with 1 and 128 images, in bfloat16 and in float32 as PyTorch has it by default, and
 torchvision's ResNet-50 at 224x224 with 32, where it is installed. A row has
-- its launches, as PyTorch's profiler counts kernels, copies and fillings;
-- its graph: what was recorded of it, replayed, by events, in microseconds (with a score's checks of images, results and
-  weights);
+- its graph: what was recorded of it, replayed, by events, in microseconds. A score's checks of results and weights are
+  in it. Images are copied to where it reads them, and for a score checked, in a launch before it (`copy_and_check`),
+  and outputs are copied after it: these are in the call alone;
 - its call: what a user waits for, by the clock, in microseconds: `score`, or the network's output;
+- the launches of the graph, and those of the whole call, as PyTorch's profiler counts kernels, copies and fillings;
+- in which form it was recorded, of those that "cudagraph" times to keep the fastest. Processes take turns at that,
+  while other rows are made, and tests may run; where there is no time to wait for one, it is said that others chose
+  meanwhile;
 - what it took to prepare, in seconds, beside all others; the first of a process with what a process does once.
 What scores are compared with is the same graph without the score: the model's own forward pass, folded and run by the
 same runtime. "Own kernels" is a program on this package's kernels where PyTorch's compiler otherwise fuses its own.
@@ -28,6 +32,7 @@ import time
 from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -36,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import gaia_fast
 from gaia_fast.files import write_text
 
-from gpu.engine_worker import BACKENDS, EAGER, GAIA_A, GAIA_Z, OWN, PLAIN, RUNTIMES, Case
+from gpu.engine_worker import BACKENDS, EAGER, GAIA_A, GAIA_Z, NOT_INSTALLED, OWN, PLAIN, RUNTIMES, Case
 from gpu.goals import Goal, goal, lines_of
 
 Row = dict[str, Any]
@@ -46,8 +51,9 @@ CASES = (
     Case("resnet50", "bfloat16", 32, 224),
 )
 MOST_ROUNDS = 20
-# Seconds to time a case, and for the profiler to count its launches.
-TIMING, COUNTING = 10.0, 5.0
+# Seconds to time a case, and for the profilers of its processes to count launches, all at once: what is kept for it,
+# and the most, as far as other cases do not need it.
+TIMING, COUNTING, MOST_COUNTING = 10.0, 5.0, 15.0
 MAKING = 45.0  # what a row may take to make
 # The goals: GAIA-Z's graph over the same without a score, by images; `score` with one image, in microseconds, and over
 # TensorRT's forward pass; times faster than the authors' way, by images.
@@ -72,7 +78,7 @@ class Process:
         self.name = f"{case}, {group}"
         script = str(Path(__file__).with_name("engine_worker.py"))
         command = [sys.executable, script, "--case", json.dumps(astuple(case)), "--group", group, *options]
-        # As many of them as there are processors: none brings threads or processes of its own.
+        # 28 of them, whatever processors there are: none brings threads or processes of its own.
         own = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **own}
@@ -104,14 +110,18 @@ class Process:
             self.made = self.answer(0.0)
         return self.made is not None
 
-    def ask(self, what: str, seconds: float) -> dict[str, Any] | None:
+    def tell(self, what: str) -> bool:
+        """Asks, and does not wait for the answer; returns whether it can be asked."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(what + "\n")
             self._process.stdin.flush()
         except OSError:
-            return None
-        return self.answer(seconds)
+            return False
+        return True
+
+    def ask(self, what: str, seconds: float) -> dict[str, Any] | None:
+        return self.answer(seconds) if self.tell(what) else None
 
     def has_ended(self) -> bool:
         return self._process.poll() is not None
@@ -122,7 +132,13 @@ class Process:
 
 
 def time_case(processes: list[Process], seconds: float, counting: float) -> tuple[list[Row], list[str]]:
-    """Returns the rows of processes that are made, timed in turns; and which fell silent."""
+    """Returns the rows of processes that are made, timed in turns; and which fell silent.
+
+    Args:
+        processes: those of the case.
+        seconds: to time them in.
+        counting: seconds after that, for them all to count launches.
+    """
     begin = time.monotonic()
     spent: dict[tuple[str, str], list[dict[str, float | None]]] = {}
     failed: list[str] = []
@@ -131,8 +147,7 @@ def time_case(processes: list[Process], seconds: float, counting: float) -> tupl
     def left() -> float:
         return seconds - (time.monotonic() - begin)
 
-    def ask(process: Process, what: str, seconds: float) -> dict[str, Any]:
-        found = process.ask(what, seconds)
+    def heard(process: Process, what: str, found: dict[str, Any] | None) -> dict[str, Any]:
         if found is None:
             failed.append(f"says nothing, asked for {what!r}: {process.name}")
             asked.remove(process)
@@ -140,24 +155,28 @@ def time_case(processes: list[Process], seconds: float, counting: float) -> tupl
 
     for _ in range(MOST_ROUNDS):
         for process in list(asked):
-            for name, each in ask(process, "round", max(left(), 5.0)).items():
+            for name, each in heard(process, "round", process.ask("round", max(left(), 5.0))).items():
                 spent.setdefault((process.group, name), []).append(each)
         if left() < 0:
             break
-    counts: dict[str, int | None] = {}
-    until = time.monotonic() + counting
+    counts: dict[tuple[str, str], dict[str, int | None]] = {}
+    until = time.monotonic() + max(counting, 0.5)
+    told = {process.name: process.tell("launches") for process in asked}  # nothing is timed: all at once
     for process in list(asked):
-        counts |= ask(process, "launches", max(until - time.monotonic(), 0.5))
-    rows = []
+        found = process.answer(until - time.monotonic()) if told[process.name] else None
+        counts |= {(process.group, name): each for name, each in heard(process, "launches", found).items()}
+    rows: list[Row] = []
     for process in processes:
         assert process.made is not None
         for name, took in process.made["seconds"].items():
             if each := spent.get((process.group, name)):
-                row = {"case": str(process.case), "group": process.group, "what": name, "launches": counts.get(name)}
+                row: Row = {"case": str(process.case), "group": process.group, "what": name}
+                row |= counts.get((process.group, name), {"graph_launches": None, "call_launches": None})
                 for figure in ("graph_microseconds", "call_microseconds"):
                     values = [value for one in each if (value := one[figure]) is not None]
                     row[figure] = statistics.median(values) if values else None
-                rows.append(row | {"rounds": len(each), "prepare_seconds": took})
+                row |= {"rounds": len(each), "prepare_seconds": took, "form": process.made["forms"].get(name)}
+                rows.append(row | {"chosen_in_turn": process.made["alone"].get(name)})
     return rows, failed
 
 
@@ -219,20 +238,22 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         if row["case"] != case:
             case = row["case"]
-            lines += ["", f"{case:<45} launches  graph, us  of plain   call, us  prepared in"]
+            lines += ["", f"{case:<45} launches: graph, call  graph, us  of plain   call, us  prepared in"]
         plain = f"plain, {row['what'].rpartition(', ')[2]}"
         if "own kernels" in row["what"]:
             plain = "plain, inductor"
         graph, below = row["graph_microseconds"], graphs.get(case, {}).get(plain)
         of_plain = f"{graph / below:8.2f}x" if graph is not None and below is not None else " " * 8 + "-"
+        counts = ("-" if row[each] is None else row[each] for each in ("graph_launches", "call_launches"))
         cells = (
-            f"{'-' if row['launches'] is None else row['launches']:>8}",
+            " ".join(f"{count:>{width}}" for count, width in zip(counts, (15, 5), strict=True)),
             " " * 9 + "-" if graph is None else f"{graph:10.1f}",
             of_plain,
             f"{row['call_microseconds']:10.1f}",
             f"{row['prepare_seconds']:10.1f} s",
         )
-        lines.append(f"  {row['what']:<43} {' '.join(cells)}")
+        beside = "  chosen beside others" if row["chosen_in_turn"] is False else ""
+        lines.append(f"  {row['what']:<43} {' '.join(cells)}{beside}")
     return "\n".join(lines)
 
 
@@ -257,6 +278,19 @@ def wait_for(go: Path | None, seconds: float, pause: float = 0.2) -> float:
     return seconds - (time.monotonic() - begin)
 
 
+def kept_for(cases: int) -> float:
+    """Seconds for so many cases, of which one may take longest to count."""
+    return (TIMING + COUNTING) * cases + (MOST_COUNTING - COUNTING) * (cases > 0)
+
+
+def allowed(left: float, cases: int) -> tuple[float, float]:
+    """To time, and to count, the next of so many cases: its share, and of what the others do not need what it may."""
+    share = max(left, 0.0) / cases
+    timing = min(TIMING, share * 2 / 3)
+    spare = left - timing - (TIMING + COUNTING) * (cases - 1)
+    return timing, min(MOST_COUNTING, max(share - timing, spare))
+
+
 def run(processes: list[Process], seconds: float, keep: Callable[[list[Row], list[str]], None]) -> None:
     """Times, case by case, what is made in time; tells `keep` after each."""
     begin = time.monotonic()
@@ -265,7 +299,7 @@ def run(processes: list[Process], seconds: float, keep: Callable[[list[Row], lis
     def left() -> float:
         return seconds - (time.monotonic() - begin)
 
-    while left() > (TIMING + COUNTING) * len(cases):
+    while left() > kept_for(len(cases)):
         if all(each.is_made() or each.has_ended() for each in processes):
             break
         time.sleep(0.2)
@@ -279,8 +313,7 @@ def run(processes: list[Process], seconds: float, keep: Callable[[list[Row], lis
         for each in made:
             assert each.made is not None
             failed += [f"{case}: {what}: {why}" for what, why in each.made["failed"].items()]
-        share = max(left(), 0.0) / (len(cases) - index)
-        found, silent = time_case(made, min(TIMING, share * 2 / 3), min(COUNTING, share / 3)) if made else ([], [])
+        found, silent = time_case(made, *allowed(left(), len(cases) - index)) if made else ([], [])
         rows += found
         failed += silent
         keep(rows, failed)
@@ -299,8 +332,10 @@ def main() -> int:
     begin = time.monotonic()
     cases = [case for case in CASES if not arguments.only or named(arguments.only, case)]
     # A row that is begun later would not be there in time.
-    to_make = max(arguments.seconds - (TIMING + COUNTING) * len(cases) - MAKING, MAKING)
+    to_make = max(arguments.seconds - kept_for(len(cases)) - MAKING, MAKING)
     options = ["--device", arguments.device, "--seconds", str(to_make), "--runtimes", *arguments.runtimes]
+    folder = TemporaryDirectory(prefix="gaia_fast_engines_")
+    options += ["--turns", str(Path(folder.name) / "turns")]
     processes = [Process(case, group, options) for case in cases for group in groups(case)]
     found: tuple[list[Row], list[str]] = [], []
 
@@ -319,11 +354,11 @@ def main() -> int:
     finally:
         for process in processes:
             process.end()
+        folder.cleanup()
     rows, failed = found
     print(table(rows))
     print("", *failed, "", "goals of the engines", *lines_of(goals(rows)), sep="\n")
-    # What is not installed is no failure.
-    return 0 if rows and all(ModuleNotFoundError.__name__ in each for each in failed) else 1
+    return 0 if rows and all(f": {NOT_INSTALLED}" in each for each in failed) else 1
 
 
 def named(wanted: list[str], case: Case) -> bool:

@@ -162,7 +162,8 @@ Work = tuple[str, Callable[[], Row | None]]
 def work(timer: Timer) -> list[list[Work]]:
     """What is timed, by name, what matters most first; figures are written after each list."""
     norms: list[Work] = []
-    for images, backend in product(calls.IMAGES, ("torch", *BACKENDS)):
+    # Not in plain PyTorch: it copies widths and areas to the device, which no graph can record.
+    for images, backend in product(calls.IMAGES, BACKENDS):
         norms.append((f"frobenius, B = {images}, {backend}", partial(timer.of_frobenius, images, backend)))
     for images, dtype, backend in product(calls.IMAGES, calls.DTYPES[:2], BACKENDS):
         title = f"count_and_score, B = {images}, {_name(dtype)}, {backend}"
@@ -363,7 +364,8 @@ def measure(
 ) -> int | None:
     """Adds rows to those found, as long as there is time; `keep` hears of them wherever that is asked.
 
-    What fails or is left out is named. Returns how many were tried if this process has lost the device meanwhile.
+    What fails or is left out is named. Returns how many were tried if this process can do no more on the device: it has
+    lost it, or cannot free its memory, as where a recording has ended in an error.
     """
     rows, failed = found
     for index, ((title, run), last) in enumerate(named):
@@ -380,8 +382,17 @@ def measure(
                     keep(rows, failed)
                     return index + 1
         if last:
-            torch.cuda.empty_cache()
+            stuck = False
+            try:
+                torch.cuda.empty_cache()
+            except Exception as error:
+                stuck = True
+                why = f"{type(error).__name__}: {str(error)[:300]}"
+                failed.append(f"cannot run: to free memory after {title}: {why}")
+                print(failed[-1], file=sys.stderr, flush=True)
             keep(rows, failed)
+            if stuck:
+                return index + 1
     return None
 
 
@@ -421,7 +432,7 @@ def main() -> int:
         tried = measure(counted[max(arguments.after - len(timed), 0) :], lambda: left() - 5, keep, (rows, failed))
         arguments.after = max(arguments.after, len(timed))
     if tried is not None:
-        print("this process has lost the device: another goes on", file=sys.stderr, flush=True)
+        print("this process can do no more on the device: another goes on", file=sys.stderr, flush=True)
         more = ["--out", str(out), "--seconds", f"{left():.1f}", "--after", str(arguments.after + tried)]
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, __file__, *more])

@@ -200,7 +200,10 @@ class Session:
         if "-n" in command and not _is_installed(self.values["python"], "xdist"):
             at = command.index("-n")
             del command[at : at + 2]
-        environment = {"PYTHONPATH": f"{self.values['package']}:{HERE.parent}"} if not part.needed else {}
+        environment = {}
+        if not part.needed:  # before what is inherited, so that the package is the one that was built
+            paths = (self.values["package"], str(HERE.parent), os.environ.get("PYTHONPATH"))
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         environment |= {"PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         environment |= {"TRITON_CACHE_DIR": str(self.work / "triton")}
         environment |= {"TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}

@@ -26,7 +26,7 @@ Named = tuple[str, Callable[[], Call]]
 
 
 def share(calls: Iterable[Named], index: int, processes: int) -> list[Named]:
-    """Every so-and-so-manieth: neighbours take equally long."""
+    """Every `processes`-th call, from `index` on: neighbours take equally long."""
     return list(islice(calls, index, None, processes))
 
 

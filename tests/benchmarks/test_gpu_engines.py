@@ -1,10 +1,13 @@
 """benchmarks/gpu/engines.py and its workers without a GPU: rows, the talk between processes, goals, what is named."""
 
 import json
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import astuple
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gaia_fast.compiler.runtimes import FixedSizes
+from gaia_fast.compiler.runtimes.cudagraph import Recording
 from gaia_fast.compiler.runtimes.recorded import Recorded
 
 from gpu import engine_worker, engines, tensorrt_plain
-from gpu.engine_worker import EAGER, GAIA_A, GAIA_Z, OWN, PLAIN, Case, Row, Worker, answer, makers
-from gpu.engines import Process, goals, groups, run, table, time_case, wait_for
+from gpu.engine_worker import EAGER, GAIA_A, GAIA_Z, OWN, PLAIN, Case, Row, Turns, Worker, answer, can_be_made, makers
+from gpu.engines import Process, allowed, goals, groups, kept_for, run, table, time_case, wait_for
 from played_gpu import PlayedGpu
 
 SMALL = Case("resnet18", "float32", 2, 8)
@@ -120,8 +124,108 @@ def test_rows_for_which_there_is_no_time_are_named() -> None:
     assert worker.failed == dict.fromkeys(["refused", "later"], "left out for want of time")
 
 
-def test_a_worker_answers_from_its_own_process() -> None:
-    process = Process(SMALL, PLAIN, ["--device", "cpu", "--runtimes", "eager", "--seconds", "100"])
+def test_the_form_that_was_chosen_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    PlayedGpu(monkeypatch)
+
+    def make(images: int) -> Recording:
+        recorded = Recorded.__new__(Recorded)
+        recorded._graph = torch.cuda.CUDAGraph()
+        return Recording(recorded, "channels last; slower: 3 of 17 convolutions fused")
+
+    row = Row.of_runner(FixedSizes(make), torch.zeros(3, 1), lambda: None)
+    assert row.replay is not None
+    worker = Worker({"plain, cudagraph": lambda: row, "plain, eager": lambda: Row(lambda: None)}, lambda: 1.0)
+    assert worker.made()["forms"] == {"plain, cudagraph": "channels last; slower: 3 of 17 convolutions fused"}
+    assert worker.made()["alone"] == {}  # nobody was asked
+
+
+def test_launches_of_the_graph_and_of_the_call_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(engine_worker, "launches", lambda run: run())
+    assert Row(lambda: 74, lambda: 72).launches() == {"graph_launches": 72, "call_launches": 74}
+    assert Row(lambda: 74).launches() == {"graph_launches": None, "call_launches": 74}
+
+
+# Takes the lock, says so, and keeps it until it is killed.
+HOLDS = """import sys, time
+from pathlib import Path
+from gpu.engine_worker import Turns
+with Turns(Path(sys.argv[1]), lambda: 1.0).turn() as is_alone:
+    print(is_alone(), flush=True)
+    time.sleep(100)
+"""
+
+
+def test_turns_are_taken_one_at_a_time_and_end_with_their_process(tmp_path: Path) -> None:
+    file = tmp_path / "turns"
+    with subprocess.Popen([sys.executable, "-c", HOLDS, str(file)], stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "True\n"
+            asked, taken = threading.Event(), threading.Event()
+            found: list[bool] = []
+
+            def left() -> float:
+                asked.set()
+                return 1.0
+
+            def wait() -> None:
+                with Turns(file, left, pause=0.01).turn() as is_alone:
+                    taken.set()
+                    found.append(is_alone())
+
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            assert asked.wait(60)
+            assert not taken.wait(0.2)
+            holder.kill()
+            assert taken.wait(60)
+            waiting.join()
+        finally:
+            holder.kill()
+    assert found == [True]
+
+
+def test_without_time_to_wait_it_is_said_that_others_were_there(tmp_path: Path) -> None:
+    """By whoever goes ahead, and by who has the turn meanwhile; each row that cannot be made lets the others go on."""
+    file = tmp_path / "turns"
+    with Turns(file, lambda: 1.0).turn() as is_alone:
+        assert is_alone()
+        with Turns(file, lambda: -1.0).turn() as other_is_alone:
+            assert not other_is_alone()
+        assert not is_alone()
+    failing = Failing()
+    of_rows = {"refused, cudagraph": failing.refuse, "made, cudagraph": lambda: Row(lambda: None)}
+    assert Worker(of_rows, lambda: 1.0, Turns(tmp_path / "others", lambda: 1.0)).alone == dict.fromkeys(of_rows, True)
+
+
+def test_turns_are_for_what_chooses_by_time_alone(tmp_path: Path) -> None:
+    taken: list[str] = []
+
+    class Seen(Turns):
+        def turn(self) -> Any:
+            taken.append("turn")
+            return super().turn()
+
+    names = ["plain, inductor", "plain, cudagraph", "GAIA-Z, own kernels, cuda", "GAIA-Z, hooks"]
+    found = {name: partial(Row, partial(taken.append, name)) for name in names}
+    worker = Worker({**found}, lambda: 1.0, Seen(tmp_path / "turns", lambda: 1.0))
+    assert taken == [names[0], "turn", *names[1:]]
+    assert worker.alone == {"plain, cudagraph": True}
+
+
+def test_a_network_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    worker = Worker(can_be_made(engines.CASES[-1], PLAIN, "cpu", engine_worker.RUNTIMES), lambda: 1.0)
+    assert worker.rows == {}
+    assert list(worker.failed) == [PLAIN]
+    assert worker.failed[PLAIN].startswith("not installed: ModuleNotFoundError: ")
+    assert "torchvision" in worker.failed[PLAIN]
+
+
+def test_a_worker_answers_from_its_own_process(tmp_path: Path) -> None:
+    options = ["--device", "cpu", "--runtimes", "eager", "--seconds", "100", "--turns", str(tmp_path / "turns")]
+    process = Process(SMALL, PLAIN, options)
     try:
         process.made = process.answer(120)
         assert process.made is not None
@@ -133,6 +237,7 @@ def test_a_worker_answers_from_its_own_process() -> None:
         assert row["call_microseconds"] > 0
         assert row["graph_microseconds"] is None
         assert row["prepare_seconds"] > 0
+        assert (row["graph_launches"], row["call_launches"], row["form"], row["chosen_in_turn"]) == (None,) * 4
     finally:
         process.end()
     assert process.has_ended()
@@ -146,14 +251,19 @@ class Played(Process):
         self.case, self.group, self.name, self.made = case, group, f"{case}, {group}", made
         self.asked: list[str] = []
         self.silent_from = silent_from
+        self.waited: list[float] = []
 
-    def ask(self, what: str, seconds: float) -> dict[str, Any] | None:
+    def tell(self, what: str) -> bool:
         self.asked.append(what)
+        return True
+
+    def answer(self, seconds: float) -> dict[str, Any] | None:
+        self.waited.append(seconds)
         if len(self.asked) > self.silent_from:
             return None
         assert self.made is not None
-        if what == "launches":
-            return dict.fromkeys(self.made["seconds"], 71)
+        if self.asked[-1] == "launches":
+            return {name: {"graph_launches": 71, "call_launches": 73} for name in self.made["seconds"]}
         spent = 900.0 if len(self.asked) == 1 else 100.0 + len(self.asked) % 2
         return {name: {"graph_microseconds": spent, "call_microseconds": 2 * spent} for name in self.made["seconds"]}
 
@@ -167,7 +277,8 @@ class Played(Process):
 
 
 def made(*names: str, **failed: str) -> dict[str, Any]:
-    return {"seconds": dict.fromkeys(names, 3.0), "failed": failed}
+    of_a = {"forms": {"a": "channels last"}, "alone": {"a": False}}
+    return {"seconds": dict.fromkeys(names, 3.0), "failed": failed, **of_a}
 
 
 def test_a_case_is_timed_in_turns_and_one_that_falls_silent_is_named() -> None:
@@ -177,9 +288,58 @@ def test_a_case_is_timed_in_turns_and_one_that_falls_silent_is_named() -> None:
     assert failed == [f"says nothing, asked for 'round': {other.name}"]
     a, b, c = rows
     assert (a["graph_microseconds"], a["call_microseconds"]) == (100.5, 201)  # medians: the first is far off
-    assert (a["launches"], a["rounds"], a["prepare_seconds"]) == (71, engines.MOST_ROUNDS, 3.0)
-    assert (c["rounds"], c["launches"]) == (3, None)
-    assert b["what"] == "b"
+    assert (a["graph_launches"], a["call_launches"]) == (71, 73)
+    assert (a["rounds"], a["prepare_seconds"]) == (engines.MOST_ROUNDS, 3.0)
+    assert (a["form"], a["chosen_in_turn"]) == ("channels last", False)
+    assert (c["rounds"], c["graph_launches"], c["call_launches"]) == (3, None, None)
+    assert (b["what"], b["form"], b["chosen_in_turn"]) == ("b", None, None)
+    assert "chosen beside others" in table(rows).splitlines()[2]
+    assert table(rows).count("chosen beside others") == 1
+
+
+def test_launches_are_counted_by_all_processes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are asked before the first is heard, and all have the same deadline."""
+    order: list[str] = []
+    clock = 0.0
+
+    class Slow(Played):
+        def tell(self, what: str) -> bool:
+            order.append(f"ask {self.group}")
+            return super().tell(what) and self.group != EAGER  # which has ended
+
+        def answer(self, seconds: float) -> dict[str, Any] | None:
+            nonlocal clock
+            order.append(f"hear {self.group}")
+            if self.asked[-1] == "launches":
+                clock += 4
+            return super().answer(seconds)
+
+    monkeypatch.setattr(engines, "MOST_ROUNDS", 1)
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    processes = [Slow(SMALL, group, made(group)) for group in (PLAIN, GAIA_Z, GAIA_A)]
+    rows, failed = time_case([*processes], 60.0, 15.0)
+    assert order[6:] == [f"{does} {each.group}" for does in ("ask", "hear") for each in processes]
+    assert [each.waited[-1] for each in processes] == [15.0, 11.0, 7.0]
+    assert failed == []
+    assert [row["call_launches"] for row in rows] == [73] * 3
+    gone = Slow(SMALL, EAGER, made("e"))
+    gone.ask = lambda what, seconds: {}  # type: ignore[method-assign]
+    assert time_case([gone], 60.0, 15.0)[1] == [f"says nothing, asked for 'launches': {gone.name}"]
+
+
+def test_the_time_of_cases_is_shared() -> None:
+    for seconds in (kept_for(5), 300.0, 60.0, 5.0, 0.0):
+        for slow in ({0}, {1}, {4}, {*range(5)}):  # cases that take all the time they may to count
+            left = seconds
+            for index in range(5):
+                timing, counting = allowed(left, 5 - index)
+                assert 0 <= timing <= engines.TIMING
+                assert 0 <= counting <= engines.MOST_COUNTING
+                if seconds >= kept_for(5):
+                    assert timing == engines.TIMING
+                    assert counting >= (engines.MOST_COUNTING if index <= min(slow) else engines.COUNTING)
+                left -= timing + (counting if index in slow else min(counting, engines.COUNTING))
+                assert left >= -1e-9
 
 
 def test_cases_that_are_not_made_are_named_and_figures_kept_after_each() -> None:
@@ -203,7 +363,9 @@ def test_timing_begins_when_it_is_told_to(tmp_path: Path) -> None:
 
 
 def row(case: str, what: str, graph: float | None, call: float) -> dict[str, Any]:
-    return {"case": case, "group": "", "what": what, "launches": 3, "prepare_seconds": 1.0} | {
+    return {"case": case, "group": "", "what": what, "prepare_seconds": 1.0, "chosen_in_turn": None} | {
+        "graph_launches": 3,
+        "call_launches": 5,
         "graph_microseconds": graph,
         "call_microseconds": call,
     }
@@ -237,20 +399,22 @@ def test_the_goals_and_what_they_divide_by() -> None:
     lines = table(rows).splitlines()
     assert next(line for line in lines if "GAIA-Z, inductor" in line).split()[2:] == [
         "3",
+        "5",
         "104.0",
         "1.04x",
         "204.0",
         "1.0",
         "s",
     ]
-    assert next(line for line in lines if "GAIA-Z, cudagraph" in line).split()[4] == "-"
+    assert next(line for line in lines if "GAIA-Z, cudagraph" in line).split()[5] == "-"
 
 
 def test_without_tensorrt_its_row_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     model, x = SMALL.build("cpu")
     worker = Worker({"plain, TensorRT": lambda: Row.of_runner(tensorrt_plain.tensorrt_plain(model, x), x)}, lambda: 1.0)
-    assert "neither torch_tensorrt nor tensorrt" in worker.failed["plain, TensorRT"]
+    why = worker.failed["plain, TensorRT"]
+    assert why == "not installed: ModuleNotFoundError: neither torch_tensorrt nor tensorrt is installed"
 
 
 def test_the_table_is_written_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -267,7 +431,7 @@ def test_the_table_is_written_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert found["device"] == "cpu"
 
 
-@pytest.mark.parametrize(("why", "status"), [("ModuleNotFoundError: no tensorrt", 0), ("RuntimeError: boom", 1)])
+@pytest.mark.parametrize(("why", "status"), [("not installed: no tensorrt", 0), ("RuntimeError: boom", 1)])
 def test_a_row_that_failed_is_told_by_the_exit_status(why: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "Process", lambda case, group, options: Played(case, group, made("a", b=why)))
     monkeypatch.setattr(sys, "argv", ["engines.py", "--device", "cpu", "--only", "float32, 1 x"])

@@ -179,6 +179,8 @@ def test_what_is_timed_is_all_and_the_most_wanted_first() -> None:
     first = next(index for index, each in enumerate(titles) if " float16" in each)
     assert all(" float16" in each for each in titles[first:])
     assert len(kernels.counts()[0]) == 2 * 2 * len(calls.BACKENDS)
+    # The norm in plain PyTorch cannot be recorded into a graph.
+    assert {each.split(", ")[-1] for each in titles if each.startswith("frobenius")} == set(calls.BACKENDS)
 
 
 def test_a_row_that_fails_or_has_no_time_is_named_and_the_rest_goes_on() -> None:
@@ -201,6 +203,29 @@ def test_a_row_that_fails_or_has_no_time_is_named_and_the_rest_goes_on() -> None
     assert rows == [{"op": "one"}]
     assert written[0] == (1, ["cannot run: two: RuntimeError: misaligned address"])
     assert written[1][1][1:] == ["left out for want of time: four"]
+
+
+def test_another_process_goes_on_where_memory_cannot_be_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    lists: list[list[kernels.Work]] = [
+        [("one", lambda: {"op": "one"}), ("two", lambda: {"op": "two"})],
+        [("three", lambda: {"op": "three"})],
+    ]
+    rows: list[kernels.Row] = []
+    failed: list[str] = []
+    kept: list[tuple[int, int]] = []
+
+    def keep(rows: list[kernels.Row], failed: list[str]) -> None:
+        kept.append((len(rows), len(failed)))
+
+    assert kernels.measure(kernels.flat(lists), lambda: 1.0, keep, (rows, failed)) == 2
+    assert kept == [(2, 1)]
+    assert failed[0].startswith("cannot run: to free memory after two: RuntimeError: captures_underway")
+    assert kernels.measure(kernels.flat(lists)[2:], lambda: 1.0, keep, (rows, failed)) == 1
+    assert [row["op"] for row in rows] == ["one", "two", "three"]
 
 
 def test_another_process_goes_on_where_one_has_lost_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -382,14 +407,13 @@ launching frobenius:triton
 "0","12","python3.12","reduce_channels","dram__bytes.sum","Mbyte","16.5"
 "0","12","python3.12","reduce_channels","gpu__time_duration.sum","us","1,007.25"
 "0","12","python3.12","reduce_channels","launch__registers_per_thread","register/thread","48"
-"1","12","python3.12","add_partials_kernel","gpu__time_duration.sum","ns","2,100"
-"2","12","python3.12","frobenius_kernel","gpu__time_duration.sum","usecond","5"
-"2","12","python3.12","frobenius_kernel","sm__warps_active.avg.pct_of_peak_sustained_active","%","61.5"
+"1","12","python3.12","frobenius_kernel","gpu__time_duration.sum","usecond","5"
+"1","12","python3.12","frobenius_kernel","sm__warps_active.avg.pct_of_peak_sustained_active","%","61.5"
 """
 
 
 def test_the_counters_are_read_and_named_by_their_call() -> None:
-    first, partials, norm = counters.rows_of(SAID)
+    first, norm = counters.rows_of(SAID)
     assert first == {
         "kernel": "reduce_channels",
         "call": "channel_moments:cuda",
@@ -397,10 +421,27 @@ def test_the_counters_are_read_and_named_by_their_call() -> None:
         "nanoseconds": 1007.25e3,
         "registers": 48.0,
     }
-    assert (partials["call"], partials["nanoseconds"]) == ("channel_moments:cuda", 2100.0)
-    assert (norm["call"], norm["achieved_occupancy_percent"]) == ("frobenius:triton", 61.5)
-    assert counters.table_of([first, partials, norm]).count("\n") == 3
+    assert (norm["call"], norm["nanoseconds"], norm["achieved_occupancy_percent"]) == ("frobenius:triton", 5000.0, 61.5)
+    assert counters.table_of([first, norm]).count("\n") == 2
     assert counters.rows_of("==ERROR== no counters\n") == []
+
+
+MORE = '"2","12","python3.12","another_kernel","gpu__time_duration.sum","ns","2,100"\n'
+
+
+@pytest.mark.parametrize("said", [SAID + MORE, SAID.replace("launching frobenius:triton\n", "")])
+def test_kernels_that_are_not_one_for_each_call_are_given_to_none(
+    said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = counters.rows_of(said)
+    assert {row["call"] for row in rows} == {counters.UNKNOWN}
+    monkeypatch.setattr("shutil.which", lambda name: "ncu")
+    monkeypatch.setattr(counters, "_run", lambda command, seconds: (said, 0))
+    monkeypatch.setattr("sys.argv", ["counters.py"])
+    assert counters.main() == 1
+    assert f"FAILED: not one kernel for each call: of which calls these {len(rows)}" in capsys.readouterr().out
+    monkeypatch.setattr(counters, "_run", lambda command, seconds: (SAID, 0))
+    assert counters.main() == 0
 
 
 def test_the_profiler_is_given_names_and_metrics() -> None:

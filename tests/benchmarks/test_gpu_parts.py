@@ -109,6 +109,17 @@ def test_a_part_that_fails_is_named_and_the_rest_goes_on(session: Session, capsy
     assert not session.work.exists()
 
 
+@pytest.mark.parametrize("inherited", ["/somewhere/else:/and/there", ""])
+def test_where_modules_are_found_is_inherited(
+    inherited: str, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", inherited)
+    says = does("import json, os; json.dump({'path': os.environ['PYTHONPATH']}, open(out, 'w'))")
+    session.run([Part("first", 1, says)])
+    own = f"{session.values['package']}:{RUN.parents[1]}"
+    assert kept(session)["parts"]["first"]["path"] == (f"{own}:{inherited}" if inherited else own)
+
+
 def test_figures_are_written_after_each_part(session: Session) -> None:
     look = does(f"print(open({str(session.out / 'results.json')!r}).read())")
     session.run([Part("first", 1, writes('{"rows": [1]}')), Part("second", 1, look, lines=100)])

@@ -14,6 +14,7 @@ from gaia_fast import GaiaA, GaiaZ, backends, models, ops
 from gaia_fast.errors import CompilationError, InputError, NonFiniteError
 from gaia_fast.ops.check_results import check_results, pieces_of
 from gaia_fast.ops.copy_and_check import copy_and_check, parts_of
+from gaia_fast.ops.tiling import tiling_for
 from gaia_fast.options import BackendOption, RuntimeOption
 from gaia_fast.reference import copy_in, relative_error
 
@@ -75,9 +76,19 @@ def test_captured_in_a_graph_on_the_gpu(backend: BackendOption) -> None:
 
 
 @each_backend
-def test_streams_at_once_on_the_gpu(backend: BackendOption) -> None:
+@pytest.mark.parametrize(
+    ("shape", "dtype", "layout"),
+    [
+        ((1, 64, 32, 32), torch.bfloat16, torch.channels_last),
+        ((1, 8, 112, 112), torch.float32, torch.contiguous_format),
+    ],
+)
+def test_streams_at_once_on_the_gpu(
+    shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, backend: BackendOption
+) -> None:
     """Several programs share a channel: those of one stream must not be taken for those of another, nor of a graph."""
-    g = torch.randn(1, 64, 32, 32, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    g = torch.randn(shape, device="cuda", dtype=dtype).contiguous(memory_format=layout)
+    assert tiling_for(g).splits > 1
     expected = everything(g, backend)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
