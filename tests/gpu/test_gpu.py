@@ -14,6 +14,7 @@ from gaia_fast import GaiaA, GaiaZ, backends, models, ops
 from gaia_fast.errors import CompilationError, InputError, NonFiniteError
 from gaia_fast.ops.check_results import check_results, pieces_of
 from gaia_fast.ops.copy_and_check import copy_and_check, parts_of
+from gaia_fast.ops.count_and_score import scratch_size
 from gaia_fast.ops.tiling import tiling_for
 from gaia_fast.options import BackendOption, RuntimeOption
 from gaia_fast.reference import copy_in, relative_error
@@ -104,6 +105,41 @@ def test_streams_at_once_on_the_gpu(
     torch.cuda.synchronize()
     for each in (captured, *found):
         assert_all_equal(each, expected)
+
+
+@each_backend
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_counts_and_scores_of_a_graph_on_the_gpu(layout: torch.memory_format, backend: BackendOption) -> None:
+    """Hundreds of blocks that end in any order, again and again with one scratch."""
+    sizes = ((64, 32), (128, 16), (256, 8), (512, 7), (3, 5))
+
+    def drawn() -> list[Tensor]:
+        normal = (torch.randn(8, k, size, size, device="cuda", dtype=torch.bfloat16) for k, size in sizes)
+        return [(each - 1).relu().to(memory_format=layout) for each in normal]
+
+    maps, sums = drawn(), [torch.rand(8, 7, device="cuda")]
+    layers, windows = [0, 1, 2, 3, 4, 5, 0], [0, 1, 3, 1, 0, 1, 2, 1, 3, 4, 0, 2]
+    areas = [1 / size**2 for _, size in sizes] + [1.0, 1 / 1024]
+    shapes = [(k, size, size) for k, size in sizes]
+    scratch = torch.zeros(8, scratch_size(shapes, windows), dtype=torch.int32, device="cuda")
+
+    def run(backend: str) -> tuple[Tensor, ...]:
+        return ops.count_and_score(maps, sums, layers, areas, windows=windows, scratch=scratch, backend=backend)
+
+    run(backend)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = run(backend)
+    for _ in range(100):
+        for each, new in zip(maps, drawn(), strict=True):
+            each.copy_(new)
+        graph.replay()
+        packed, live, score = run("torch")
+        assert torch.equal(got[0], packed)
+        assert torch.equal(got[1], live)
+        torch.testing.assert_close(got[2], score, rtol=1e-6, atol=0)
+        assert not scratch.any()
 
 
 @each_backend
