@@ -99,11 +99,12 @@ def _fastest(graph: fx.GraphModule, x: Tensor, checks: Checks | None) -> Recordi
         found.insert(0, Recording(fused, f"channels last, {why}"))
     # Of forms that give another result at every replay none is taken where there is one that does not.
     found = [each for each in found if each.run.repeats(x)] or found
+    because = "slower" if any(each.run is fused for each in found) else "not the same at every replay"
     spent = [each.run.milliseconds() for each in found]
     chosen = next(each for each, time in zip(found, spent, strict=True) if time <= _SLOWER * min(spent))
     if chosen.run is fused:
         return chosen
-    return Recording(chosen.run, f"{chosen.how}; {why if fused is None else f'slower: {why}'}")
+    return Recording(chosen.run, f"{chosen.how}; {why if fused is None else f'{because}: {why}'}")
 
 
 def _fused(

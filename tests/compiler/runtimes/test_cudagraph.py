@@ -28,6 +28,7 @@ class Played:
 
     times: Times
     refused: dict[str, RuntimeError]
+    shaken: set[str]
     change: Callable[[str, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 
     def __init__(self, run: Eager, x: Tensor, checks: Checks | None) -> None:
@@ -46,13 +47,16 @@ class Played:
     def milliseconds(self) -> float:
         return self.times[self.form]
 
+    def repeats(self, x: Tensor) -> bool:
+        return self.form not in self.shaken
+
 
 @pytest.fixture(autouse=True)
 def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Played]]:
     class Here(Played):
         change = staticmethod(lambda form, x, outputs: outputs)
 
-    Here.times, Here.refused = {"fused": 1.0, "channels last": 2.0, "as it is": 2.0}, {}
+    Here.times, Here.refused, Here.shaken = {"fused": 1.0, "channels last": 2.0, "as it is": 2.0}, {}, set()
     monkeypatch.setattr(cudagraph, "Recorded", Here)
     monkeypatch.setattr(cudagraph, "check_cuda", lambda x: None)
     monkeypatch.setattr("gaia_fast.compiler.runtimes.choice.check_cuda", lambda x: None)
@@ -114,6 +118,23 @@ def test_the_first_that_is_not_clearly_slower(
     found = recorded(graph)
     assert form(found) == expected
     assert ("slower: 3 of 3" in found.how) == (expected != "fused")
+
+
+@pytest.mark.parametrize(
+    ("shaken", "expected"),
+    [
+        ({"fused"}, "channels last"),
+        ({"fused", "channels last"}, "as it is"),
+        ({"fused", "channels last", "as it is"}, "fused"),
+    ],
+)
+def test_a_form_that_gives_another_result_each_time_is_the_last_to_be_taken(
+    shaken: set[str], expected: str, graph: fx.GraphModule, played: type[Played]
+) -> None:
+    played.shaken = shaken
+    found = recorded(graph)
+    assert form(found) == expected
+    assert ("not the same at every replay: 3 of 3" in found.how) == (expected != "fused")
 
 
 def changes(where: str, to: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]) -> Any:
