@@ -257,12 +257,16 @@ def test_other_images_do_not_matter(target: Target, dtype: torch.dtype, shape: t
             assert_same_bits(grad_in[one], grad_alone, f"grad_in of image {n} in layout {layout}")
 
 
-def test_moments_are_those_of_the_masked_gradient_bit_for_bit(target: Target) -> None:
+def test_moments_are_those_of_the_masked_gradient(target: Target) -> None:
+    """Bit for bit, but in Triton, whose tiles are shorter where there are two maps to hold: another order of sums."""
     for shape, layout in product(SHAPES, (NCHW, CHANNELS_LAST)):
         g = gradient(shape, torch.float32, target.device, layout).tensor
         y = activation(shape, torch.float32, target.device, layout).tensor
         grad_in, moments = relu_backward_moments(g, y, backend=target.backend)
-        assert_same_bits(moments, channel_moments(grad_in, backend=target.backend), str(shape))
+        if target.backend == "triton":
+            assert_moments(moments, grad_in, str(shape))
+        else:
+            assert_same_bits(moments, channel_moments(grad_in, backend=target.backend), str(shape))
 
 
 def test_without_a_mask_the_gradient_is_a_copy(target: Target) -> None:
