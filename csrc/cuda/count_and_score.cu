@@ -552,8 +552,6 @@ __global__ void __launch_bounds__(kThreads, kSquares ? kBlocks : kBlocks / 2)
   }
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int log2_of(int64_t number) {  // the least power of two that is not below it
   int result = 0;
   while ((int64_t{1} << result) < number) ++result;

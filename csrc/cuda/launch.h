@@ -15,6 +15,8 @@
 
 namespace gaia::cuda {
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 struct Grid {
   int64_t blocks;
   int threads;

@@ -458,8 +458,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <class Operand, Layout L, int V>
 std::string launch_rows(const char* name, const Operand& operand, const Shape& shape, int device, Stream stream) {
   // Four vectors a thread: of one channel where it is long enough, else one each of four channels.

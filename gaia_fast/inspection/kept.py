@@ -52,7 +52,13 @@ def leaves_nothing(model: nn.Module) -> bool:
     """
     with _turns_lock:
         turn = _turns.get(model)
-    return turn is not None and turn.shared and turn.clean and not any(map(_may_keep, model.modules()))
+    if turn is None or not (turn.shared and turn.clean):
+        return False
+    modules = list(model.modules())
+    # Of what is no number, an embedding would make an index that ends everything on a device.
+    if any(has_other_hooks(module) or isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in modules):
+        return False
+    return all(issubclass(kind, _HARMLESS) for kind in set(map(type, _held(modules))))
 
 
 def undisturbed(model: nn.Module, run: Callable[[], T]) -> T:
@@ -118,12 +124,7 @@ class _Kept:
                         table[name] = new
 
     def _all(self) -> list[Any]:
-        found: list[Any] = []
-        seen: set[int] = set()
-        for module in self._modules:
-            _collect([value for _, value in _attributes(module)], found, seen)
-            found += module._buffers.values()
-        return found
+        return _held(self._modules) + [each for module in self._modules for each in module._buffers.values()]
 
     def _is_loose(self, tensor: Tensor) -> bool:
         return tensor.grad_fn is not None and id(tensor) not in self._recorded
@@ -147,21 +148,21 @@ class _Kept:
         return value
 
 
-def _may_keep(module: nn.Module) -> bool:
-    # Of what is no number, an embedding would make an index that ends everything on a device.
-    if has_other_hooks(module) or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return True
-    found: list[Any] = []
-    _collect([value for _, value in _attributes(module)], found, set())
-    return not all(isinstance(value, _HARMLESS) for value in found)
-
-
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
 def _attributes(module: nn.Module) -> list[tuple[str, Any]]:
     return [item for item in tuple(vars(module).items()) if item[0] not in _OWN]
+
+
+def _held(modules: Sequence[nn.Module]) -> list[Any]:
+    """Returns what modules hold in attributes, and in lists, tuples and dicts in those."""
+    found: list[Any] = []
+    seen: set[int] = set()
+    for module in modules:
+        _collect([value for _, value in _attributes(module)], found, seen)
+    return found
 
 
 def _collect(values: Sequence[Any], found: list[Any], seen: set[int]) -> None:
