@@ -1,6 +1,7 @@
 """benchmarks/gpu/engines.py and its workers without a GPU: rows, the talk between processes, goals, what is named."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -158,7 +159,10 @@ with Turns(Path(sys.argv[1]), lambda: 1.0).turn() as is_alone:
 
 def test_turns_are_taken_one_at_a_time_and_end_with_their_process(tmp_path: Path) -> None:
     file = tmp_path / "turns"
-    with subprocess.Popen([sys.executable, "-c", HOLDS, str(file)], stdout=subprocess.PIPE, text=True) as holder:
+    # pytest alone puts benchmarks/ on the path: a process of its own is to find it, too.
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", HOLDS, str(file)]
+    with subprocess.Popen(command, env=paths, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "True\n"
