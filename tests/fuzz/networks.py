@@ -173,7 +173,9 @@ class _Builder:
     def _attended(self) -> nn.Module:
         """Attention to positions: what is pooled over channels, convolved, perhaps normalised."""
         rng = self.rng
-        statistics = Do("mean and maximum of channels", lambda x: torch.cat([x.mean(1, True), x.amax(1, True)], 1))
+        statistics = Do(
+            "mean and maximum of channels", lambda x: torch.cat([x.mean(1, True), parts.amax(x, 1, True)], 1)
+        )
         layers: list[nn.Module] = [statistics, nn.Conv2d(2, 1, 3, padding=1, bias=False)]
         if rng.random() < (0.9 if self.plain else 0.4):  # all channels, instead of their statistics
             layers = [nn.Conv2d(self.channels, 1, 1)]
@@ -218,7 +220,7 @@ class _Builder:
                 nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten()),
                 nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()),
                 *[Do("mean", lambda x: x.mean((2, 3)))] * 3,
-                Do("maximum", lambda x: x.amax((2, 3))),
+                Do("maximum", lambda x: parts.amax(x, (2, 3))),
                 Do("mean and maximum", lambda x: torch.cat([x.mean((2, 3)), x.flatten(2).max(2).values], 1)),
                 Do("squeezed", lambda x: nn.functional.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1)),
                 Do("flattened", lambda x: torch.flatten(x, 1)),
@@ -242,7 +244,7 @@ class _Builder:
                 Do("mean", lambda x: x.mean((2, 3))),
                 nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
             ]
-            behind.append(Do("maximum", lambda x: x.amax((2, 3))))
+            behind.append(Do("maximum", lambda x: parts.amax(x, (2, 3))))
             if tuple(self.probe.shape[2:]) == (1, 1):
                 behind = [
                     nn.Flatten(),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fuzz.networks import PLAIN_NORMS, logits_of
+from fuzz.parts import equal_within
 
 TINY = 1e-300
 OWN_STATISTICS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
@@ -74,7 +75,7 @@ def answer(
         question: what to measure.
         classes: (N,) the logits that GAIA-Z and fusion "top1" take; None for each image's largest.
         noise: the relative size of what is multiplied into the weights, and into what weighted modules give and get
-            back, so that whatever hangs on rounding comes out otherwise.
+            back, and by which maxima are equal, so that whatever hangs on rounding comes out otherwise.
 
     Raises:
         UndefinedError: there is no such score.
@@ -113,6 +114,7 @@ def answer(
         return None if changed is output else changed
 
     with ExitStack() as stack:
+        stack.callback(equal_within.reset, equal_within.set(2 * noise))  # both may be off
         for module in model.modules():
             if module is not model:
                 stack.enter_context(module.register_forward_hook(leave))

@@ -2,6 +2,7 @@
 
 from collections import UserDict
 from collections.abc import Callable
+from contextvars import ContextVar
 from random import Random
 from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
@@ -11,6 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Size: TypeAlias = int | tuple[int, int]
+
+
+# How far below the largest value, relative to it, another is as large to `amax`; the oracle answers with more than 0.
+equal_within: ContextVar[float] = ContextVar("equal_within", default=0.0)
+
+
+def amax(x: Tensor, over: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
+    """`torch.amax`, which shares its gradient among all that are as large: in half precision rounding makes many so."""
+    within = equal_within.get()
+    if not within:
+        return x.amax(over, keepdim)
+    y = x.amax(over, keepdim=True)
+    equal = x >= y - within * y.abs()
+    y = (x * equal).sum(over, keepdim=True) / equal.sum(over, keepdim=True)
+    return y if keepdim else y.squeeze(over)
 
 
 class Do(nn.Module):
@@ -312,7 +328,7 @@ def pool(rng: Random, plain: bool = False) -> nn.Module:
             lambda: nn.AdaptiveAvgPool2d(rng.choice(sizes)),
             lambda: nn.AdaptiveMaxPool2d(rng.choice(sizes)),
             lambda: nn.LPPool2d(2, size, stride),
-            lambda: Do("maximum over space", lambda x: x.amax((2, 3), keepdim=True)),
+            lambda: Do("maximum over space", lambda x: amax(x, (2, 3), keepdim=True)),
         ]
     )()
 

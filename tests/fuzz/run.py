@@ -27,6 +27,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=0, help="processes; 0 for one a core")
     given = parser.parse_args()
     subjects = tuple(given.subjects.split(","))
+    if unknown := set(subjects) - set(SUBJECTS):
+        parser.error(f"no subject is called {', '.join(sorted(unknown))}; there are {', '.join(SUBJECTS)}")
     dtypes = tuple(getattr(torch, each) for each in given.dtypes.split(",") if each) or DTYPES
     tasks = [(seed, subjects, dtypes) for seed in range(given.seed, given.seed + given.draws)]
 

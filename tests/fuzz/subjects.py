@@ -83,15 +83,7 @@ SUBJECTS: dict[str, Callable[[Draw, Path], Score]] = {
     "inductor": partial(_by_program, "inductor"),
     "pt2": partial(_by_file, "model.pt2"),
 }
-USUAL = (
-    "reference",
-    "hooks",
-    "eager",
-    "for cuda",
-    "native",
-    "onnxruntime",
-    "onnx",
-)  # the others need a C++ compiler and minutes
+USUAL = tuple(name for name in SUBJECTS if name not in ("inductor", "pt2"))  # these need a C++ compiler and minutes
 WIDENED = ("native", "onnxruntime", "onnx")  # these compute in float32, but for what a file in float64 does
 
 

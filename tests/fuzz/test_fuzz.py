@@ -1,5 +1,6 @@
 """Some hundred random networks, scored by every engine and held to the oracle; `make fuzz` draws thousands."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -9,11 +10,12 @@ from torch import nn
 
 from gaia_fast.compiler.onnx.conversion import missing
 
+from fuzz import run
 from fuzz.draws import DTYPES, draw
 from fuzz.judging import Found, Truth
 from fuzz.oracle import Question, answer
-from fuzz.parts import Gated
-from fuzz.subjects import silence, verdicts
+from fuzz.parts import Do, Gated, amax
+from fuzz.subjects import SUBJECTS, USUAL, silence, verdicts
 
 GAIA_Z = Question("gaia-z", "division", "abs_mean", 2.0, None, None)
 # How many draws; a program takes a second to make, a file some.
@@ -119,6 +121,27 @@ def test_noise_reaches_a_gate_before_a_norm() -> None:
     others = torch.stack([answer(model, x, top1, noise=1e-6).score() for _ in range(8)])
     off = (others / exact - 1).abs().amax(0)
     assert bool((off > 1e-3).all()), off
+
+
+def test_noise_reaches_values_that_are_all_but_the_largest() -> None:
+    """Of two that differ by rounding, either is the largest, or both: then the gradient comes to both."""
+    model = nn.Sequential(nn.BatchNorm2d(1, eps=0), Do("maximum", lambda x: amax(x, (2, 3))), nn.Linear(1, 2))
+    x = torch.tensor([[[[1.0, 1 - 1e-7], [0.5, -2]]]])
+    exact = answer(model.eval(), x, GAIA_Z)
+    assert exact.score().tolist() == [0.25]
+    torch.manual_seed(0)
+    others = torch.stack([answer(model, x, GAIA_Z, noise=1e-6).gradients[0] for _ in range(8)])
+    assert (others != 0).any(0).tolist() == [[[[True, True], [False, False]]]]
+
+
+def test_a_long_run_takes_the_usual_subjects_and_knows_no_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert set(USUAL) < set(SUBJECTS)
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--subjects", "eager,for cuda"])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "no subject is called for cuda; there are reference, hooks, eager, cuda" in capsys.readouterr().err
 
 
 def test_what_is_wrong_is_called_wrong() -> None:
