@@ -18,7 +18,7 @@ def test_every_unit_that_is_counted_or_summed(
 ) -> None:
     torch.manual_seed(0)
     model = models.resnet18(num_classes=10).eval().to(dtype)
-    x = torch.randn(3, 3, 32, 32, dtype=dtype)
+    x = torch.randn(3, 3, 16, 16, dtype=dtype)
     prepared = make(model, layers=layers, engine="compiled", runtime="eager").prepare(x).program(x)
     assert prepared is not None
     program = prepared.program

@@ -18,7 +18,7 @@ from gaia_fast.inspection.kept import leaves_nothing, undisturbed
 from gaia_fast.options import EngineOption
 
 # What keeps a graph to itself is either detached by someone, or lost; CI runs a short version of this.
-THREADS, CALLS = 8, 1000
+THREADS, CALLS = 8, 250
 
 
 def batches(count: int) -> list[Tensor]:
