@@ -21,10 +21,10 @@ from gaia_fast.compiler.runtimes import FixedSizes
 from gaia_fast.compiler.runtimes.cudagraph import Recording
 from gaia_fast.compiler.runtimes.recorded import Recorded
 
+from fake_cuda import FakeCuda
 from gpu import engine_worker, engines, tensorrt_plain
 from gpu.engine_worker import EAGER, GAIA_A, GAIA_Z, OWN, PLAIN, Case, Row, Turns, Worker, answer, can_be_made, makers
 from gpu.engines import Process, allowed, goals, groups, kept_for, run, table, time_case, wait_for
-from played_gpu import PlayedGpu
 
 SMALL = Case("resnet18", "float32", 2, 8)
 
@@ -64,7 +64,7 @@ def test_what_is_made_on_a_gpu() -> None:
 
 
 def test_a_recorded_graph_is_replayed_and_the_call_timed_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = PlayedGpu(monkeypatch, milliseconds_a_replay=0.25)
+    gpu = FakeCuda(monkeypatch, milliseconds_a_replay=0.25)
     asked: list[int] = []
 
     def make(images: int) -> Recorded:
@@ -126,7 +126,7 @@ def test_rows_for_which_there_is_no_time_are_named() -> None:
 
 
 def test_the_form_that_was_chosen_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    PlayedGpu(monkeypatch)
+    FakeCuda(monkeypatch)
 
     def make(images: int) -> Recording:
         recorded = Recorded.__new__(Recorded)
@@ -248,8 +248,8 @@ def test_a_worker_answers_from_its_own_process(tmp_path: Path) -> None:
     assert process.ask("round", 1.0) is None
 
 
-class Played(Process):
-    """A worker that is played; of many rounds one is far off."""
+class FakeProcess(Process):
+    """A fake worker; of many rounds one is far off."""
 
     def __init__(self, case: Case, group: str, made: dict[str, Any] | None, silent_from: int = 1000) -> None:
         self.case, self.group, self.name, self.made = case, group, f"{case}, {group}", made
@@ -286,7 +286,7 @@ def made(*names: str, **failed: str) -> dict[str, Any]:
 
 
 def test_a_case_is_timed_in_turns_and_one_that_falls_silent_is_named() -> None:
-    one, other = Played(SMALL, PLAIN, made("a", "b")), Played(SMALL, GAIA_Z, made("c"), silent_from=3)
+    one, other = FakeProcess(SMALL, PLAIN, made("a", "b")), FakeProcess(SMALL, GAIA_Z, made("c"), silent_from=3)
     rows, failed = time_case([one, other], 60.0, 1.0)
     assert one.asked == ["round"] * engines.MOST_ROUNDS + ["launches"]
     assert failed == [f"says nothing, asked for 'round': {other.name}"]
@@ -306,7 +306,7 @@ def test_launches_are_counted_by_all_processes_at_once(monkeypatch: pytest.Monke
     order: list[str] = []
     clock = 0.0
 
-    class Slow(Played):
+    class Slow(FakeProcess):
         def tell(self, what: str) -> bool:
             order.append(f"ask {self.group}")
             return super().tell(what) and self.group != EAGER  # which has ended
@@ -349,8 +349,11 @@ def test_the_time_of_cases_is_shared() -> None:
 def test_cases_that_are_not_made_are_named_and_figures_kept_after_each() -> None:
     later = Case("resnet18", "float32", 4, 8)
     kept: list[tuple[int, list[str]]] = []
-    processes: list[Process] = [Played(SMALL, PLAIN, None), Played(SMALL, GAIA_Z, made("c", d="out of memory"))]
-    processes += [Played(later, PLAIN, made("a"))]
+    processes: list[Process] = [
+        FakeProcess(SMALL, PLAIN, None),
+        FakeProcess(SMALL, GAIA_Z, made("c", d="out of memory")),
+    ]
+    processes += [FakeProcess(later, PLAIN, made("a"))]
     run(processes, 10.0, lambda rows, failed: kept.append((len(rows), list(failed))))
     assert [count for count, _ in kept] == [1, 2]
     assert kept[0][1] == [f"not made in time, or failed: {SMALL}, plain", f"{SMALL}: d: out of memory"]
@@ -423,7 +426,7 @@ def test_without_tensorrt_its_row_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_table_is_written_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
-        engines, "Process", lambda case, group, options: Played(case, group, made(f"{group}, inductor"))
+        engines, "Process", lambda case, group, options: FakeProcess(case, group, made(f"{group}, inductor"))
     )
     monkeypatch.setattr(
         sys, "argv", ["engines.py", "--device", "cpu", "--only", "1 x", "--out", str(tmp_path / "o.json")]
@@ -437,6 +440,6 @@ def test_the_table_is_written_as_json(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.mark.parametrize(("why", "status"), [("not installed: no tensorrt", 0), ("RuntimeError: boom", 1)])
 def test_a_row_that_failed_is_told_by_the_exit_status(why: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "Process", lambda case, group, options: Played(case, group, made("a", b=why)))
+    monkeypatch.setattr(engines, "Process", lambda case, group, options: FakeProcess(case, group, made("a", b=why)))
     monkeypatch.setattr(sys, "argv", ["engines.py", "--device", "cpu", "--only", "float32, 1 x"])
     assert engines.main() == status

@@ -14,22 +14,22 @@ import torch
 
 from gaia_fast import GaiaZ, ops
 
+from fake_cuda import FakeCuda
 from gpu import calls, counters, kernels, launch, smoke, warm
 from gpu.goals import goal, lines_of
 from gpu.graph_timing import FEW_CALLS, HOT_CALLS, cold, hot, maps_for_cold, microseconds_by_replay
-from played_gpu import PlayedGpu
 
 L2 = 60 * 2**20
 
 
 @pytest.fixture
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> PlayedGpu:
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """The calls are made on the CPU, in the backends that are there, and a replay takes a millisecond."""
     monkeypatch.setattr(calls, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # is put back
     for module in (calls, kernels):
         monkeypatch.setattr(module, "BACKENDS", ("torch", "cpu"))
-    return PlayedGpu(monkeypatch, milliseconds_a_replay=1.0)
+    return FakeCuda(monkeypatch, milliseconds_a_replay=1.0)
 
 
 class Result:
@@ -37,7 +37,7 @@ class Result:
 
 
 def test_a_call_in_the_cache_is_recorded_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = PlayedGpu(monkeypatch)
+    gpu = FakeCuda(monkeypatch)
     kernel = gpu.kernel(0.0042)
     assert hot(kernel, moved=2**20) == pytest.approx(4.2)
     (graph,) = gpu.graphs
@@ -47,7 +47,7 @@ def test_a_call_in_the_cache_is_recorded_many_times(monkeypatch: pytest.MonkeyPa
 
 
 def test_calls_out_of_the_cache_go_through_their_maps_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = PlayedGpu(monkeypatch)
+    gpu = FakeCuda(monkeypatch)
     maps = [gpu.kernel(each) for each in (0.001, 0.002)]
     assert cold(maps) == pytest.approx(1.5)
     assert gpu.graphs[0].recorded == [*maps, *maps]
@@ -55,7 +55,7 @@ def test_calls_out_of_the_cache_go_through_their_maps_in_turn(monkeypatch: pytes
 
 def test_results_of_calls_out_of_the_cache_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else each call would write where the one before has written, which is in the cache."""
-    gpu = PlayedGpu(monkeypatch)
+    gpu = FakeCuda(monkeypatch)
     made: list[weakref.ref[Result]] = []
     alive: list[int] = []
 
@@ -80,7 +80,7 @@ def test_maps_together_are_several_times_the_cache(moved: int, expected: int | N
 
 
 def test_short_replays_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = PlayedGpu(monkeypatch)
+    gpu = FakeCuda(monkeypatch)
     replays = 0
 
     def replay() -> None:
@@ -102,7 +102,7 @@ def test_the_bytes_that_must_move() -> None:
 
 
 @pytest.mark.parametrize("name", calls.KERNELS)
-def test_the_calls_are_those_of_the_engines(name: str, on_the_cpu: PlayedGpu) -> None:
+def test_the_calls_are_those_of_the_engines(name: str, on_the_cpu: FakeCuda) -> None:
     """They run, on what their layout says, and give what the reference gives."""
     kind = calls.MapKind((6, 5, 3), torch.float32, "channels_last")
     smoke.kernel(lambda backend: calls.KERNELS[name].make(kind.make(2), backend), "cpu")
@@ -139,7 +139,7 @@ def test_a_row_is_held_to_the_copy_and_to_a_launch() -> None:
     assert row["share_of_copy"] == pytest.approx(1 / 3.6)
 
 
-def test_rows_of_every_size(on_the_cpu: PlayedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_every_size(on_the_cpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "MOVED", 10**6)
     kind = calls.MapKind((8, 4, 4), torch.float32, "nchw")
     one = timer().of_size("channel_moments", "cpu", kind, 1)
@@ -158,7 +158,7 @@ def test_rows_of_every_size(on_the_cpu: PlayedGpu, monkeypatch: pytest.MonkeyPat
     assert kernels.table([one, many, large]).count("\n") == 3
 
 
-def test_count_and_score_is_timed_where_it_is_there(on_the_cpu: PlayedGpu) -> None:
+def test_count_and_score_is_timed_where_it_is_there(on_the_cpu: FakeCuda) -> None:
     row = timer().of_count_and_score(1, torch.float32, "torch")
     try:
         import gaia_fast.ops.count_and_score  # noqa: F401
@@ -253,7 +253,7 @@ def test_another_process_goes_on_where_one_has_lost_the_device(monkeypatch: pyte
     for attribute, value in {
         "is_lost": lambda: lost,
         "copy_bandwidth": lambda: 4000.0,
-        "machine": lambda copy: {"device": "played", "triton": "", "copy_gigabytes_per_second": copy},
+        "machine": lambda copy: {"device": "fake", "triton": "", "copy_gigabytes_per_second": copy},
         "work": lambda timer: [[("one", partial(name, "one")), ("two", fail)], [("three", partial(name, "three"))]],
         "counts": lambda: [[("four", fail), ("five", partial(name, "five"))]],
     }.items():
@@ -345,7 +345,7 @@ def test_the_smoke_test_goes_on_in_another_process(monkeypatch: pytest.MonkeyPat
     assert results["three"] == "passed"
 
 
-def test_a_wrong_kernel_does_not_pass_the_smoke_test(on_the_cpu: PlayedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_kernel_does_not_pass_the_smoke_test(on_the_cpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "BACKENDS", ("cpu",))
     checks = smoke.checks()
     assert sum("another input" in name for name in checks) == 2
@@ -361,7 +361,7 @@ def test_a_wrong_kernel_does_not_pass_the_smoke_test(on_the_cpu: PlayedGpu, monk
     assert failed == ["channel_moments, cpu"]
 
 
-def test_a_program_that_keeps_its_first_input_does_not_pass_the_smoke_test(on_the_cpu: PlayedGpu) -> None:
+def test_a_program_that_keeps_its_first_input_does_not_pass_the_smoke_test(on_the_cpu: FakeCuda) -> None:
     smoke.program(GaiaZ, "eager")
 
     class Stale(GaiaZ):

@@ -1,4 +1,4 @@
-"""Which form of a program is recorded, without a GPU: recordings are played by the programs themselves."""
+"""Which form of a program is recorded, without a GPU: programs run as they are in place of their recordings."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -23,7 +23,7 @@ from cudnn_stand_in import cudnn, hides_nan
 Times = dict[str, float]
 
 
-class Played:
+class FakeRecording:
     """A recording: runs what would have been recorded, and takes as long as it is told to."""
 
     times: Times
@@ -52,8 +52,8 @@ class Played:
 
 
 @pytest.fixture(autouse=True)
-def played(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Played]]:
-    class Here(Played):
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeRecording]]:
+    class Here(FakeRecording):
         change = staticmethod(lambda form, x, outputs: outputs)
 
     Here.times, Here.refused, Here.shaken = {"fused": 1.0, "channels last": 2.0, "as it is": 2.0}, {}, set()
@@ -88,7 +88,7 @@ def recorded(graph: fx.GraphModule, images: int = 3) -> Recording:
 
 
 def form(found: Recording) -> str:
-    assert isinstance(found.run, Played)
+    assert isinstance(found.run, FakeRecording)
     return found.run.form
 
 
@@ -112,9 +112,9 @@ def test_fused_where_that_is_right(graph: fx.GraphModule) -> None:
     ],
 )
 def test_the_first_that_is_not_clearly_slower(
-    times: tuple[float, ...], expected: str, graph: fx.GraphModule, played: type[Played]
+    times: tuple[float, ...], expected: str, graph: fx.GraphModule, fake: type[FakeRecording]
 ) -> None:
-    played.times = dict(zip(("fused", "channels last", "as it is"), times, strict=True))
+    fake.times = dict(zip(("fused", "channels last", "as it is"), times, strict=True))
     found = recorded(graph)
     assert form(found) == expected
     assert ("slower: 3 of 3" in found.how) == (expected != "fused")
@@ -129,9 +129,9 @@ def test_the_first_that_is_not_clearly_slower(
     ],
 )
 def test_a_form_that_gives_another_result_each_time_is_the_last_to_be_taken(
-    shaken: set[str], expected: str, graph: fx.GraphModule, played: type[Played]
+    shaken: set[str], expected: str, graph: fx.GraphModule, fake: type[FakeRecording]
 ) -> None:
-    played.shaken = shaken
+    fake.shaken = shaken
     found = recorded(graph)
     assert form(found) == expected
     assert ("not the same at every replay: 3 of 3" in found.how) == (expected != "fused")
@@ -177,15 +177,15 @@ def nan(x: Tensor, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     ],
 )
 def test_a_recording_that_gives_something_else_is_dropped(
-    to: Callable[..., Any], why: str, graph: fx.GraphModule, played: type[Played]
+    to: Callable[..., Any], why: str, graph: fx.GraphModule, fake: type[FakeRecording]
 ) -> None:
-    played.change = staticmethod(changes("fused", to))
+    fake.change = staticmethod(changes("fused", to))
     found = recorded(graph)
     assert form(found) == "channels last"
     assert found.how == f"channels last; with fused convolutions {why}"
 
 
-def test_a_recording_that_bad_images_spoil_is_dropped(graph: fx.GraphModule, played: type[Played]) -> None:
+def test_a_recording_that_bad_images_spoil_is_dropped(graph: fx.GraphModule, fake: type[FakeRecording]) -> None:
     """What they leave in its memory reaches the batch behind them."""
     spoiled = [False]
 
@@ -193,18 +193,18 @@ def test_a_recording_that_bad_images_spoil_is_dropped(graph: fx.GraphModule, pla
         was, spoiled[0] = spoiled[0], spoiled[0] or not bool(outputs[0].isfinite().all())
         return (outputs[0] * 0, *outputs[1:]) if was else outputs
 
-    played.change = staticmethod(changes("fused", change))
+    fake.change = staticmethod(changes("fused", change))
     assert "it gives other results" in recorded(graph).how
 
 
-def test_rounding_is_no_fault(graph: fx.GraphModule, played: type[Played]) -> None:
+def test_rounding_is_no_fault(graph: fx.GraphModule, fake: type[FakeRecording]) -> None:
     """As much as the two layouts differ from each other, twice."""
 
     def change(form: str, x: Tensor, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         by = {"fused": 1.15, "channels last": 1.0, "as it is": apart[0]}[form]
         return (outputs[0] * by, *outputs[1:])
 
-    played.change = staticmethod(change)
+    fake.change = staticmethod(change)
     apart = [1.1]
     assert form(recorded(graph)) == "fused"
     apart = [1.0]
@@ -220,16 +220,16 @@ def test_rounding_is_no_fault(graph: fx.GraphModule, played: type[Played]) -> No
     ],
 )
 def test_what_cannot_be_recorded(
-    refused: list[str], expected: str, graph: fx.GraphModule, played: type[Played]
+    refused: list[str], expected: str, graph: fx.GraphModule, fake: type[FakeRecording]
 ) -> None:
-    played.refused = {each: RuntimeError("operation not permitted\nwhen capturing") for each in refused}
+    fake.refused = {each: RuntimeError("operation not permitted\nwhen capturing") for each in refused}
     found = recorded(graph)
     assert form(found) == expected
     if "fused" in refused:
         assert "with fused convolutions it cannot be recorded (operation not permitted)" in found.how
 
 
-def test_preconditions_may_be_other_numbers(graph: fx.GraphModule, played: type[Played]) -> None:
+def test_preconditions_may_be_other_numbers(graph: fx.GraphModule, fake: type[FakeRecording]) -> None:
     """All that counts is whether they are positive."""
     checks = Checks(("logits", "score", "packed", "preconditions"), (), guards.ModelGuard([]))
     for factor, expected in ((0.01, "fused"), (0.0, "channels last")):
@@ -237,18 +237,18 @@ def test_preconditions_may_be_other_numbers(graph: fx.GraphModule, played: type[
         def change(x: Tensor, outputs: tuple[Tensor, ...], by: float = factor) -> tuple[Tensor, ...]:
             return (*outputs[:-1], outputs[-1] * by)
 
-        played.change = staticmethod(changes("fused", change))
+        fake.change = staticmethod(changes("fused", change))
         with cudnn():
             found = CudaGraph(graph, X, checks).prepare(3)
         assert isinstance(found, Recording)
         assert form(found) == expected
 
 
-def test_what_cannot_be_recorded_in_any_form(graph: fx.GraphModule, played: type[Played]) -> None:
-    played.refused = {each: RuntimeError("not permitted") for each in ("channels last", "as it is")}
+def test_what_cannot_be_recorded_in_any_form(graph: fx.GraphModule, fake: type[FakeRecording]) -> None:
+    fake.refused = {each: RuntimeError("not permitted") for each in ("channels last", "as it is")}
     with pytest.raises(CompilationError, match=r"cannot be recorded into a CUDA graph \(not permitted\)"):
         recorded(graph)
-    played.refused["as it is"] = torch.OutOfMemoryError("no memory")
+    fake.refused["as it is"] = torch.OutOfMemoryError("no memory")
     with pytest.raises(torch.OutOfMemoryError):
         recorded(graph)
 
@@ -282,7 +282,7 @@ def test_without_the_operators(graph: fx.GraphModule) -> None:
 
 
 @pytest.mark.parametrize("make", [GaiaZ, GaiaA])
-def test_the_plan_says_how(make: type[GaiaZ] | type[GaiaA], played: type[Played]) -> None:
+def test_the_plan_says_how(make: type[GaiaZ] | type[GaiaA], fake: type[FakeRecording]) -> None:
     model = zoo.build("strided_shortcut")
     with cudnn(hides_nan):
         detector = make(model, engine="compiled", runtime="cudagraph").prepare(X)
@@ -295,7 +295,7 @@ def test_the_plan_says_how(make: type[GaiaZ] | type[GaiaA], played: type[Played]
             "asked for; channels last, 3 of 3 convolutions fused with their ReLUs by cuDNN, which hides overflow: "
             "looked for in the maps"
         )
-        played.times = {"fused": 3.0, "channels last": 1.0, "as it is": 1.0}
+        fake.times = {"fused": 3.0, "channels last": 1.0, "as it is": 1.0}
         detector.prepare(X[:1])
         runtime = detector.plan(X).runtime
         assert runtime is not None

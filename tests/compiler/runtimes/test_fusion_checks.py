@@ -1,4 +1,4 @@
-"""Fused convolutions, held to what they stand for: cuDNN's operators are played on the CPU, right and wrong."""
+"""Fused convolutions, held to what they stand for: cuDNN's operators have stand-ins on the CPU, right and wrong."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ def images(dtype: torch.dtype) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A device that is played, as users run it: the tests' own setting would have nothing fused."""
+    """A fake device, as users run it: the tests' own setting would have nothing fused."""
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(fusion_checks, "_milliseconds", lambda run, device: 1.0)
     for dtype in (torch.float32, *HALVES):

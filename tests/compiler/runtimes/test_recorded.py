@@ -1,4 +1,4 @@
-"""Recording without a GPU: a CUDA of two devices that is played, as far as the recorder can tell."""
+"""Recording without a GPU: a fake CUDA of two devices, as far as the recorder can tell."""
 
 import threading
 from collections.abc import Callable
@@ -24,23 +24,20 @@ from gaia_fast.inspection import guards
 
 import zoo
 from cases import TARGETS
+from fake_cuda import Event, FakeCuda, Graph, Stream
 from looks import Looks
-from played_cuda import Cuda, Event, Graph, Stream
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
-    made = Cuda()
-    for name, stand_in in made.stand_ins().items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    return made
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    return FakeCuda(monkeypatch)
 
 
 def images(seed: int) -> Tensor:
     return torch.rand((3, 2, 4, 4), generator=torch.Generator().manual_seed(seed)) * torch.arange(1.0, 5.0)
 
 
-def test_it_records_on_a_stream_of_the_images_device(cuda: Cuda) -> None:
+def test_it_records_on_a_stream_of_the_images_device(cuda: FakeCuda) -> None:
     recorded = Recorded(cuda.run, images(0), None)
     for seed in (1, 2):
         (found,) = recorded(images(seed))
@@ -48,7 +45,9 @@ def test_it_records_on_a_stream_of_the_images_device(cuda: Cuda) -> None:
 
 
 @pytest.mark.parametrize("does", ["nothing", "no number"])
-def test_a_graph_that_does_something_else_is_refused(does: str, cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_does_something_else_is_refused(
+    does: str, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outputs: list[Tensor] = []
 
     def run(x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
@@ -67,7 +66,7 @@ def test_a_graph_that_does_something_else_is_refused(does: str, cuda: Cuda, monk
 class Several:
     """A program of several outputs, of more than one dtype, one with gaps, one empty, and one twice."""
 
-    def __init__(self, cuda: Cuda) -> None:
+    def __init__(self, cuda: FakeCuda) -> None:
         self.cuda = cuda
 
     def __call__(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
@@ -84,7 +83,7 @@ class Several:
         return sums, x.flatten(1).double(), (x * 2).flatten(1)[:, ::2], positive, x[:, 0, 0, :0], sums
 
 
-def test_outputs_are_copied_in_one_launch_and_stay(cuda: Cuda) -> None:
+def test_outputs_are_copied_in_one_launch_and_stay(cuda: FakeCuda) -> None:
     recorded = Recorded(Several(cuda), images(0), None)
     with Looks() as looks:
         first = recorded(images(1))
@@ -107,7 +106,7 @@ BACKENDS = ["torch", *(each.backend for each in TARGETS if each.is_emulated)]
 
 
 @pytest.fixture(params=BACKENDS)
-def launches(request: pytest.FixtureRequest, cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> Cuda:
+def launches(request: pytest.FixtureRequest, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """The checks' kernels, built for the CPU, where there are such; else plain PyTorch is taken for one."""
 
     class Kernels(ChecksInLaunches):
@@ -117,7 +116,7 @@ def launches(request: pytest.FixtureRequest, cuda: Cuda, monkeypatch: pytest.Mon
     monkeypatch.setattr(guards, "kernels", None)  # which reads no device's memory
     monkeypatch.setattr(checked, "backend_for", lambda *_: "kernels")
     monkeypatch.setattr(checked, "ChecksInLaunches", Kernels)
-    cuda.taped = True
+    cuda.records_operators = True
     return cuda
 
 
@@ -146,7 +145,7 @@ def fine(outputs: tuple[Tensor, ...]) -> bool:
     return bool(answers.all())
 
 
-def test_two_launches_a_copy_and_no_look_around_the_program(launches: Cuda) -> None:
+def test_two_launches_a_copy_and_no_look_around_the_program(launches: FakeCuda) -> None:
     recorded = Recorded(Scored(), images(0) + 1, checks_of(nn.Linear(300, 5)))
     x, Event.waited = images(1) + 1, 0
     with Looks() as looks:
@@ -157,7 +156,7 @@ def test_two_launches_a_copy_and_no_look_around_the_program(launches: Cuda) -> N
     assert [each for each in looks.ran if each != "empty_like"] == ["gaia_fast::copy_and_check", "_foreach_copy_"]
     (graph,) = launches.graphs
     assert graph.names[-1] == "gaia_fast::check_results"
-    program = Graph()
+    program = launches.new_graph()
     with launches.graph(program, Stream(torch.device("cpu"))):
         Scored()(x)
     assert graph.names == [*program.names, "gaia_fast::check_results"]
@@ -166,7 +165,7 @@ def test_two_launches_a_copy_and_no_look_around_the_program(launches: Cuda) -> N
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
-def test_what_is_wrong_is_told_and_forgotten(value: float, launches: Cuda) -> None:
+def test_what_is_wrong_is_told_and_forgotten(value: float, launches: FakeCuda) -> None:
     model = nn.Linear(300, 5)
     recorded = Recorded(Scored(), images(0) + 1, checks_of(model))
     x = images(1) + 1
@@ -186,7 +185,7 @@ def test_what_is_wrong_is_told_and_forgotten(value: float, launches: Cuda) -> No
         assert fine(recorded(x))
 
 
-def test_images_lie_in_any_way(launches: Cuda) -> None:
+def test_images_lie_in_any_way(launches: FakeCuda) -> None:
     recorded = Recorded(Scored(), images(0).to(memory_format=torch.channels_last) + 1, checks_of(nn.Linear(3, 5)))
     x = images(1) + 1
     wide = torch.full((3, 4, 4, 8), torch.nan)
@@ -197,7 +196,7 @@ def test_images_lie_in_any_way(launches: Cuda) -> None:
         assert torch.equal(outputs[2], each.flatten(1))
 
 
-def test_a_guard_that_raises_leaves_the_next_call_right(launches: Cuda) -> None:
+def test_a_guard_that_raises_leaves_the_next_call_right(launches: FakeCuda) -> None:
     recorded = Recorded(Scored(), images(0) + 1, checks_of(nn.Linear(3, 5)))
 
     def guard() -> None:
@@ -211,7 +210,7 @@ def test_a_guard_that_raises_leaves_the_next_call_right(launches: Cuda) -> None:
     assert not fine(recorded(bad))
 
 
-def test_no_memory_for_the_outputs(launches: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_for_the_outputs(launches: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded, x = Recorded(Scored(), images(0) + 1, checks_of(nn.Linear(3, 5))), images(1) + 1
 
     def full(*_: object) -> None:
@@ -226,14 +225,16 @@ def test_no_memory_for_the_outputs(launches: Cuda, monkeypatch: pytest.MonkeyPat
     assert fine(recorded(x))
 
 
-def test_a_launch_that_was_not_seen_to_end_is_not_fine(launches: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launch_that_was_not_seen_to_end_is_not_fine(launches: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded, x = Recorded(Scored(), images(0) + 1, checks_of(nn.Linear(3, 5))), images(1) + 1
     monkeypatch.setattr(Graph, "replay", lambda self: None)
     assert not fine(recorded(x))
 
 
 @pytest.mark.parametrize("broken", ["never ends", "always fine"])
-def test_a_graph_that_does_not_check_is_refused(broken: str, launches: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_does_not_check_is_refused(
+    broken: str, launches: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if broken == "never ends":
         monkeypatch.setattr(ChecksInLaunches, "launches", 0)
     else:
@@ -242,7 +243,7 @@ def test_a_graph_that_does_not_check_is_refused(broken: str, launches: Cuda, mon
         Recorded(Scored(), images(0) + 1, checks_of(nn.Linear(3, 5)))
 
 
-def test_others_failures_are_never_taken_for_fine(launches: Cuda) -> None:
+def test_others_failures_are_never_taken_for_fine(launches: FakeCuda) -> None:
     """What another thread's images do to the counts before they are read makes a call look closer, never less."""
     recorded, x = Recorded(Scored(), images(0) + 1, checks_of(nn.Linear(3, 5))), images(1) + 1
 
@@ -257,7 +258,7 @@ def test_others_failures_are_never_taken_for_fine(launches: Cuda) -> None:
     assert fine(recorded(x, meanwhile(x)))
 
 
-def test_several_threads(launches: Cuda) -> None:
+def test_several_threads(launches: FakeCuda) -> None:
     recorded = Recorded(Scored(), images(0) + 1, checks_of(nn.Linear(3, 5)))
     wrong: list[str] = []
 
@@ -280,9 +281,9 @@ def test_several_threads(launches: Cuda) -> None:
     assert fine(recorded(images(1) + 1))
 
 
-def test_without_kernels_they_are_plain_pytorch(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernels_they_are_plain_pytorch(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guards, "kernels", None)
-    cuda.taped = True
+    cuda.records_operators = True
     recorded, x = Recorded(Scored(), images(0) + 1, checks_of(nn.Linear(3, 5))), images(1) + 1
     *_, answers = recorded(x)
     assert answers.tolist() == [True] * 3
@@ -295,7 +296,7 @@ def test_without_kernels_they_are_plain_pytorch(cuda: Cuda, monkeypatch: pytest.
 
 
 @pytest.fixture
-def recording(launches: Cuda, monkeypatch: pytest.MonkeyPatch) -> Cuda:
+def recording(launches: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     make = runtimes.make_runner
 
     def make_runner(
@@ -322,7 +323,9 @@ each_detector = pytest.mark.parametrize("name", ["gaia-z", "gaia-a", "both"])
 
 
 @each_detector
-def test_a_call_of_a_detector_waits_for_one_event(name: str, recording: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_of_a_detector_waits_for_one_event(
+    name: str, recording: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = zoo.images(3)
     detector = build(name)(zoo.build("strided_shortcut")).prepare(x)
     expected = detector(x)
@@ -338,7 +341,7 @@ def test_a_call_of_a_detector_waits_for_one_event(name: str, recording: Cuda, mo
 
 
 @each_detector
-def test_errors_are_those_of_other_runtimes(name: str, recording: Cuda) -> None:
+def test_errors_are_those_of_other_runtimes(name: str, recording: FakeCuda) -> None:
     x = zoo.images(3)
     detector = build(name)(zoo.build("strided_shortcut")).prepare(x)
     bad = x.clone()
@@ -356,7 +359,7 @@ def test_errors_are_those_of_other_runtimes(name: str, recording: Cuda) -> None:
         detector(zoo.images(images))
 
 
-def test_a_write_past_pytorch_is_seen(recording: Cuda) -> None:
+def test_a_write_past_pytorch_is_seen(recording: FakeCuda) -> None:
     model, x = zoo.build("strided_shortcut"), zoo.images(2)
     detector = GaiaZ(model, engine="compiled", runtime="eager").prepare(x)
     before = detector(x)
@@ -366,14 +369,14 @@ def test_a_write_past_pytorch_is_seen(recording: Cuda) -> None:
     assert not torch.allclose(before, truth, rtol=1e-2)
 
 
-def test_closed_windows_are_scored_by_hooks(recording: Cuda) -> None:
+def test_closed_windows_are_scored_by_hooks(recording: FakeCuda) -> None:
     model, good, bad = zoo.sometimes_closed()
     detector = GaiaZ(model, engine="compiled", runtime="eager").prepare(good)
     x = torch.cat([good[:1], bad])
     torch.testing.assert_close(detector(x), GaiaZ(model, engine="hooks")(x), rtol=1e-6, atol=0)
 
 
-def test_the_host_is_told_on_the_host_whatever_the_default_device(launches: Cuda) -> None:
+def test_the_host_is_told_on_the_host_whatever_the_default_device(launches: FakeCuda) -> None:
     x = images(0) + 1
     with torch.device("meta"):
         recorded = Recorded(Scored(), x, checks_of(nn.Linear(300, 5, device="cpu")))
@@ -392,7 +395,7 @@ def test_programs_that_make_integers_of_numbers_are_not_recorded() -> None:
     check_recordable(make_fx(mask, tracing_mode="fake")(images(0)))
 
 
-def test_whether_replays_repeat(launches: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whether_replays_repeat(launches: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = Recorded(Scored(), images(0) + 1, checks_of(nn.Linear(300, 5)))
     assert recorded.repeats(images(1) + 1)
     replay = recorded._graph.replay

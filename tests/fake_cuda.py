@@ -1,9 +1,10 @@
-"""A CUDA of two devices that is played, as far as a recorder of graphs can tell; its tensors lie on the CPU."""
+"""A CUDA without a GPU, as far as what records, replays and times graphs can tell: its tensors lie on the CPU."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -13,12 +14,22 @@ from gaia_fast.compiler.runtimes.runner import Guard, no_guard
 
 
 class Event:
-    """Has happened when it is recorded: what is played is done at once."""
+    """A look at the device's clock; has happened when it is recorded, since all is done at once."""
 
+    cuda: "FakeCuda"
     waited = 0
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = self.cuda.clock
 
     def synchronize(self) -> None:
         Event.waited += 1
+
+    def elapsed_time(self, end: "Event") -> float:
+        return end.at - self.at
 
 
 class Stream:
@@ -38,14 +49,24 @@ class Stream:
 class Graph:
     """What was recorded, as functions to call again."""
 
+    cuda: "FakeCuda"
+
     def __init__(self) -> None:
         self.recorded: list[Callable[[], object]] = []
         self.names: list[str] = []
+
+    def capture_begin(self) -> None:
+        self.cuda.recording = self
+        self.cuda.graphs.append(self)
+
+    def capture_end(self) -> None:
+        self.cuda.recording = None
 
     def replay(self) -> None:
         with _disable_current_modes():
             for each in self.recorded:
                 each()
+        self.cuda.clock += self.cuda.milliseconds_a_replay
 
 
 class _Tape(TorchDispatchMode):
@@ -78,14 +99,40 @@ class _Tape(TorchDispatchMode):
         return result
 
 
-class Cuda:
-    """Two devices, of which another than that of the images recorded first."""
+class FakeCuda:
+    """Stands for torch.cuda: two devices, of which another than that of the images recorded first.
 
-    def __init__(self) -> None:
+    Args:
+        monkeypatch: puts torch.cuda back.
+        milliseconds_a_replay: by which a replay moves the clock, beside the kernels in it.
+
+    Attributes:
+        clock: in milliseconds.
+        recording: the graph that is being recorded.
+        graphs: all that were.
+        new_graph: what stands for torch.cuda.CUDAGraph.
+        records_operators: whether PyTorch's operators are recorded, or only what `run` and `kernel` add.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, milliseconds_a_replay: float = 0.0) -> None:
+        self.clock, self.milliseconds_a_replay = 0.0, milliseconds_a_replay
         self.first_recorded_on = Stream("another device")
         self.recording: Graph | None = None
         self.graphs: list[Graph] = []
-        self.taped = False  # whether operators are recorded, or only what `run` adds
+        self.records_operators = False
+        self.new_graph: type[Graph] = type("FakeGraph", (Graph,), {"cuda": self})
+        for name, stand_in in {
+            "Event": type("FakeEvent", (Event,), {"cuda": self}),
+            "Stream": Stream,
+            "CUDAGraph": self.new_graph,
+            "graph": self.graph,
+            "device": lambda device: contextlib.nullcontext(),
+            "stream": lambda stream: contextlib.nullcontext(),
+            "current_stream": Stream,
+            "synchronize": lambda: None,
+            "_sleep": lambda cycles: None,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
 
     @contextlib.contextmanager
     def graph(self, graph: Graph, stream: Stream | None = None, capture_error_mode: str = "") -> Iterator[None]:
@@ -94,25 +141,25 @@ class Cuda:
         # Work on this device is none of another device's stream.
         self.recording = graph if stream.device == torch.device("cpu") else Graph()
         self.graphs.append(graph)
-        with _Tape(self.recording) if self.taped else contextlib.nullcontext():
+        with _Tape(self.recording) if self.records_operators else contextlib.nullcontext():
             yield
         self.recording = None
 
     def run(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
         """A program: the sums of the first columns, and, while that is recorded, how to do it again."""
         out = x[..., 0].flatten(1).sum(1)
-        if self.recording is not None and not self.taped:
+        if self.recording is not None and not self.records_operators:
             self.recording.recorded.append(lambda: out.copy_(x[..., 0].flatten(1).sum(1)))
         return (out,)
 
-    def stand_ins(self) -> dict[str, Any]:
-        """What stands for the names of torch.cuda."""
-        return {
-            "Stream": Stream,
-            "CUDAGraph": Graph,
-            "graph": self.graph,
-            "device": lambda device: contextlib.nullcontext(),
-            "stream": lambda stream: contextlib.nullcontext(),
-            "current_stream": Stream,
-            "synchronize": lambda: None,
-        }
+    def kernel(self, milliseconds: float, result: Callable[[], object] = object) -> Callable[[], object]:
+        """Returns a call of a kernel that takes so long; while a graph is recorded it is kept, not run."""
+
+        def run() -> object:
+            if self.recording is not None:
+                self.recording.recorded.append(run)
+            else:
+                self.clock += milliseconds
+            return result()
+
+        return run
