@@ -448,12 +448,12 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
 
 def test_threads_that_pack_at_once_get_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     # An executable keeps the address alone of what it was given.
-    weights, matrix, others = Weights(torch.ones(16, 16, 3, 3)), packing._filter_matrix, list[Tensor]()
+    weights, pack, others = Weights(torch.ones(16, 16, 3, 3)), packing._pack_group, list[Tensor]()
 
-    def meanwhile(algorithm: Algorithm) -> Tensor:
-        monkeypatch.setattr(packing, "_filter_matrix", matrix)
+    def meanwhile(weight: Tensor, algorithm: Algorithm, packed: Tensor) -> None:
+        monkeypatch.setattr(packing, "_pack_group", pack)
         others.append(weights.packed(algorithm))
-        return matrix(algorithm)
+        pack(weight, algorithm, packed)
 
-    monkeypatch.setattr(packing, "_filter_matrix", meanwhile)
+    monkeypatch.setattr(packing, "_pack_group", meanwhile)
     assert weights.packed(Algorithm.WINOGRAD_F4) is others[0] is weights.packed(Algorithm.WINOGRAD_F4)

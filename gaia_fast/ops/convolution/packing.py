@@ -77,30 +77,44 @@ class Weights:
         """
         if algorithm not in self._packed:
             weight = torch.nn.functional.pad(self.weight, (0, 0) * 3 + (0, padded(self.shape[0]) - self.shape[0]))
-            outputs, inputs = weight.shape[:2]
+            outputs = len(weight)
             if algorithm is Algorithm.GROUPED:
                 panels = weight.unflatten(0, (-1, NR)).permute(0, 3, 4, 2, 1)
                 return self._packed.setdefault(algorithm, panels.flatten())
-            if algorithm is Algorithm.INDIRECT_GEMM:
-                by_position = weight.permute(2, 3, 1, 0).reshape(1, -1, outputs)
-            else:
-                g = _filter_matrix(algorithm).to(weight.device)
-                by_position = torch.einsum("ia,kcab,jb->ijck", g, weight.double(), g).reshape(-1, inputs, outputs)
+            packed = weight.new_empty(packed_size(self, algorithm))
+            done = 0
+            for group in weight.split(PANELS * NR):  # what becomes of a group stays in the caches
+                size = packed.numel() * len(group) // outputs
+                _pack_group(group, algorithm, packed[done : done + size])
+                done += size
             # Executables keep addresses: a thread that packs at the same time must not replace what another was given.
-            self._packed.setdefault(algorithm, _packed(by_position.to(torch.float32)))
+            self._packed.setdefault(algorithm, packed)
         return self._packed[algorithm]
 
 
-def _packed(by_position: Tensor) -> Tensor:
-    """(positions, inputs, outputs) in the order of `Weights.packed`, flat."""
-    packed = []
-    for group in by_position.split(PANELS * NR, dim=2):
-        panels = group.unflatten(2, (-1, NR)).permute(0, 2, 1, 3)
-        packed.append(torch.cat([part.flatten(1) for part in panels.split(KC, dim=2)], dim=1).flatten())
-    return torch.cat(packed)
+def _pack_group(weight: Tensor, algorithm: Algorithm, packed: Tensor) -> None:
+    """Writes the weights of a group's outputs in the order of `Weights.packed`."""
+    outputs, inputs = weight.shape[:2]
+    by_tap = weight.permute(2, 3, 1, 0)
+    if algorithm is Algorithm.INDIRECT_GEMM:
+        by_position = by_tap.reshape(1, -1, outputs)
+    else:
+        taps = by_tap.reshape(9, -1).double()
+        by_position = (_filter_transform(algorithm).to(weight.device) @ taps).view(-1, inputs, outputs)
+    panels = by_position.unflatten(2, (-1, NR)).transpose(1, 2)
+    rows = packed.view(len(panels), -1)
+    for part in panels.split(KC, dim=2):
+        chunk, rows = rows.tensor_split([part[0].numel()], dim=1)
+        chunk.unflatten(1, part.shape[1:]).copy_(part)
 
 
 @lru_cache
+def _filter_transform(algorithm: Algorithm) -> Tensor:
+    """From the nine taps of a filter g to the positions of G g G^T, ((m + 2)^2, 9)."""
+    g = _filter_matrix(algorithm)
+    return torch.kron(g, g)
+
+
 def _filter_matrix(algorithm: Algorithm) -> Tensor:
     """G: a row for each point a, 1, a, a^2 over the product of its distances from the others; then infinity's."""
     points = _POINTS[algorithm]
