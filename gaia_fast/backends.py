@@ -7,6 +7,7 @@ Triton's interpreter (TRITON_INTERPRET=1), and in an extension whose CUDA kernel
 
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 from gaia_fast import extras
-from gaia_fast.errors import ArgumentError, BackendError
+from gaia_fast.errors import ArgumentError, BackendError, MissingKernelsWarning
 
 __all__ = ["BACKENDS", "KERNEL_DTYPES", "Availability", "Choice", "available", "choose", "kernels"]
 
@@ -22,7 +23,7 @@ BACKENDS = ("torch", "cpu", "triton", "cuda")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 try:
-    from gaia_fast import _kernels as kernels
+    import gaia_fast._kernels as kernels
 
     _kernels_missing = ""
 except ImportError as error:
@@ -34,6 +35,8 @@ except ImportError as error:
     else:
         _advice = "reinstall gaia-fast"
     _kernels_missing = f"the C++ extension gaia_fast._kernels did not import ({error}); {_advice}"
+    if not os.environ.get("GAIA_FAST_CPU_LEVEL"):  # which is refused instead
+        warnings.warn(f"scores are right, and slow: {_kernels_missing}", MissingKernelsWarning, stacklevel=2)
 
 
 @dataclass(frozen=True)

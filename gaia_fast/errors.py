@@ -40,6 +40,10 @@ class UnpreparedWarning(UserWarning):
     """Images are scored by hooks, which is slower, where a program could be prepared; said once for each kind."""
 
 
+class MissingKernelsWarning(UserWarning):
+    """The package's own kernels are not built here, and plain PyTorch does what they would; said once a process."""
+
+
 class ProgramCacheWarning(UserWarning):
     """A program could not be kept in the folder that it was to be kept in, or what was kept there did not fit."""
 

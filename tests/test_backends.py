@@ -196,6 +196,19 @@ def test_a_level_that_does_not_run_here_is_an_error_with_its_reason() -> None:
     assert "BackendError" in child.stderr or "ImportError" in child.stderr
 
 
+def test_without_the_extension_a_process_is_warned() -> None:
+    code = (
+        "import sys; sys.modules['gaia_fast._kernels'] = None; import gaia_fast.ops; print(gaia_fast.backends.kernels)"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=HERE)
+    assert child.stdout == "None\n"
+    assert (
+        "MissingKernelsWarning: scores are right, and slow: the C++ extension gaia_fast._kernels did not"
+        in child.stderr
+    )
+    assert child.stderr.count("Warning:") == 1
+
+
 def test_the_extension_is_built() -> None:
     """Without it every test of the C++ kernels would be missing, not failing."""
     assert backends.available()["cpu"], backends.available()["cpu"].reason
