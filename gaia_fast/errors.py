@@ -41,7 +41,7 @@ class UnpreparedWarning(UserWarning):
 
 
 class MissingKernelsWarning(UserWarning):
-    """The package's own kernels are not built here, and plain PyTorch does what they would; said once a process."""
+    """The package's own kernels are not built here, and PyTorch's operators do on the CPU what they would, slower."""
 
 
 class ProgramCacheWarning(UserWarning):

@@ -141,9 +141,11 @@ class FakeCuda:
         # Work on this device is none of another device's stream.
         self.recording = graph if stream.device == torch.device("cpu") else Graph()
         self.graphs.append(graph)
-        with _Tape(self.recording) if self.records_operators else contextlib.nullcontext():
-            yield
-        self.recording = None
+        try:
+            with _Tape(self.recording) if self.records_operators else contextlib.nullcontext():
+                yield
+        finally:
+            self.recording = None
 
     def run(self, x: Tensor, guard: Guard = no_guard) -> tuple[Tensor, ...]:
         """A program: the sums of the first columns, and, while that is recorded, how to do it again."""

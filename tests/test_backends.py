@@ -9,7 +9,7 @@ import torch
 
 import gaia_fast
 from gaia_fast import backends
-from gaia_fast.errors import ArgumentError, BackendError, GaiaError
+from gaia_fast.errors import ArgumentError, BackendError, GaiaError, MissingKernelsWarning
 
 from cases import HALVES_AND_FLOAT, TARGETS
 
@@ -149,7 +149,8 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backends.available()["cpu"] == backends.Availability(False, "the file is gone")
     with pytest.raises(BackendError, match="'cpu' cannot run here: the file is gone"):
         backends.choose("cpu", CPU, torch.float32)
-    choice = backends.choose("auto", CPU, torch.float32)
+    with pytest.warns(MissingKernelsWarning, match="the file is gone"):
+        choice = backends.choose("auto", CPU, torch.float32)
     assert choice.name == "torch"
     assert "the file is gone" in choice.why
 
@@ -196,17 +197,28 @@ def test_a_level_that_does_not_run_here_is_an_error_with_its_reason() -> None:
     assert "BackendError" in child.stderr or "ImportError" in child.stderr
 
 
-def test_without_the_extension_a_process_is_warned() -> None:
-    code = (
-        "import sys; sys.modules['gaia_fast._kernels'] = None; import gaia_fast.ops; print(gaia_fast.backends.kernels)"
-    )
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=HERE)
-    assert child.stdout == "None\n"
-    assert (
-        "MissingKernelsWarning: scores are right, and slow: the C++ extension gaia_fast._kernels did not"
-        in child.stderr
-    )
-    assert child.stderr.count("Warning:") == 1
+WARNED = """
+import sys
+sys.modules["gaia_fast._kernels"] = None
+import warnings
+from gaia_fast import GaiaA, GaiaZ, errors, models
+warnings.simplefilter(sys.argv[1], errors.MissingKernelsWarning)
+for detector in (GaiaZ, GaiaA, GaiaZ):
+    detector(models.digits_resnet().eval())
+"""
+
+
+def test_a_detector_without_the_extension_warns_once() -> None:
+    said = []
+    for action in ("default", "ignore"):
+        environment = {k: v for k, v in os.environ.items() if k not in ("GAIA_FAST_CPU_LEVEL", "PYTHONWARNINGS")}
+        command = [sys.executable, "-c", WARNED, action]
+        child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=HERE)
+        assert child.returncode == 0, child.stderr
+        said.append(child.stderr)
+    assert "MissingKernelsWarning: PyTorch's slower operators take the place of this package's kernels: " in said[0]
+    assert said[0].count("Warning:") == 1
+    assert said[1] == ""
 
 
 def test_the_extension_is_built() -> None:

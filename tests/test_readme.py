@@ -1,4 +1,4 @@
-"""The README's Python example runs as it is written, and what its comments promise is so."""
+"""The README's Python example runs as it is written, and gives what its comments say."""
 
 import re
 from pathlib import Path
@@ -31,6 +31,10 @@ def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert names["logits"].shape == (2, 10)
     assert names["score"].shape == (2,)
     assert names["score"].dtype == torch.float32
+    detector = names["det"]
+    assert detector.is_ood(x).shape == (2,)
+    assert detector.is_ood(x).dtype == torch.bool
+    assert detector.score(x, return_matrix=True).matrix.shape[:2] == (2, len(detector.plan(x).maps))
     assert "runtime" in capsys.readouterr().out
     is_ood = gaia_fast.load("pictures.onnx").score(names["pictures"]).is_ood
     assert isinstance(is_ood, torch.Tensor)

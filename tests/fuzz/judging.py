@@ -3,7 +3,8 @@
 Most answers are the oracle's, to rounding. Where one is not, rounding may still be the reason: a unit that is zero to
 rounding opens, two logits are all but equal, a gradient is a difference of equal numbers. So the oracle answers again
 and again with weights, maps and gradients that are off by as much as the engine's arithmetic may be; an entry of a
-gradient that is zero in one answer, or half as large again in another, may then be counted or not. All other entries
+gradient that is zero in one answer, or half as large again in another, may then be counted or not. (In half precision
+that is a wide licence behind a maximum over positions: several per cent of it make values equal.) All other entries
 must be counted as they are, and other numbers lie within what those answers span.
 """
 

@@ -25,7 +25,8 @@ def amax(x: Tensor, over: int | tuple[int, ...], keepdim: bool = False) -> Tenso
         return x.amax(over, keepdim)
     y = x.amax(over, keepdim=True)
     equal = x >= y - within * y.abs()
-    y = (x * equal).sum(over, keepdim=True) / equal.sum(over, keepdim=True)
+    # Of differences, which are small: a sum of values may overflow.
+    y = y + torch.where(equal, x - y, 0).sum(over, keepdim=True) / equal.sum(over, keepdim=True)
     return y if keepdim else y.squeeze(over)
 
 

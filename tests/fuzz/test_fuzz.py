@@ -14,7 +14,7 @@ from fuzz import run
 from fuzz.draws import DTYPES, draw
 from fuzz.judging import Found, Truth
 from fuzz.oracle import Question, answer
-from fuzz.parts import Do, Gated, amax
+from fuzz.parts import Do, Gated, amax, equal_within
 from fuzz.subjects import SUBJECTS, USUAL, silence, verdicts
 
 GAIA_Z = Question("gaia-z", "division", "abs_mean", 2.0, None, None)
@@ -126,18 +126,35 @@ def test_noise_reaches_a_gate_before_a_norm() -> None:
 def test_noise_reaches_values_that_are_all_but_the_largest() -> None:
     """Of two that differ by rounding, either is the largest, or both: then the gradient comes to both."""
     model = nn.Sequential(nn.BatchNorm2d(1, eps=0), Do("maximum", lambda x: amax(x, (2, 3))), nn.Linear(1, 2))
-    x = torch.tensor([[[[1.0, 1 - 1e-7], [0.5, -2]]]])
-    exact = answer(model.eval(), x, GAIA_Z)
+    model = model.double().eval()
+    x = torch.tensor([[[[1.0, 1 - 1e-7], [0.5, -2]]]], dtype=torch.float64)
+    exact = answer(model, x, GAIA_Z)
     assert exact.score().tolist() == [0.25]
     torch.manual_seed(0)
     others = torch.stack([answer(model, x, GAIA_Z, noise=1e-6).gradients[0] for _ in range(8)])
     assert (others != 0).any(0).tolist() == [[[[True, True], [False, False]]]]
+    assert int((others != 0).flatten(1).sum(1).max()) == 2
+
+
+def test_nothing_overflows_among_equal_maxima() -> None:
+    x = torch.full((1, 1, 16, 16), 300.0, dtype=torch.float16, requires_grad=True)
+    token = equal_within.set(1e-3)
+    try:
+        y = amax(x, (2, 3))
+    finally:
+        equal_within.reset(token)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert y.tolist() == [[300.0]]
+    assert gradient.unique().tolist() == [1 / 256]
 
 
 def test_a_long_run_takes_the_usual_subjects_and_knows_no_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert set(USUAL) < set(SUBJECTS)
+    assert {"hooks", "eager", "native", "onnx", "cuda", "cuda-large"} < set(USUAL) < set(SUBJECTS)
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--draws", "0"])
+    run.main()
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]] == [*USUAL]
     monkeypatch.setattr(sys, "argv", ["fuzz", "--subjects", "eager,for cuda"])
     with pytest.raises(SystemExit):
         run.main()

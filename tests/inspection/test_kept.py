@@ -17,7 +17,7 @@ from gaia_fast.errors import ModelError
 from gaia_fast.inspection.kept import leaves_nothing, undisturbed
 from gaia_fast.options import EngineOption
 
-# What keeps a graph to itself is either detached by someone, or lost; CI runs a short version of this.
+# What keeps a graph to itself is either detached by someone, or lost.
 THREADS, CALLS = 8, 250
 
 

@@ -296,9 +296,9 @@ def test_a_scratch_may_be_for_larger_batches(target: Target) -> None:
 def test_more_tiles_than_a_short_dimension_of_a_grid(target: Target) -> None:
     if target.is_emulated:
         pytest.skip("more blocks than the emulation and the interpreter can run in a test")
+    assert_right(target, [activation((70000, 3, 2, 2), torch.float32, target.device).tensor], windows=[0, 0, 1])
     if target.device == "cpu":
         pytest.skip("no grid on the CPU, where gigabytes would be read for nothing")
-    assert_right(target, [activation((70000, 3, 2, 2), torch.float32, target.device).tensor], windows=[0, 0, 1])
     y = torch.zeros(1, 4096, 512, 512, dtype=torch.float16, device=target.device)
     y[0, :, 511, 511] = 1
     packed, live, _ = count_and_score([y], [], [0], [1.0], [], [0, 511, 1, 0, 0, 1], backend=target.backend)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gaia_fast.backends import kernels
+from gaia_fast.errors import BackendError
 from gaia_fast.ops.tuning import WEIGHT_READ_ROWS
 
 # Output channels that are packed together (a panel of columns), panels that lie together (a group), and inputs that are
@@ -74,14 +75,20 @@ class Weights:
         """In order of use: PANELS of NR outputs; of those each position of the algorithm, KC inputs, panel, and input.
 
         Outputs are padded with zeros to whole panels. Of GROUPED: NR outputs; of those each tap, and each input.
+
+        Raises:
+            BackendError: an algorithm of 3x3 windows, and others.
         """
         if algorithm not in self._packed:
             weight = torch.nn.functional.pad(self.weight, (0, 0) * 3 + (0, padded(self.shape[0]) - self.shape[0]))
             outputs = len(weight)
             if algorithm is Algorithm.GROUPED:
                 panels = weight.unflatten(0, (-1, NR)).permute(0, 3, 4, 2, 1)
-                return self._packed.setdefault(algorithm, panels.flatten())
-            packed = weight.new_empty(packed_size(self, algorithm))
+                return self._packed.setdefault(algorithm, panels.flatten().float())
+            if algorithm in _SIDES and weight.shape[2:] != (3, 3):
+                raise BackendError(f"{algorithm.name} takes 3x3 windows, not {tuple(weight.shape[2:])}")
+            # What the kernels read, whatever the weights are.
+            packed = torch.empty(packed_size(self, algorithm), dtype=torch.float32, device=weight.device)
             done = 0
             for group in weight.split(PANELS * NR):  # what becomes of a group stays in the caches
                 size = packed.numel() * len(group) // outputs
