@@ -99,9 +99,9 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype) -> Choice:
     obstacle = _obstacle("cpu", device, dtype)
     if not obstacle:
         return Choice("cpu", "maps on the CPU: the C++ kernels are fastest")
-    if kernels is None and os.environ.get("GAIA_FAST_CPU_LEVEL"):
-        raise BackendError(f"backend='cpu' cannot run here: {obstacle}")
     if kernels is None:
+        if os.environ.get("GAIA_FAST_CPU_LEVEL"):
+            raise BackendError(f"backend='cpu' cannot run here: {obstacle}")
         warnings.warn(
             f"PyTorch's slower operators take the place of this package's kernels: {_kernels_missing}",
             MissingKernelsWarning,

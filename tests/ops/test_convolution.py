@@ -457,3 +457,18 @@ def test_threads_that_pack_at_once_get_one_tensor(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(packing, "_pack_group", meanwhile)
     assert weights.packed(Algorithm.WINOGRAD_F4) is others[0] is weights.packed(Algorithm.WINOGRAD_F4)
+
+
+def test_what_the_kernels_could_not_read_is_not_packed() -> None:
+    """They are given addresses of float32 numbers in an order of 3x3 windows."""
+    weight = torch.randn(40, 300, 3, 3)
+    for algorithm in Algorithm:
+        packed = Weights(weight.double()).packed(algorithm)
+        assert packed.dtype == torch.float32
+        assert torch.equal(packed, Weights(weight).packed(algorithm))
+    for size in ((1, 1), (1, 9), (5, 5)):
+        for algorithm in (Algorithm.WINOGRAD_F2, Algorithm.WINOGRAD_F4):
+            with pytest.raises(
+                BackendError, match=rf"{algorithm.name} takes 3x3 windows, not \({size[0]}, {size[1]}\)"
+            ):
+                Weights(torch.ones(16, 16, *size)).packed(algorithm)

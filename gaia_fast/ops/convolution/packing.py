@@ -81,7 +81,6 @@ class Weights:
         """
         if algorithm not in self._packed:
             weight = torch.nn.functional.pad(self.weight, (0, 0) * 3 + (0, padded(self.shape[0]) - self.shape[0]))
-            outputs = len(weight)
             if algorithm is Algorithm.GROUPED:
                 panels = weight.unflatten(0, (-1, NR)).permute(0, 3, 4, 2, 1)
                 return self._packed.setdefault(algorithm, panels.flatten().float())
@@ -89,11 +88,9 @@ class Weights:
                 raise BackendError(f"{algorithm.name} takes 3x3 windows, not {tuple(weight.shape[2:])}")
             # What the kernels read, whatever the weights are.
             packed = torch.empty(packed_size(self, algorithm), dtype=torch.float32, device=weight.device)
-            done = 0
-            for group in weight.split(PANELS * NR):  # what becomes of a group stays in the caches
-                size = packed.numel() * len(group) // outputs
-                _pack_group(group, algorithm, packed[done : done + size])
-                done += size
+            groups = weight.split(PANELS * NR)  # what becomes of one stays in the caches
+            for group, part in zip(groups, packed.split(packed.numel() // len(weight) * PANELS * NR), strict=True):
+                _pack_group(group, algorithm, part)
             # Executables keep addresses: a thread that packs at the same time must not replace what another was given.
             self._packed.setdefault(algorithm, packed)
         return self._packed[algorithm]
