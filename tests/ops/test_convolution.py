@@ -472,3 +472,8 @@ def test_what_the_kernels_could_not_read_is_not_packed() -> None:
                 BackendError, match=rf"{algorithm.name} takes 3x3 windows, not \({size[0]}, {size[1]}\)"
             ):
                 Weights(torch.ones(16, 16, *size)).packed(algorithm)
+
+
+def test_windows_without_a_tap_are_packed() -> None:
+    """As the adjoint of a strided 1x1 convolution has them, at positions that no window reads."""
+    assert Weights(torch.ones(2 * 64 + 1, 16, 0, 1)).packed(Algorithm.INDIRECT_GEMM).numel() == 0

@@ -89,7 +89,8 @@ class Weights:
             # What the kernels read, whatever the weights are.
             packed = torch.empty(packed_size(self, algorithm), dtype=torch.float32, device=weight.device)
             groups = weight.split(PANELS * NR)  # what becomes of one stays in the caches
-            for group, part in zip(groups, packed.split(packed.numel() // len(weight) * PANELS * NR), strict=True):
+            sizes = [packed.numel() // len(weight) * len(group) for group in groups]
+            for group, part in zip(groups, packed.split(sizes), strict=True):
                 _pack_group(group, algorithm, part)
             # Executables keep addresses: a thread that packs at the same time must not replace what another was given.
             self._packed.setdefault(algorithm, packed)
